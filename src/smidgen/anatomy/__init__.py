@@ -1,0 +1,1 @@
+"""Anatomy: what a network is made of."""

@@ -1,0 +1,103 @@
+"""`smidgen inspect`: the anatomy of whatever network a user names, held against its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smidgen.anatomy.layers import Anatomy, examine
+from smidgen.data.dataset import BUNDLED, load_dataset
+from smidgen.errors import TrialError
+from smidgen.nets.build import build_network
+from smidgen.tables import TableFormat
+from smidgen.trial import Trial
+from smidgen.trials.find import find_trial_or_network
+
+MNIST_SHAPE = (1, 28, 28)
+MNIST_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A network's anatomy and, for a trial, its budget.
+
+    Attributes:
+        name: what was inspected.
+        anatomy: the layers and totals.
+        trial: whose network it is; None for a bare module.
+    """
+
+    name: str
+    anatomy: Anatomy
+    trial: Trial | None = None
+
+    @property
+    def within_budget(self) -> bool | None:
+        """Whether parameters and epochs are within the trial's goal; None for a bare module."""
+        if self.trial is None:
+            return None
+        goal = self.trial.goal
+        return self.anatomy.parameters <= goal.parameters and self.trial.epochs <= goal.epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """The inspection as JSON data."""
+        budget = None
+        if self.trial is not None:
+            budget = {
+                "parameters": self.trial.goal.parameters,
+                "epochs": self.trial.goal.epochs,
+                "met": self.within_budget,
+            }
+        return {"name": self.name, **self.anatomy.to_json(), "budget": budget}
+
+    def text(self, format: TableFormat = "table") -> str:
+        """Table, totals and budget verdict; only the table for CSV."""
+        if format == "csv":
+            return self.anatomy.table("csv")
+        parts = [self.name, "", self.anatomy.table(format), "" if format == "markdown" else None]
+        totals = self.anatomy.totals().splitlines()
+        parts += [f"- {line}" for line in totals] if format == "markdown" else totals
+        if self.trial is not None:
+            goal = self.trial.goal
+            budgets = (("parameters", self.anatomy.parameters, goal.parameters), ("epochs", self.trial.epochs, goal.epochs))
+            for what, used, limit in budgets:
+                spare = limit - used
+                verdict = f"met, {spare:,} to spare" if spare >= 0 else f"MISSED, {-spare:,} too many"
+                bullet = "- " if format == "markdown" else ""
+                parts.append(f"{bullet}budget of at most {limit:,} {what}: {used:,}, {verdict}")
+        return "\n".join(part for part in parts if part is not None)
+
+
+def inspect(
+    what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] | None = None
+) -> Inspection:
+    """The anatomy of a trial's network or of any module.
+
+    Args:
+        what: a trial or module, or what names one: a built-in name, `FILE.py:NAME`, a `trial.json`.
+        input_shape: channels, height, width; None takes the trial's data's, or MNIST's for a module.
+
+    Raises:
+        SmidgenError: nothing of that name, or the network does not take such an input.
+    """
+    name = str(what) if isinstance(what, str | Path) else ""
+    found = find_trial_or_network(what) if isinstance(what, str | Path) else what
+    if isinstance(found, nn.Module):
+        shape = tuple(input_shape or MNIST_SHAPE)
+        return Inspection(name or type(found).__name__, examine(found, shape))
+    classes = MNIST_CLASSES
+    if found.data.source not in BUNDLED:
+        dataset = load_dataset(found.data.source, validation=found.data.validation)
+        classes, input_shape = dataset.classes, input_shape or dataset.input_shape
+    shape = tuple(input_shape or MNIST_SHAPE)
+    # Without memory for weights: only shapes are wanted.
+    with torch.device("meta"):
+        network = build_network(found.network, input_shape=shape, classes=classes, dropout=found.dropout)
+    if len(shape) != 3:
+        raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
+    return Inspection(found.name, examine(network, shape), found)

@@ -1,0 +1,173 @@
+"""What a network is made of: one walk over it gives every layer's shapes, parameters and MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smidgen.errors import TrialError
+from smidgen.nets.build import count_parameters
+from smidgen.tables import TableFormat, render
+
+_FLOAT_BYTES = 4
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of one layer.
+
+    Attributes:
+        name: of the module within the network.
+        type: its class.
+        input_shape: of its first input, without the batch.
+        output_shape: of its output, without the batch.
+        parameters: trainable scalars of its own, 0 where an earlier layer has counted them.
+        macs: multiply-accumulates for one image; convolutions and linear layers only, biases and
+            elementwise work not counted.
+    """
+
+    name: str
+    type: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A network's layers in the order in which they run, and their totals.
+
+    Attributes:
+        layers: one for each call of a layer.
+        parameters: trainable scalars of the whole network, each counted once.
+        macs: multiply-accumulates of one forward pass of one image.
+        input_shape: channels, height, width.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    macs: int
+    input_shape: tuple[int, ...]
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of all layers' float32 outputs for one image, and as much again for their gradients."""
+        values = sum(torch.Size(layer.output_shape).numel() for layer in self.layers)
+        return 2 * values * _FLOAT_BYTES
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the parameters as float32."""
+        return self.parameters * _FLOAT_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """The anatomy as JSON data."""
+        return {
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "input_shape": list(self.input_shape),
+            "activation_bytes": self.activation_bytes,
+            "parameter_bytes": self.parameter_bytes,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def table(self, format: TableFormat = "table") -> str:
+        """The layer table as text."""
+        columns = ["layer", "type", "input", "output", "parameters", "MACs"]
+        rows: list[list[object]] = [
+            [x.name, x.type, _times(x.input_shape), _times(x.output_shape), x.parameters, x.macs]
+            for x in self.layers
+        ]
+        return render(columns, rows, format, left=2)
+
+    def totals(self) -> str:
+        """The totals, three lines of text."""
+        return (
+            f"{self.parameters:,} parameters ({self.parameter_bytes / 1024:.1f} KiB as float32)\n"
+            f"{self.macs:,} MACs an image\n"
+            f"{self.activation_bytes / _MIB:.2f} MiB of activations and their gradients an image"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n{self.totals()}"
+
+
+def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
+    """Walk over a network with one blank image.
+
+    A layer is a module without children, or one with parameters of its own.
+
+    Args:
+        network: any module that takes [count, channels, height, width].
+        input_shape: channels, height, width.
+
+    Raises:
+        TrialError: the network does not take an input of this shape.
+    """
+    counted: set[int] = set()
+    layers: list[Layer] = []
+
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in counted]
+        counted.update(id(p) for p in own)
+        layers.append(
+            Layer(
+                name=name,
+                type=type(module).__name__,
+                input_shape=_shape(inputs[0] if inputs else None),
+                output_shape=_shape(output),
+                parameters=sum(p.numel() for p in own),
+                macs=_macs(module, inputs[0] if inputs else None, output),
+            )
+        )
+
+    hooks = []
+    for name, module in network.named_modules(remove_duplicate=True):
+        if not list(module.children()) or any(True for _ in module.parameters(recurse=False)):
+            hooks.append(
+                module.register_forward_hook(
+                    lambda module, inputs, output, name=name: record(name, module, inputs, output)
+                )
+            )
+    was_training = [(module, module.training) for module in network.modules()]
+    reference = next(network.parameters(), torch.zeros(0))
+    try:
+        network.eval()
+        with torch.inference_mode():
+            network(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = "x".join(map(str, input_shape))
+        raise TrialError(f"the network does not take an input of {shape}: {error}") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in was_training:
+            module.training = training
+    return Anatomy(
+        tuple(layers), count_parameters(network), sum(layer.macs for layer in layers), tuple(input_shape)
+    )
+
+
+def _macs(module: nn.Module, input: Any, output: Any) -> int:
+    if not isinstance(input, Tensor) or not isinstance(output, Tensor):
+        return 0
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        taps = torch.Size(module.kernel_size).numel() * module.in_channels // module.groups
+        return output.numel() // output.shape[0] * taps
+    if isinstance(module, nn.Linear):
+        return output.numel() // output.shape[0] * module.in_features
+    return 0
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "-"

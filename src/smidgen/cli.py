@@ -1,0 +1,233 @@
+"""The command line: a thin layer, each command one or two calls of the library.
+
+Output for people goes to standard output; with `--json` that holds exactly one JSON object, and
+everything else goes to standard error. Exit status: 0 done, 1 a goal missed, 2 the user's
+mistake in one line, 130 interrupted.
+
+argparse instead of a library built on types: its one error hook gives the one line that the
+contract asks for, and it starts in no time. The library is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from smidgen.errors import SmidgenError
+
+DONE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, raised rather than printed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SmidgenError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    wants_json = "--json" in arguments
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options = _parser().parse_args(arguments)
+        status: int = options.command(options)
+        sys.stdout.flush()
+        return status
+    except SmidgenError as error:
+        print(f"smidgen: {error}", file=sys.stderr)
+        if wants_json:
+            print(json.dumps({"error": str(error)}))
+        return MISTAKE
+    except KeyboardInterrupt as interruption:
+        about = vars(interruption)
+        print(f"smidgen: {_interrupted(about)}", file=sys.stderr)
+        if wants_json:
+            directory = str(about["directory"]) if about else None
+            print(json.dumps({"interrupted": True, "run_dir": directory, "epochs": about.get("epochs")}))
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to tell it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        # Standard output on a full disk, or the like; files report their own errors.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"smidgen: {error.strerror or error}: free some space, or write elsewhere", file=sys.stderr)
+        return MISTAKE
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _interrupted(about: dict[str, Any]) -> str:
+    if not about:
+        return "interrupted"
+    return (
+        f"interrupted after {about['epochs']} finished epoch(s), which {about['directory']} holds; "
+        f"run again with another --out to start over"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = _Parser(
+        prog="smidgen",
+        description="Trains tiny image classifiers under hard budgets and proves the result.",
+        epilog="exit status: 0 done and every goal met, 1 a goal missed, 2 a mistake to mend, 130 interrupted",
+        **common,
+    )
+    from smidgen.version import VERSION
+
+    parser.add_argument("--version", action="version", version=f"smidgen {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **common)
+        sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        sub.set_defaults(command=function)
+        return sub
+
+    trial_help = "a built-in name, FILE.py:NAME, or the trial.json of a run"
+
+    run = command("run", _run, "train a trial with one seed and judge it")
+    run.add_argument("trial", nargs="?", metavar="TRIAL", default="mnist-4-strict", help=trial_help)
+    run.add_argument("--data", metavar="PATH", help="a bundled data set, or a folder of four IDX files")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    run.add_argument("--epochs", type=int, metavar="N", help="instead of the trial's")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings",
+        help="change a setting, as in --set optimizer.lr=0.05; may be repeated",
+    )  # fmt: skip
+    run.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
+    run.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    run.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
+    run.add_argument("--out", metavar="DIR", help="new directory of the run; default: one below runs/")
+
+    command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
+
+    inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
+    inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
+    inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
+    inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
+
+    data = command("data", _data, "describe the bundled data sets, or what is at a path")
+    data.add_argument("path", nargs="?", metavar="PATH", help="a folder of four IDX files")
+    data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
+
+    predict = command("predict", _predict, "classify PNG and JPEG files with a finished run")
+    predict.add_argument("run", metavar="RUN", help="run directory")
+    predict.add_argument("files", nargs="+", metavar="FILE")
+
+    bench = command("bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run")
+    bench.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
+    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each; default 7")
+    bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
+    return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,5}x\d{1,5}x\d{1,5}", text) or "0" in text.split("x"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CxHxW, as in 1x28x28")
+    return tuple(int(side) for side in text.split("x"))
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, allow_nan=False))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from smidgen.runs.progress import best_progress
+    from smidgen.runs.run import run
+
+    finished = run(
+        options.trial,
+        seed=options.seed,
+        data=options.data,
+        epochs=options.epochs,
+        settings=options.settings,
+        engine=options.engine,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        out=options.out,
+        progress=best_progress(sys.stderr if options.json else sys.stdout),
+    )
+    if options.json:
+        _print_json(finished.result)
+    else:
+        print(f"run directory {finished.directory}")
+    return MISSED if finished.goal_met is False else DONE
+
+
+def _trials(options: argparse.Namespace) -> int:
+    from smidgen.trials.listing import listing, listing_text
+
+    if options.json:
+        _print_json({"trials": listing()})
+    else:
+        print(listing_text())
+    return DONE
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from smidgen.anatomy.inspect import inspect
+
+    inspection = inspect(options.trial, input_shape=options.input)
+    if options.json:
+        _print_json(inspection.to_json())
+    else:
+        print(inspection.text(options.format))
+    return MISSED if inspection.within_budget is False else DONE
+
+
+def _data(options: argparse.Namespace) -> int:
+    from smidgen.data.describe import describe
+
+    descriptions = describe(options.path)
+    if options.json:
+        _print_json({"datasets": [description.to_json() for description in descriptions]})
+    else:
+        print("\n".join(description.text(hashes=options.check) for description in descriptions))
+    return DONE
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from smidgen.runs.predict import predict
+    from smidgen.tables import render
+
+    predictions = predict(options.run, options.files)
+    if options.json:
+        _print_json({"predictions": [asdict(prediction) for prediction in predictions]})
+    else:
+        rows = [[p.file, p.label, f"{100 * p.probability:.2f} %"] for p in predictions]
+        print(render(["file", "label", "probability"], rows))
+    return DONE
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from smidgen.benchmark import benchmark
+
+    results = benchmark(threads=options.threads, rounds=options.rounds, variants=options.variants)
+    if options.json:
+        _print_json(results.to_json())
+    else:
+        print(results)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

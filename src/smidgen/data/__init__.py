@@ -1,0 +1,1 @@
+"""Data: reading IDX files, bundled MNIST, splits, augmentation."""

@@ -1,0 +1,93 @@
+"""Random distortion of a whole batch at once, with parameters of its own for each image.
+
+A pure function of the images and a `Stream`: the same stream distorts the same way.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smidgen.randomness import Stream
+from smidgen.trial import Augmentation
+
+
+def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
+    """Distort a batch of images.
+
+    Affine: the image is scaled, sheared, rotated and moved about its centre, in that order. Elastic
+    (Simard, Steinkraus and Platt 2003): each pixel is moved by uniform noise smoothed with a
+    Gaussian. Both are done in one resampling; what comes in from outside is 0.
+
+    Args:
+        images: float32 [count, channels, height, width], 0 to 1, black being 0.
+        settings: strengths; with all of them 0 the images come back as they are.
+        stream: where the random numbers come from.
+
+    Returns:
+        float32, of the same shape and range.
+    """
+    if not (settings.affine or settings.elastic):
+        return images
+    count, _, height, width = images.shape
+    # Two draws from one stream: the affine parameters come first, so turning elastic on or off
+    # does not change them.
+    noise_size = 2 * height * width if settings.elastic else 0
+    draws = stream.uniforms(count * (6 + noise_size))
+    matrices = _sampling_matrices(settings, draws[: 6 * count].reshape(count, 6), height, width)
+    grid = F.affine_grid(
+        torch.from_numpy(matrices).to(images.device), [count, 1, height, width], align_corners=False
+    )
+    if settings.elastic:
+        noise = torch.from_numpy(draws[6 * count :].astype(np.float32)).to(images.device)
+        grid = grid + _elastic_offsets(settings, noise.view(count, 2, height, width))
+    return F.grid_sample(
+        images, grid, mode=settings.interpolation, padding_mode="zeros", align_corners=False
+    )
+
+
+def _sampling_matrices(
+    settings: Augmentation, draws: npt.NDArray[np.float64], height: int, width: int
+) -> npt.NDArray[np.float32]:
+    """For each image the 2×3 matrix from output to input coordinates, both -1 to 1 over the image.
+
+    `draws` is [count, 6], uniform in [0, 1): angle, shift in x and y, scale, shear, one unused.
+    The forward map of pixel offsets from the centre is p -> R S_h (s p) + t; sampling inverts it.
+    """
+    spread = 2 * draws - 1
+    angle = np.deg2rad(settings.rotation) * spread[:, 0]
+    shift_x = settings.translation * width * spread[:, 1]
+    shift_y = settings.translation * height * spread[:, 2]
+    scale = 1 + settings.scale * spread[:, 3]
+    shear = settings.shear * spread[:, 4]
+    cos, sin = np.cos(angle), np.sin(angle)
+    # Inverse of R(angle) @ [[1, shear], [0, 1]] @ scale: [[1, -shear], [0, 1]] @ R(-angle) / scale.
+    a, b = (cos + shear * sin) / scale, (sin - shear * cos) / scale
+    c, d = -sin / scale, cos / scale
+    matrices = np.empty((len(draws), 2, 3), dtype=np.float32)
+    matrices[:, 0, 0], matrices[:, 0, 1] = a, b * height / width
+    matrices[:, 1, 0], matrices[:, 1, 1] = c * width / height, d
+    matrices[:, 0, 2] = -(a * shift_x + b * shift_y) * 2 / width
+    matrices[:, 1, 2] = -(c * shift_x + d * shift_y) * 2 / height
+    return matrices
+
+
+def _elastic_offsets(settings: Augmentation, noise: Tensor) -> Tensor:
+    """Offsets for the sampling grid, [count, height, width, 2], from noise [count, 2, height, width] in [0, 1)."""
+    _, _, height, width = noise.shape
+    radius = min(math.ceil(3 * settings.elastic_smoothness), 4 * max(height, width))
+    positions = torch.arange(-radius, radius + 1, dtype=torch.float32, device=noise.device)
+    kernel = torch.exp(-0.5 * (positions / settings.elastic_smoothness) ** 2)
+    kernel = kernel / kernel.sum()
+    field = (2 * noise - 1).flatten(0, 1).unsqueeze(1)
+    field = F.conv2d(F.conv2d(field, kernel.view(1, 1, 1, -1), padding=(0, radius)), kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    # Uniform noise in [-1, 1) has variance 1/3; smoothing in both directions leaves (sum k²)² of it.
+    field = field * (settings.elastic * math.sqrt(3) / float((kernel**2).sum()))
+    field = field.view(noise.shape)
+    pixels = torch.tensor([2 / width, 2 / height], device=noise.device)
+    return field.permute(0, 2, 3, 1) * pixels

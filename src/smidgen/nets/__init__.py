@@ -1,0 +1,1 @@
+"""Networks: from the value in a trial to a PyTorch module."""

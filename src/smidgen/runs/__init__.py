@@ -1,0 +1,1 @@
+"""Runs: a trial trained with one seed, and the directory that it leaves."""

@@ -1,0 +1,46 @@
+"""Tables of text: for a terminal, Markdown or CSV, from the same rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+TableFormat = Literal["table", "markdown", "csv"]
+
+
+def render(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], format: TableFormat = "table", left: int = 1
+) -> str:
+    """A table as text, without a newline at the end.
+
+    Args:
+        columns: their names.
+        rows: cells; whole numbers are written with thousands separators, except in CSV.
+        format: `table` is aligned for a terminal.
+        left: how many of the first columns are text, aligned left; the others right.
+    """
+    if format == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([columns, *rows])
+        return out.getvalue().rstrip("\n")
+    cells = [[_cell(value) for value in row] for row in rows]
+    if format == "markdown":
+        lines = [list(columns), ["---" if i < left else "---:" for i in range(len(columns))]]
+        lines += [[cell.replace("|", "\\|") for cell in row] for row in cells]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [list(columns), *cells]
+    ]
+    return "\n".join([lines[0], rule, *lines[1:], rule])
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

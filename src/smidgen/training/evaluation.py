@@ -1,0 +1,74 @@
+"""How good a network is on held-out images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smidgen.data.dataset import Examples
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network makes of a set of images.
+
+    Attributes:
+        loss: cross-entropy, averaged over the images, nats.
+        correct: images whose highest score is their label's.
+        total: images.
+    """
+
+    loss: float
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        """Percent."""
+        return 100 * self.correct / self.total
+
+
+def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
+    """Scores (logits) of a network in evaluation mode.
+
+    Args:
+        network: takes float32 [count, channels, height, width], normalized.
+        images: uint8, of the same shape.
+        mean: the training set's, 0 to 1.
+        std: the training set's.
+
+    Returns:
+        float32 [count, classes].
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            parts = [network(normalize(to_float(part), mean, std)) for part in images.split(BATCH)]
+            return torch.cat(parts)
+    finally:
+        network.train(was_training)
+
+
+def evaluate(network: nn.Module, examples: Examples, mean: float, std: float) -> Evaluation:
+    """Loss and accuracy of a network over all the examples."""
+    logits = scores(network, examples.images, mean, std)
+    # In double precision, so that the mean does not depend on how the sum is cut into pieces.
+    loss = F.cross_entropy(logits.double(), examples.labels)
+    correct = (logits.argmax(1) == examples.labels).sum()
+    return Evaluation(float(loss), int(correct), len(examples))
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float32, 0 to 1."""
+    return images.float().div_(255)
+
+
+def normalize(images: Tensor, mean: float, std: float) -> Tensor:
+    """Images of 0 to 1 brought to the training set's mean 0 and standard deviation 1."""
+    return images.sub(mean).div_(std)

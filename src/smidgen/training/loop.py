@@ -1,0 +1,201 @@
+"""The training loop, to be read in one go.
+
+Nothing in it has state beyond the network, the optimizer and the average: the order of the images
+is a function of (seed, epoch), distortion and dropout of (seed, epoch, step), the learning rate of
+the step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smidgen.data.augment import augment
+from smidgen.data.dataset import Dataset
+from smidgen.engines.prepare import Placement, memory_format, prepare
+from smidgen.errors import TrainingError
+from smidgen.nets.build import build_network
+from smidgen.randomness import Purpose, Stream
+from smidgen.training.averaging import WeightAverage
+from smidgen.training.evaluation import evaluate, normalize, to_float
+from smidgen.training.optimizer import make_optimizer
+from smidgen.training.schedule import rate_factor
+from smidgen.trial import Trial
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch came to.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean of the training loss (with label smoothing) over the epoch's images, as
+            they were seen: distorted, with dropout, by the weights of the moment; nats.
+        train_accuracy: percent of the same images, likewise.
+        test_loss: cross-entropy averaged over the held-out images after the epoch; nats.
+        test_correct: held-out images classified correctly.
+        test_total: held-out images.
+        learning_rate: of the epoch's last step.
+        seconds_training: the steps.
+        seconds_evaluation: judging the held-out images.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_correct: int
+    test_total: int
+    learning_rate: float
+    seconds_training: float
+    seconds_evaluation: float
+
+    @property
+    def test_accuracy(self) -> float:
+        """Percent of the held-out images."""
+        return 100 * self.test_correct / self.test_total
+
+    def to_json(self) -> dict[str, float | int]:
+        """The record with its accuracy, as written to epochs.jsonl."""
+        return {**asdict(self), "test_accuracy": self.test_accuracy}
+
+
+class Watcher(Protocol):
+    """Who is told how training goes; it must not change anything."""
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        """After a step: images seen in the epoch, and means of loss and accuracy (percent) over them."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """After an epoch and its evaluation."""
+
+
+@dataclass
+class Training:
+    """Everything that training changes.
+
+    Attributes:
+        network: the network, on its engine.
+        optimizer: over its parameters.
+        average: of its weights, or None where the trial has no averaging.
+        epoch: how many epochs are finished.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    epoch: int = 0
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network whose accuracy counts: the averaged one where there is one."""
+        return self.average.network if self.average else self.network
+
+
+def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
+    """The trial's network with the seed's initial weights, on the CPU.
+
+    Raises:
+        TrialError: the network does not fit the data's shape or classes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Stream(seed, Purpose.TORCH).torch_seed())
+        return build_network(
+            trial.network, input_shape=dataset.input_shape, classes=dataset.classes, dropout=trial.dropout
+        )
+
+
+def start(trial: Trial, network: nn.Module, placement: Placement) -> Training:
+    """A training before its first step."""
+    network = prepare(network, placement)
+    average = WeightAverage(network, trial.averaging) if trial.averaging else None
+    return Training(network, make_optimizer(trial.optimizer, network), average)
+
+
+def train(
+    training: Training, trial: Trial, dataset: Dataset, seed: int, placement: Placement, watcher: Watcher
+) -> Iterator[EpochRecord]:
+    """Train from where `training` stands to the trial's last epoch; yields after each epoch.
+
+    Args:
+        training: changed in place.
+        trial: the recipe.
+        dataset: images are drawn from its training examples, each once an epoch.
+        seed: 0 to 2**63 - 1.
+        placement: engine, device, threads.
+        watcher: told after each step and epoch.
+
+    Raises:
+        TrainingError: the loss is no longer a finite number; names epoch and step.
+    """
+    examples, held_out = dataset.train.to(placement.device), dataset.held_out.to(placement.device)
+    layout = memory_format(placement)
+    steps_per_epoch = math.ceil(len(examples) / trial.batch_size)
+    for epoch in range(training.epoch + 1, trial.epochs + 1):
+        began = time.perf_counter()
+        training.network.train()
+        order = torch.from_numpy(Stream(seed, Purpose.ORDER, epoch).permutation(len(examples)))
+        loss_sum, correct, seen, rate = 0.0, 0, 0, 0.0
+        for step, picks in enumerate(order.to(placement.device).split(trial.batch_size)):
+            overall = (epoch - 1) * steps_per_epoch + step
+            rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
+            images = augment(
+                to_float(examples.images[picks]), trial.augmentation, Stream(seed, Purpose.AUGMENTATION, epoch, step)
+            )
+            images = normalize(images, dataset.mean, dataset.std).contiguous(memory_format=layout)
+            with _torch_seed(Stream(seed, Purpose.TORCH, epoch, step + 1)):
+                loss, hits = _step(training, images, examples.labels[picks], rate, trial.label_smoothing)
+            if training.average:
+                training.average.update(overall + 1)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} in epoch {epoch}, step {step + 1} of {steps_per_epoch}: training "
+                    f"diverged; lower optimizer.lr (it is {trial.optimizer.lr:g})"
+                )
+            loss_sum, correct, seen = loss_sum + loss * len(picks), correct + hits, seen + len(picks)
+            watcher.step(epoch, seen, loss_sum / seen, 100 * correct / seen)
+        trained = time.perf_counter()
+        judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
+        training.epoch = epoch
+        record = EpochRecord(
+            epoch=epoch,
+            train_loss=loss_sum / seen,
+            train_accuracy=100 * correct / seen,
+            test_loss=judged.loss,
+            test_correct=judged.correct,
+            test_total=judged.total,
+            learning_rate=rate,
+            seconds_training=trained - began,
+            seconds_evaluation=time.perf_counter() - trained,
+        )
+        watcher.epoch(record)
+        yield record
+
+
+def _step(
+    training: Training, images: Tensor, labels: Tensor, rate: float, label_smoothing: float
+) -> tuple[float, int]:
+    """One optimizer step; gives the batch's mean loss and how many were classified correctly."""
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
+    logits = training.network(images)
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    training.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    training.optimizer.step()
+    return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+
+
+@contextmanager
+def _torch_seed(stream: Stream) -> Iterator[None]:
+    """Seed PyTorch's generator for one step, so that any layer that draws from it has no state."""
+    torch.manual_seed(stream.torch_seed())
+    yield

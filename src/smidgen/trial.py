@@ -1,0 +1,273 @@
+"""A trial: the full recipe of a training with its goal, as one frozen value.
+
+A later trial is made from an earlier one with `dataclasses.replace`, so what changed is visible
+in the code and can be printed (`smidgen.settings.differences`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from smidgen.errors import SettingError, TrialError
+from smidgen.settings import Settings, setting
+
+MOST_CHANNELS = 4096
+"""Bound on any layer's width, so that a trial from anywhere cannot ask for endless memory."""
+
+
+@dataclass(frozen=True)
+class Goal(Settings):
+    """What a run must reach. Accuracy is in percent of the test images, by the last epoch."""
+
+    accuracy: float = setting(99.4, least=0, most=100, help="least test accuracy of the last epoch, percent")
+    parameters: int = setting(7_999, least=1, help="most trainable parameters")
+    epochs: int = setting(14, least=1, help="most epochs")
+
+
+@dataclass(frozen=True)
+class Data(Settings):
+    """Which images to learn from, and which to be judged on.
+
+    With `evaluate="validation"` the last `validation` training images are held out and judged on,
+    the rest trained on, and the test images never touched: for tuning. With `"test"` all training
+    images are trained on.
+    """
+
+    source: str = setting("mnist", help="a bundled data set, or a folder of four IDX files")
+    evaluate: Literal["test", "validation"] = setting("test", help="what the accuracy is measured on")
+    validation: int = setting(6_000, least=1, help="images at the end of the training set held out for tuning")
+
+
+@dataclass(frozen=True)
+class Conv(Settings):
+    """A convolution without bias, then (unless turned off) BatchNorm and an activation, then dropout.
+
+    `channels=None` means one channel a class. Dropout follows only where there is an activation.
+    """
+
+    channels: int | None = setting(least=1, most=MOST_CHANNELS, help="output channels; none: one a class")
+    kernel: int = setting(3, least=1, most=63, help="side of the square kernel, pixels")
+    stride: int = setting(1, least=1, most=63)
+    padding: int = setting(0, least=0, most=31, help="zero pixels added on each side")
+    groups: int = setting(1, least=1, most=MOST_CHANNELS)
+    norm: bool = setting(True, help="BatchNorm or none")
+    activation: Literal["relu", "none"] = setting("relu")
+
+
+@dataclass(frozen=True)
+class MaxPool(Settings):
+    """Max pooling over squares of `size` × `size` pixels, without overlap."""
+
+    size: int = setting(2, least=1, most=63)
+
+
+@dataclass(frozen=True)
+class AvgPool(Settings):
+    """Average pooling over squares of `size` × `size` pixels; `size=None` pools the whole image."""
+
+    size: int | None = setting(None, least=1, most=63)
+
+
+@dataclass(frozen=True)
+class Linear(Settings):
+    """A fully connected layer on the flattened input; `features=None` means one output a class."""
+
+    features: int | None = setting(None, least=1, most=MOST_CHANNELS)
+    bias: bool = setting(True)
+    activation: Literal["relu", "none"] = setting("none")
+
+
+Block = Conv | MaxPool | AvgPool | Linear
+
+
+@dataclass(frozen=True)
+class Network(Settings):
+    """The blocks of the network, in order; the last gives one score a class.
+
+    `order` says where BatchNorm stands in a convolution's block.
+    """
+
+    blocks: tuple[Block, ...] = setting()
+    order: Literal["norm-activation", "activation-norm"] = setting("norm-activation")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.blocks:
+            raise SettingError("Network.blocks", self.blocks, "at least one block")
+
+    def __str__(self) -> str:
+        return " ".join(_short(block) for block in self.blocks)
+
+
+def _short(block: Block) -> str:
+    """A block in one word: `conv10`, `conv10/1x1`, `maxpool2`, `gap`, `linear`."""
+    match block:
+        case Conv():
+            marks = [f"conv{block.channels or ''}"]
+            marks += [f"{block.kernel}x{block.kernel}"] * (block.kernel != 3)
+            marks += [f"stride{block.stride}"] * (block.stride != 1)
+            marks += [f"pad{block.padding}"] * (block.padding != 0)
+            marks += [f"groups{block.groups}"] * (block.groups != 1)
+            marks += ["plain"] * (not block.norm and block.activation == "none")
+            marks += ["no-norm"] * (not block.norm and block.activation != "none")
+            marks += ["no-activation"] * (block.norm and block.activation == "none")
+            return "/".join(marks)
+        case MaxPool():
+            return f"maxpool{block.size}"
+        case AvgPool():
+            return f"avgpool{block.size}" if block.size else "gap"
+        case Linear():
+            activation = "" if block.activation == "none" else f"/{block.activation}"
+            return f"linear{block.features or ''}" + ("" if block.bias else "/no-bias") + activation
+
+
+@dataclass(frozen=True)
+class Augmentation(Settings):
+    """Random distortion of each training image, drawn anew for each image and epoch.
+
+    Every strength is the half-width of a uniform distribution around "unchanged"; 0 turns it off.
+    What comes in from outside the image is black (0).
+    """
+
+    rotation: float = setting(0.0, least=0, most=180, help="degrees")
+    translation: float = setting(0.0, least=0, most=1, help="fraction of the side, each axis by itself")
+    scale: float = setting(0.0, least=0, below=1, help="0.1 draws a factor from 0.9 to 1.1")
+    shear: float = setting(0.0, least=0, most=2, help="pixels sideways for each pixel of height")
+    elastic: float = setting(0.0, least=0, most=64, help="root-mean-square displacement on each axis, pixels")
+    elastic_smoothness: float = setting(4.0, least=0.5, most=16, help="s.d. of the smoothing Gaussian, pixels")
+    interpolation: Literal["nearest", "bilinear"] = setting("bilinear")
+
+    @property
+    def affine(self) -> bool:
+        """Whether any affine distortion is on."""
+        return bool(self.rotation or self.translation or self.scale or self.shear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Settings):
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD` does it."""
+
+    lr: float = setting(above=0, most=1_000, help="learning rate; the peak, where the schedule has one")
+    momentum: float = setting(0.9, least=0, below=1)
+    nesterov: bool = setting(False)
+    weight_decay: float = setting(0.0, least=0, most=10, help="on weights, never on biases or BatchNorm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0:
+            raise SettingError("SGD.nesterov", True, "false where momentum is 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Settings):
+    """Adam (Kingma and Ba 2014), as `torch.optim.Adam` does it; weight decay adds to the gradient."""
+
+    lr: float = setting(above=0, most=1_000, help="learning rate; the peak, where the schedule has one")
+    beta1: float = setting(0.9, least=0, below=1)
+    beta2: float = setting(0.999, least=0, below=1)
+    weight_decay: float = setting(0.0, least=0, most=10, help="on weights, never on biases or BatchNorm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017), as `torch.optim.AdamW` does it."""
+
+    type_name = "adamw"
+
+
+Optimizer = SGD | Adam | AdamW
+
+
+@dataclass(frozen=True)
+class Constant(Settings):
+    """The learning rate stays as it is."""
+
+
+@dataclass(frozen=True)
+class Step(Settings):
+    """The learning rate is multiplied by `factor` after every `every` epochs."""
+
+    every: int = setting(least=1, help="epochs")
+    factor: float = setting(0.1, above=0, most=1)
+
+
+@dataclass(frozen=True)
+class Cosine(Settings):
+    """Linear warm-up from 0, then half a cosine down to `final` times the learning rate."""
+
+    warmup: float = setting(0.0, least=0, below=1, help="fraction of all steps")
+    final: float = setting(0.0, least=0, most=1, help="last learning rate, as a fraction of the highest")
+
+
+@dataclass(frozen=True)
+class OneCycle(Settings):
+    """Half a cosine up to the peak, another down (Smith 2018), step for step as PyTorch's OneCycleLR."""
+
+    rise: float = setting(0.2, above=0, below=1, help="fraction of all steps on the way up")
+    start: float = setting(0.1, above=0, most=1, help="first learning rate, as a fraction of the peak")
+    final: float = setting(1e-4, least=0, most=1, help="last learning rate, as a fraction of the peak")
+
+
+Schedule = Constant | Step | Cosine | OneCycle
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Settings):
+    """A full recipe with its goal.
+
+    Two runs of one trial with one seed, on one machine with one engine and the same versions,
+    give the same weights to the last byte.
+    """
+
+    name: str = setting(help="letters, digits, '.', '_' and '-'; names the run directory")
+    note: str = setting("", help="one line for people: what this trial is about")
+    goal: Goal = Goal()
+    data: Data = Data()
+    network: Network
+    augmentation: Augmentation = Augmentation()
+    dropout: float = setting(0.0, least=0, below=1, help="rate after every convolution with an activation")
+    optimizer: Optimizer
+    schedule: Schedule = Constant()
+    batch_size: int = setting(128, least=2, most=60_000)
+    epochs: int = setting(least=1, most=100_000)
+    averaging: float = setting(
+        0.0, least=0, below=1, help="decay a step of the averaged weights that are judged; 0: no averaging"
+    )
+    label_smoothing: float = setting(0.0, least=0, below=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _NAME.fullmatch(self.name):
+            raise SettingError("Trial.name", self.name, "1 to 64 letters, digits, '.', '_' and '-'")
+        if len(self.note) > 1_000 or not self.note.isprintable():
+            raise SettingError("Trial.note", self.note, "one line of at most 1,000 characters")
+
+    @property
+    def recipe_digest(self) -> str:
+        """SHA-256 (hex) of everything that shapes the weights or the verdict: all but name and note."""
+        return self.digest(leave_out=frozenset({"name", "note"}))
+
+    def check_budgets(self, parameters: int) -> None:
+        """Refuse a trial that its own goal rules out, before any time is spent on it.
+
+        Args:
+            parameters: trainable parameters of the trial's network.
+
+        Raises:
+            TrialError: more parameters or epochs than the goal allows.
+        """
+        goal = self.goal
+        if parameters > goal.parameters:
+            raise TrialError(
+                f"{self.name} is over budget: {parameters:,} parameters, at most {goal.parameters:,} allowed; "
+                f"make the network smaller, or raise goal.parameters"
+            )
+        if self.epochs > goal.epochs:
+            raise TrialError(
+                f"{self.name} is over budget: {self.epochs} epochs, at most {goal.epochs} allowed; "
+                f"train for fewer (--epochs {goal.epochs}), or raise goal.epochs"
+            )

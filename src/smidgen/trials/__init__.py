@@ -1,0 +1,1 @@
+"""The built-in trials, and finding a trial by name or in a file."""

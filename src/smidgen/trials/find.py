@@ -1,0 +1,137 @@
+"""Finding what a user names: a built-in trial, `FILE.py:NAME`, or the `trial.json` of a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smidgen.errors import SmidgenError, TrialError
+from smidgen.settings import suggestion
+from smidgen.trial import Trial
+from smidgen.trials.builtin import BUILTIN
+
+MOST_JSON_BYTES = 2**20
+
+
+def find_trial(name: str | Path) -> Trial:
+    """The trial that a user names.
+
+    Args:
+        name: a built-in name; `FILE.py:NAME`, where NAME is a function without arguments that
+            returns a `Trial`, or a `Trial`; a `trial.json`; or a run directory that holds one.
+
+    Raises:
+        TrialError: nothing of that name, or it is not a trial.
+    """
+    found = find_trial_or_network(name)
+    if isinstance(found, Trial):
+        return found
+    raise TrialError(f"{name} is a {type(found).__name__}; a Trial is needed here")
+
+
+def find_trial_or_network(name: str | Path) -> Trial | nn.Module:
+    """As `find_trial`, but NAME may also be an `nn.Module` class, a function that returns a module, or a module.
+
+    Raises:
+        TrialError: nothing of that name, or it is neither a trial nor a module.
+    """
+    text = str(name)
+    if text in BUILTIN:
+        return BUILTIN[text].make()
+    file, colon, member = text.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _from_python(Path(file), member)
+    path = Path(text)
+    if path.is_dir():
+        path = path / "trial.json"
+        if not path.is_file():
+            raise TrialError(f"{text} is a folder without a trial.json, so it is not a run")
+    if path.suffix == ".json":
+        return read_trial(path)
+    if path.suffix == ".py":
+        raise TrialError(f"{text}: say which trial of the file is meant, as in {text}:NAME")
+    raise TrialError(
+        f"there is no trial {text!r}; {suggestion(text, BUILTIN)}built in: {', '.join(BUILTIN)}; "
+        f"or give FILE.py:NAME or a trial.json"
+    )
+
+
+def read_trial(path: Path) -> Trial:
+    """Read a trial from JSON, as data; nothing in it is executed.
+
+    Raises:
+        TrialError: the file is missing, too large or not JSON.
+        SmidgenError: a setting that is unknown or not allowed.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_JSON_BYTES + 1)
+        if len(text) > MOST_JSON_BYTES:
+            raise TrialError(f"{path} is larger than a trial can be ({MOST_JSON_BYTES:,} bytes)")
+        data = json.loads(text)
+    except OSError as error:
+        raise TrialError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise TrialError(f"{path} is not JSON: {error}") from None
+    try:
+        return Trial.from_json(data)
+    except SmidgenError as error:
+        raise TrialError(f"{path}: {error}") from None
+
+
+def _from_python(path: Path, member: str) -> Trial | nn.Module:
+    if not path.is_file():
+        raise TrialError(f"{path} does not exist")
+    module = _import(path)
+    try:
+        value: Any = getattr(module, member)
+    except AttributeError:
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise TrialError(f"{path} defines no {member!r}; {suggestion(member, public)}".rstrip("; ")) from None
+    if callable(value) and not isinstance(value, Trial | nn.Module):
+        try:
+            value = value()
+        except SmidgenError as error:
+            raise TrialError(f"{path}:{member}: {error}") from None
+        except Exception as error:  # whatever a user's function raises becomes one line that says where
+            raise TrialError(f"{path}:{member}() failed: {_where(error, path)}") from None
+    if isinstance(value, Trial | nn.Module):
+        return value
+    raise TrialError(
+        f"{path}:{member} is a {type(value).__name__}; it must be a Trial or an nn.Module, or a function "
+        f"without arguments that returns one"
+    )
+
+
+def _import(path: Path) -> Any:
+    """Import a file that the user named; its folder can be imported from, as when Python runs it."""
+    spec = importlib.util.spec_from_file_location(f"smidgen_user_{path.stem}", path.resolve())
+    if spec is None or spec.loader is None:
+        raise TrialError(f"{path} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SmidgenError as error:
+        raise TrialError(f"{path}: {error}") from None
+    except (Exception, SystemExit) as error:  # the user's own code: anything can happen in it
+        raise TrialError(f"{path} fails to import: {_where(error, path)}") from None
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """`NameError: name 'x' is not defined (line 3)`."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
+    line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")

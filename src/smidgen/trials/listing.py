@@ -1,0 +1,88 @@
+"""`smidgen trials`: the built-in trials with goals, measured results, and what each changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smidgen.anatomy.inspect import inspect
+from smidgen.settings import Json, differences
+from smidgen.tables import render
+from smidgen.trial import Network, Trial
+from smidgen.trials.builtin import BUILTIN
+
+MEASURED = Path(__file__).parent / "measured.json"
+"""What sweeps of the built-in trials gave; written by `make results`."""
+
+
+def listing() -> list[dict[str, Any]]:
+    """One entry a trial, as `smidgen trials --json` prints it.
+
+    `measured` is None for a trial whose recipe has changed since it was measured.
+    """
+    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    entries = []
+    for name, builtin in BUILTIN.items():
+        trial = builtin.make()
+        anatomy = inspect(trial).anatomy
+        result = measured.get(name)
+        if result is not None and result["recipe_sha256"] != trial.recipe_digest:
+            result = None
+        entries.append(
+            {
+                "name": name,
+                "note": trial.note,
+                "parameters": anatomy.parameters,
+                "macs": anatomy.macs,
+                "epochs": trial.epochs,
+                "target": trial.goal.accuracy,
+                "most_parameters": trial.goal.parameters,
+                "most_epochs": trial.goal.epochs,
+                "network": str(trial.network),
+                "base": builtin.base,
+                "changes": changes(BUILTIN[builtin.base].make(), trial) if builtin.base else [],
+                "story": builtin.story,
+                "measured": result,
+                "recipe_sha256": trial.recipe_digest,
+            }
+        )
+    return entries
+
+
+def listing_text() -> str:
+    """The list for people: a table, then what each trial changed."""
+    entries = listing()
+    rows = []
+    for e in entries:
+        measured = e["measured"]
+        result = f"{measured['mean']:.3f} ± {measured['sd']:.3f}, n = {measured['n']}" if measured else "-"
+        rows.append([e["name"], e["parameters"], e["epochs"], f"{e['target']:.2f} %", result])
+    columns = ["trial", "parameters", "epochs", "target", "measured: test %, last epoch"]
+    parts = [render(columns, rows)]
+    for e in entries:
+        head = f"{e['name']}: {e['note']}"
+        parts.append("\n".join([head] + [f"  {change}" for change in e["changes"] or [f"network {e['network']}"]]))
+    return "\n\n".join(parts)
+
+
+def changes(old: Trial, new: Trial) -> list[str]:
+    """What a trial changed from the one it was made from, a line a setting."""
+    lines = []
+    if str(old.network) != str(new.network) or old.network.order != new.network.order:
+        lines.append(f"network: {_shown(old.network)} -> {_shown(new.network)}")
+    for path, before, after in differences(old, new):
+        if path not in ("name", "note") and path.split(".")[0] != "network":
+            lines.append(f"{path}: {_plain(before)} -> {_plain(after)}")
+    return lines
+
+
+def _shown(network: Network) -> str:
+    return f"{network} ({network.order})"
+
+
+def _plain(value: Json) -> str:
+    if isinstance(value, dict):
+        settings = ", ".join(f"{k}={_plain(v)}" for k, v in value.items() if k != "type")
+        return f"{value.get('type', '')}({settings})"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,99 @@
+"""Whether a run reached its goal, part by part, and by how much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from smidgen.tables import render
+from smidgen.trial import Goal
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a verdict.
+
+    Attributes:
+        what: the part of the goal.
+        reached: in words.
+        wanted: in words.
+        met: whether it was.
+        margin: by how much, in words.
+    """
+
+    what: str
+    reached: str
+    wanted: str
+    met: bool
+    margin: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The goal's parts, each met or missed.
+
+    Attributes:
+        parts: accuracy first, unless the test images were not looked at; then the budgets.
+        judged: False where accuracy was measured on the validation split, so that the goal, which
+            speaks of the test images, is left open.
+    """
+
+    parts: tuple[Part, ...]
+    judged: bool
+
+    @property
+    def goal_met(self) -> bool | None:
+        """Whether every part was met; None where accuracy was not measured on the test images."""
+        return all(part.met for part in self.parts) if self.judged else None
+
+    def __str__(self) -> str:
+        rows = [
+            [p.what, p.reached, p.wanted, "met" if p.met else "MISSED", p.margin] for p in self.parts
+        ]
+        table = render(["goal", "reached", "wanted", "", "margin"], rows, left=5)
+        verdict = {True: "met", False: "missed", None: "open: the test images were not looked at"}
+        return f"{table}\ngoal {verdict[self.goal_met]}"
+
+
+def judge(
+    goal: Goal, *, parameters: int, epochs: int, correct: int, total: int, on_test: bool = True
+) -> Verdict:
+    """Hold a run against its goal, exactly: accuracies are compared as fractions, not as floats.
+
+    Args:
+        goal: the trial's.
+        parameters: trainable parameters of the network.
+        epochs: epochs trained.
+        correct: test images right by the last epoch.
+        total: test images.
+        on_test: False where `correct` counts validation images.
+    """
+    parts = []
+    if on_test:
+        needed = math.ceil(Fraction(str(goal.accuracy)) * total / 100)
+        spare = correct - needed
+        parts.append(
+            Part(
+                "test accuracy, last epoch",
+                f"{percent(correct, total)} %",
+                f"at least {goal.accuracy:.2f} %",
+                spare >= 0,
+                f"{'+' if spare >= 0 else '-'}{percent(abs(spare), total)} points, {_images(spare)}",
+            )
+        )
+    for what, used, limit in (("parameters", parameters, goal.parameters), ("epochs", epochs, goal.epochs)):
+        spare = limit - used
+        margin = f"{spare:,} to spare" if spare >= 0 else f"{-spare:,} too many"
+        parts.append(Part(what, f"{used:,}", f"at most {limit:,}", spare >= 0, margin))
+    return Verdict(tuple(parts), on_test)
+
+
+def percent(correct: int, total: int) -> str:
+    """An accuracy in percent, cut (not rounded up) after two decimals, so 99.399 never reads as 99.40."""
+    hundredths = 10_000 * correct // total
+    return f"{hundredths // 100}.{hundredths % 100:02d}"
+
+
+def _images(spare: int) -> str:
+    return f"{abs(spare):,} image{'' if abs(spare) == 1 else 's'} {'more' if spare >= 0 else 'too few'}"
