@@ -1,1 +1,126 @@
-"""smidgen."""
+"""smidgen trains tiny image classifiers under hard budgets and proves the result.
+
+    import smidgen
+
+    run = smidgen.run("mnist-4-strict", seed=1)
+    print(run.accuracy, run.goal_met)
+
+The names below do everything that the command line does. They are loaded when first used, so that
+`import smidgen` and `smidgen --help` do not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smidgen.anatomy.inspect import Inspection as Inspection
+    from smidgen.anatomy.inspect import inspect as inspect
+    from smidgen.anatomy.layers import Anatomy as Anatomy
+    from smidgen.anatomy.layers import Layer as Layer
+    from smidgen.bench import benchmark as benchmark
+    from smidgen.data.augment import augment as augment
+    from smidgen.data.dataset import Dataset as Dataset
+    from smidgen.data.dataset import Examples as Examples
+    from smidgen.data.dataset import load_dataset as load_dataset
+    from smidgen.data.describe import describe as describe
+    from smidgen.errors import DataError as DataError
+    from smidgen.errors import ImageError as ImageError
+    from smidgen.errors import RunError as RunError
+    from smidgen.errors import SettingError as SettingError
+    from smidgen.errors import SmidgenError as SmidgenError
+    from smidgen.errors import TrainingError as TrainingError
+    from smidgen.errors import TrialError as TrialError
+    from smidgen.images import read_image as read_image
+    from smidgen.nets.build import build_network as build_network
+    from smidgen.runs.predict import Prediction as Prediction
+    from smidgen.runs.predict import predict as predict
+    from smidgen.runs.run import Run as Run
+    from smidgen.runs.run import RunInterruptedError as RunInterruptedError
+    from smidgen.runs.run import load_run as load_run
+    from smidgen.runs.run import run as run
+    from smidgen.settings import differences as differences
+    from smidgen.settings import with_settings as with_settings
+    from smidgen.training.loop import EpochRecord as EpochRecord
+    from smidgen.trial import SGD as SGD
+    from smidgen.trial import Adam as Adam
+    from smidgen.trial import AdamW as AdamW
+    from smidgen.trial import Augmentation as Augmentation
+    from smidgen.trial import AvgPool as AvgPool
+    from smidgen.trial import Constant as Constant
+    from smidgen.trial import Conv as Conv
+    from smidgen.trial import Cosine as Cosine
+    from smidgen.trial import Data as Data
+    from smidgen.trial import Goal as Goal
+    from smidgen.trial import Linear as Linear
+    from smidgen.trial import MaxPool as MaxPool
+    from smidgen.trial import Network as Network
+    from smidgen.trial import OneCycle as OneCycle
+    from smidgen.trial import Step as Step
+    from smidgen.trial import Trial as Trial
+    from smidgen.trials.find import find_trial as find_trial
+    from smidgen.trials.listing import listing as listing
+    from smidgen.verdict import Verdict as Verdict
+
+_HOMES = {
+    "anatomy.inspect": ("Inspection", "inspect"),
+    "anatomy.layers": ("Anatomy", "Layer"),
+    "bench": ("benchmark",),
+    "data.augment": ("augment",),
+    "data.dataset": ("Dataset", "Examples", "load_dataset"),
+    "data.describe": ("describe",),
+    "errors": (
+        "DataError",
+        "ImageError",
+        "RunError",
+        "SettingError",
+        "SmidgenError",
+        "TrainingError",
+        "TrialError",
+    ),
+    "images": ("read_image",),
+    "nets.build": ("build_network",),
+    "runs.predict": ("Prediction", "predict"),
+    "runs.run": ("Run", "RunInterruptedError", "load_run", "run"),
+    "settings": ("differences", "with_settings"),
+    "training.loop": ("EpochRecord",),
+    "trial": (
+        "SGD",
+        "Adam",
+        "AdamW",
+        "Augmentation",
+        "AvgPool",
+        "Constant",
+        "Conv",
+        "Cosine",
+        "Data",
+        "Goal",
+        "Linear",
+        "MaxPool",
+        "Network",
+        "OneCycle",
+        "Step",
+        "Trial",
+    ),
+    "trials.find": ("find_trial",),
+    "trials.listing": ("listing",),
+    "verdict": ("Verdict",),
+    "version": ("VERSION",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    attribute = {"__version__": "VERSION"}.get(name, name)
+    if attribute not in _HOME:
+        raise AttributeError(f"module 'smidgen' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"smidgen.{_HOME[attribute]}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -80,12 +80,11 @@ def _interrupted(about: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = _Parser(
         prog="smidgen",
         description="Trains tiny image classifiers under hard budgets and proves the result.",
-        epilog="exit status: 0 done and every goal met, 1 a goal missed, 2 a mistake to mend, 130 interrupted",
-        **common,
+        epilog="exit status: 0 done, every goal met; 1 a goal missed; 2 a mistake to mend; 130 interrupted",
+        allow_abbrev=False,
     )
     from smidgen.version import VERSION
 
@@ -93,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **common)
+        sub = commands.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False
+        )
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         sub.set_defaults(command=function)
         return sub
@@ -118,19 +119,25 @@ def _parser() -> argparse.ArgumentParser:
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
     inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
-    inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
+    inspect.add_argument(
+        "trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file"
+    )
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
 
     data = command("data", _data, "describe the bundled data sets, or what is at a path")
     data.add_argument("path", nargs="?", metavar="PATH", help="a folder of four IDX files")
-    data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
+    data.add_argument(
+        "--check", action="store_true", help="show each file's hash, and whether it is a known one"
+    )
 
     predict = command("predict", _predict, "classify PNG and JPEG files with a finished run")
     predict.add_argument("run", metavar="RUN", help="run directory")
     predict.add_argument("files", nargs="+", metavar="FILE")
 
-    bench = command("bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run")
+    bench = command(
+        "bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run"
+    )
     bench.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each; default 7")
     bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
@@ -219,7 +226,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from smidgen.benchmark import benchmark
+    from smidgen.bench import benchmark
 
     results = benchmark(threads=options.threads, rounds=options.rounds, variants=options.variants)
     if options.json:

@@ -51,12 +51,12 @@ class Stream:
     def uniforms(self, *shape: int) -> npt.NDArray[np.float64]:
         """Numbers uniform in [0, 1), of the given shape, from the top 53 bits of each word."""
         words = self.words(int(np.prod(shape)))
-        return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
+        return ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
 
     def permutation(self, count: int) -> npt.NDArray[np.int64]:
         """An order of `range(count)`, by sorting random words; equal words keep their order."""
         return np.argsort(self.words(count), kind="stable").astype(np.int64)
 
     def torch_seed(self) -> int:
-        """A seed for `torch.manual_seed`, 0 to 2**63 - 1, so that PyTorch's own layers have no state either."""
+        """A seed for `torch.manual_seed`, 0 to 2**63 - 1: PyTorch's own layers have no state either."""
         return int(self.words(1)[0] >> np.uint64(1))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
@@ -55,6 +54,7 @@ class Settings:
     """
 
     type_name: ClassVar[str] = ""
+    _resolved: ClassVar[dict[str, tuple[dataclasses.Field[Any], Any]]]
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -137,10 +137,12 @@ def suggestion(name: str, known: typing.Iterable[str]) -> str:
 # How annotations are read.
 
 
-@functools.cache
 def _fields(cls: type[Settings]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
+    """The fields of a class with their annotations, by name; resolved once a class."""
+    if "_resolved" not in cls.__dict__:
+        hints = typing.get_type_hints(cls)
+        cls._resolved = {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
+    return cls._resolved
 
 
 def _kinds(annotation: Any) -> dict[str, type[Settings]]:
@@ -195,7 +197,7 @@ def _checked(value: object, annotation: Any, limits: typing.Mapping[str, Any], p
     if get_origin(annotation) is Literal:
         good = value in get_args(annotation)
     elif annotation is int or annotation is float:
-        good = type(value) is annotation and _within(typing.cast(float, value), limits)
+        good = type(value) is annotation and _within(typing.cast("float", value), limits)
     else:
         good = isinstance(value, annotation)
     if not good:

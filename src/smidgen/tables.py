@@ -25,21 +25,22 @@ def render(
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([columns, *rows])
         return out.getvalue().rstrip("\n")
-    cells = [[_cell(value) for value in row] for row in rows]
+    head, cells = list(columns), [[_cell(value) for value in row] for row in rows]
     if format == "markdown":
-        lines = [list(columns), ["---" if i < left else "---:" for i in range(len(columns))]]
-        lines += [[cell.replace("|", "\\|") for cell in row] for row in cells]
+        rule = ["---" if i < left else "---:" for i in range(len(head))]
+        lines = [head, rule, *([cell.replace("|", "\\|") for cell in row] for row in cells)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [
-        "  ".join(
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+
+    def aligned(row: list[str]) -> str:
+        padded = (
             cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [list(columns), *cells]
-    ]
-    return "\n".join([lines[0], rule, *lines[1:], rule])
+        )
+        return "  ".join(padded).rstrip()
+
+    line = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([aligned(head), line, *map(aligned, cells), line])
 
 
 def _cell(value: object) -> str:

@@ -48,9 +48,7 @@ class Verdict:
         return all(part.met for part in self.parts) if self.judged else None
 
     def __str__(self) -> str:
-        rows = [
-            [p.what, p.reached, p.wanted, "met" if p.met else "MISSED", p.margin] for p in self.parts
-        ]
+        rows = [[p.what, p.reached, p.wanted, "met" if p.met else "MISSED", p.margin] for p in self.parts]
         table = render(["goal", "reached", "wanted", "", "margin"], rows, left=5)
         verdict = {True: "met", False: "missed", None: "open: the test images were not looked at"}
         return f"{table}\ngoal {verdict[self.goal_met]}"

@@ -64,7 +64,10 @@ class Inspection:
         parts += [f"- {line}" for line in totals] if format == "markdown" else totals
         if self.trial is not None:
             goal = self.trial.goal
-            budgets = (("parameters", self.anatomy.parameters, goal.parameters), ("epochs", self.trial.epochs, goal.epochs))
+            budgets = (
+                ("parameters", self.anatomy.parameters, goal.parameters),
+                ("epochs", self.trial.epochs, goal.epochs),
+            )
             for what, used, limit in budgets:
                 spare = limit - used
                 verdict = f"met, {spare:,} to spare" if spare >= 0 else f"MISSED, {-spare:,} too many"
@@ -73,9 +76,7 @@ class Inspection:
         return "\n".join(part for part in parts if part is not None)
 
 
-def inspect(
-    what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] | None = None
-) -> Inspection:
+def inspect(what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] | None = None) -> Inspection:
     """The anatomy of a trial's network or of any module.
 
     Args:
@@ -95,9 +96,9 @@ def inspect(
         dataset = load_dataset(found.data.source, validation=found.data.validation)
         classes, input_shape = dataset.classes, input_shape or dataset.input_shape
     shape = tuple(input_shape or MNIST_SHAPE)
+    if len(shape) != 3:
+        raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
     # Without memory for weights: only shapes are wanted.
     with torch.device("meta"):
         network = build_network(found.network, input_shape=shape, classes=classes, dropout=found.dropout)
-    if len(shape) != 3:
-        raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
     return Inspection(found.name, examine(network, shape), found)

@@ -46,9 +46,7 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     if settings.elastic:
         noise = torch.from_numpy(draws[6 * count :].astype(np.float32)).to(images.device)
         grid = grid + _elastic_offsets(settings, noise.view(count, 2, height, width))
-    return F.grid_sample(
-        images, grid, mode=settings.interpolation, padding_mode="zeros", align_corners=False
-    )
+    return F.grid_sample(images, grid, mode=settings.interpolation, padding_mode="zeros", align_corners=False)
 
 
 def _sampling_matrices(
@@ -78,14 +76,18 @@ def _sampling_matrices(
 
 
 def _elastic_offsets(settings: Augmentation, noise: Tensor) -> Tensor:
-    """Offsets for the sampling grid, [count, height, width, 2], from noise [count, 2, height, width] in [0, 1)."""
+    """Offsets for the sampling grid [count, height, width, 2], from noise [count, 2, height, width]."""
     _, _, height, width = noise.shape
     radius = min(math.ceil(3 * settings.elastic_smoothness), 4 * max(height, width))
     positions = torch.arange(-radius, radius + 1, dtype=torch.float32, device=noise.device)
     kernel = torch.exp(-0.5 * (positions / settings.elastic_smoothness) ** 2)
     kernel = kernel / kernel.sum()
     field = (2 * noise - 1).flatten(0, 1).unsqueeze(1)
-    field = F.conv2d(F.conv2d(field, kernel.view(1, 1, 1, -1), padding=(0, radius)), kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    field = F.conv2d(
+        F.conv2d(field, kernel.view(1, 1, 1, -1), padding=(0, radius)),
+        kernel.view(1, 1, -1, 1),
+        padding=(radius, 0),
+    )
     # Uniform noise in [-1, 1) has variance 1/3; smoothing in both directions leaves (sum k²)² of it.
     field = field * (settings.elastic * math.sqrt(3) / float((kernel**2).sum()))
     field = field.view(noise.shape)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import stat
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ MOST_BYTES = 4 * 2**30
 
 _UINT8 = 0x08
 _DEFLATE_RATIO = 1032
-"""Deflate packs at most 258 bytes into 2 bits, so no honest file unpacks to more than this many times its size."""
+"""Deflate packs at most 258 bytes into 2 bits: no file unpacks to more than this many times its size."""
 _CHUNK = 2**20
 
 
@@ -78,7 +78,7 @@ def read_idx(path: Path, dimensions: int, most_bytes: int = MOST_BYTES) -> Idx:
 
 
 def _read(
-    file: BinaryIO | gzip.GzipFile, path: Path, dimensions: int, most_bytes: int, plain_size: int | None
+    file: io.BufferedIOBase, path: Path, dimensions: int, most_bytes: int, plain_size: int | None
 ) -> Idx:
     header = _exactly(file, 4, path)
     zeros, kind, rank = struct.unpack(">HBB", header)
@@ -108,7 +108,7 @@ def _read(
             f"({most_bytes:,}); get a fresh copy"
         )
     values = np.empty(count, dtype=np.uint8)
-    view, filled = memoryview(values), 0
+    view, filled = values.data, 0
     while filled < count:
         got = file.readinto(view[filled : filled + _CHUNK])
         if not got:
@@ -123,7 +123,7 @@ def _read(
     return Idx(values.reshape(shape), digest.hexdigest())
 
 
-def _exactly(file: BinaryIO | gzip.GzipFile, count: int, path: Path) -> bytes:
+def _exactly(file: io.BufferedIOBase, count: int, path: Path) -> bytes:
     got = file.read(count)
     if len(got) != count:
         raise DataError(f"{path} is truncated: its header is cut short; get a fresh copy")

@@ -67,7 +67,12 @@ def place(
 
 def prepare(network: nn.Module, placement: Placement) -> nn.Module:
     """The network on its engine: a module with the same parameters and buffers, ready to train."""
-    return network.to(placement.device, memory_format=memory_format(placement))
+    return laid_out(network.to(placement.device), memory_format(placement))
+
+
+def laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network with its weights in a memory layout, in place."""
+    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return] # missing in torch's stubs
 
 
 def memory_format(placement: Placement) -> torch.memory_format:

@@ -24,7 +24,7 @@ class Sequence2d(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Scores (logits) [count, classes] of images [count, channels, height, width]."""
-        output: Tensor = super().forward(input)
+        output: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
         return output.flatten(1)
 
 

@@ -22,7 +22,7 @@ class Progress(Protocol):
         """After a step: images seen in the epoch, and means of loss and accuracy (percent) over them."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """After an epoch and its evaluation."""
+        """After an epoch and its evaluation, when its record is on disk."""
 
     def end(self, verdict: str | None) -> None:
         """After training, with the verdict, or None if it did not come to its end."""
@@ -162,7 +162,9 @@ class Notebook(Silent):
             self._handle.update(shown)
 
     def _html(self) -> str:
-        now = f"<progress max='{self._epochs * self._images}' value='{self._done:.0f}'></progress> {self._now}"
+        now = (
+            f"<progress max='{self._epochs * self._images}' value='{self._done:.0f}'></progress> {self._now}"
+        )
         verdict = f"<pre>{html.escape(self._verdict)}</pre>" if self._verdict else f"<p>{now}</p>"
         return (
             f"<details><summary>network and budgets</summary><pre>{html.escape(self._header)}</pre></details>"
@@ -172,7 +174,15 @@ class Notebook(Silent):
 
 def history_html(history: list[EpochRecord] | tuple[EpochRecord, ...], held_out: str) -> str:
     """The epochs as an HTML table."""
-    names = ("epoch", "train loss", "train accuracy", f"{held_out} loss", f"{held_out} accuracy", "lr", "seconds")
+    names = (
+        "epoch",
+        "train loss",
+        "train accuracy",
+        f"{held_out} loss",
+        f"{held_out} accuracy",
+        "lr",
+        "seconds",
+    )
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{r.epoch}</td><td>{r.train_loss:.4f}</td><td>{r.train_accuracy:.2f} %</td>"

@@ -16,7 +16,7 @@ from torch import nn
 
 from smidgen.anatomy.layers import Anatomy, examine
 from smidgen.data.dataset import Dataset, load_dataset
-from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, place
+from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, laid_out, place
 from smidgen.errors import RunError, SmidgenError
 from smidgen.randomness import MOST_SEED
 from smidgen.runs import directory as names
@@ -191,12 +191,16 @@ def load_run(path: str | Path) -> Run:
     result = directory.read_json(names.RESULT)
     trained = read_weights(directory.path / names.WEIGHTS)
     if result.get("weights_sha256") != weights_sha256(trained.network):
-        raise RunError(f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json")
+        raise RunError(
+            f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json"
+        )
     try:
         history = tuple(
             EpochRecord(**{k: v for k, v in record.items() if k != "test_accuracy"})
             for record in directory.read_epochs()
         )
+        if len(history) != result["epochs"]:
+            raise ValueError(f"{len(history)} of {result['epochs']} epochs are there")
         last = history[-1]
         verdict = judge(
             trained.trial.goal,
@@ -266,6 +270,7 @@ class _Runner:
                 directory.append_epoch(record.to_json())
                 log.epoch(record)
                 history.append(record)
+                self.progress.epoch(record)  # shown only once it is safe on disk
             finished = self._finish(training.judged, tuple(history), setup)
             log.end(finished.summary)
             return finished
@@ -276,7 +281,7 @@ class _Runner:
 
     def _finish(self, network: nn.Module, history: tuple[EpochRecord, ...], setup: float) -> Run:
         dataset, last = self.dataset, history[-1]
-        network = network.cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+        network = laid_out(network.cpu(), torch.contiguous_format).eval().requires_grad_(False)
         trained = TrainedNetwork(
             network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std
         )
@@ -342,9 +347,9 @@ class _Runner:
                 str(self.anatomy),
                 "",
                 f"budgets: {self.anatomy.parameters:,} of at most {goal.parameters:,} parameters, "
-                f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:.2f} % by the last epoch",
-                f"engine {self.placement.engine}, {self.placement.device}, {self.placement.threads} thread(s), "
-                f"{self.placement.precision}; run directory {self.directory.path}",
+                f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:.2f} % by the last",
+                f"engine {self.placement.engine}, {self.placement.device}, {self.placement.precision}, "
+                f"{self.placement.threads} thread(s); run directory {self.directory.path}",
                 "",
             ]
         )

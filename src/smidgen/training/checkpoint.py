@@ -17,7 +17,7 @@ _KEY = "smidgen"
 def to_bytes(training: Training, recipe_digest: str, seed: int) -> bytes:
     """The state after a finished epoch as the bytes of a safetensors file."""
     about = {"epoch": training.epoch, "recipe": recipe_digest, "seed": seed}
-    return safetensors.torch.save(_tensors(training), metadata={_KEY: json.dumps(about)})  # type: ignore[arg-type]
+    return safetensors.torch.save(_tensors(training), metadata={_KEY: json.dumps(about)})
 
 
 def restore(training: Training, content: bytes, recipe_digest: str, seed: int) -> None:

@@ -74,9 +74,6 @@ class Watcher(Protocol):
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         """After a step: images seen in the epoch, and means of loss and accuracy (percent) over them."""
 
-    def epoch(self, record: EpochRecord) -> None:
-        """After an epoch and its evaluation."""
-
 
 @dataclass
 class Training:
@@ -131,7 +128,7 @@ def train(
         dataset: images are drawn from its training examples, each once an epoch.
         seed: 0 to 2**63 - 1.
         placement: engine, device, threads.
-        watcher: told after each step and epoch.
+        watcher: told after each step.
 
     Raises:
         TrainingError: the loss is no longer a finite number; names epoch and step.
@@ -148,7 +145,9 @@ def train(
             overall = (epoch - 1) * steps_per_epoch + step
             rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
             images = augment(
-                to_float(examples.images[picks]), trial.augmentation, Stream(seed, Purpose.AUGMENTATION, epoch, step)
+                to_float(examples.images[picks]),
+                trial.augmentation,
+                Stream(seed, Purpose.AUGMENTATION, epoch, step),
             )
             images = normalize(images, dataset.mean, dataset.std).contiguous(memory_format=layout)
             with _torch_seed(Stream(seed, Purpose.TORCH, epoch, step + 1)):
@@ -165,7 +164,7 @@ def train(
         trained = time.perf_counter()
         judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
         training.epoch = epoch
-        record = EpochRecord(
+        yield EpochRecord(
             epoch=epoch,
             train_loss=loss_sum / seen,
             train_accuracy=100 * correct / seen,
@@ -176,8 +175,6 @@ def train(
             seconds_training=trained - began,
             seconds_evaluation=time.perf_counter() - trained,
         )
-        watcher.epoch(record)
-        yield record
 
 
 def _step(

@@ -36,7 +36,7 @@ def find_trial(name: str | Path) -> Trial:
 
 
 def find_trial_or_network(name: str | Path) -> Trial | nn.Module:
-    """As `find_trial`, but NAME may also be an `nn.Module` class, a function that returns a module, or a module.
+    """As `find_trial`, but NAME may also be an `nn.Module`, its class, or a function that returns one.
 
     Raises:
         TrialError: nothing of that name, or it is neither a trial nor a module.
@@ -131,7 +131,9 @@ def _import(path: Path) -> Any:
 
 def _where(error: BaseException, path: Path) -> str:
     """`NameError: name 'x' is not defined (line 3)`."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()
+    ]
     line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")

@@ -1,0 +1,156 @@
+"""What the tests share: small data sets cut from MNIST, a finished run, the command line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from smidgen.cli import main
+from smidgen.data.dataset import FILES, Dataset, load_dataset
+from smidgen.runs.run import Run, run
+from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
+
+torch.set_num_threads(2)
+
+
+def idx_bytes(values: np.ndarray[Any, Any]) -> bytes:
+    """An IDX file of uint8 values, uncompressed."""
+    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
+def write_folder(
+    folder: Path, dataset: Dataset, train: int, test: int, *, zipped: bool = False, step: int = 1
+) -> Path:
+    """A data folder of the first images of a data set; every `step`-th pixel in each direction."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"train": (dataset.train, train), "test": (dataset.held_out, test)}
+    for name, file in FILES.items():
+        part, _, kind = name.partition("_")
+        examples, count = parts[part]
+        values = examples.images[:count, 0, ::step, ::step] if kind == "images" else examples.labels[:count]
+        content = idx_bytes(values.numpy())
+        if zipped:
+            (folder / f"{file}.gz").write_bytes(gzip.compress(content, 1))
+        else:
+            (folder / file).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    return load_dataset()
+
+
+@pytest.fixture(scope="session")
+def small_folder(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 training and 200 test images of MNIST, full size."""
+    return write_folder(tmp_path_factory.mktemp("data") / "small", mnist, 600, 200)
+
+
+@pytest.fixture(scope="session")
+def small_trial(small_folder: Path) -> Trial:
+    """Two epochs of a network of 678 parameters on 600 images: under a second."""
+    return Trial(
+        name="small",
+        goal=Goal(accuracy=10, parameters=1000, epochs=3),
+        data=Data(source=str(small_folder), validation=100),
+        network=Network(blocks=(Conv(4, stride=2), Conv(6, stride=2), Conv(6), AvgPool(), Linear())),
+        optimizer=SGD(lr=0.05, nesterov=True, weight_decay=1e-4),
+        batch_size=50,
+        epochs=2,
+        averaging=0.9,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(small_trial, seed=3, out=tmp_path_factory.mktemp("runs") / "small", threads=1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, which must be exactly one JSON value."""
+        return json.loads(self.out)
+
+    def is_mistake(self, *words: str) -> bool:
+        """Whether it ended as a user's mistake does: status 2, nothing printed, one line that has these words."""
+        assert self.status == 2, self
+        assert self.out == ""
+        assert self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err
+        for word in words:
+            assert word in self.err, (word, self.err)
+        return True
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def smidgen(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line, in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as stop:  # --help and --version
+            status = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return call
+
+
+def start_smidgen(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "smidgen", *map(str, arguments)],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        **options,
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--overwrite", action="store_true", help="write the golden files anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Hold a printed text against its file in tests/golden, or write the file with --overwrite."""
+
+    def check(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--overwrite"):
+            path.write_text(text)
+        assert text == path.read_text()
+
+    return check

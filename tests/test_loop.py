@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from smidgen.data.dataset import Dataset
+from smidgen.engines.prepare import place
+from smidgen.errors import RunError, SmidgenError, TrainingError
+from smidgen.randomness import Purpose, Stream
+from smidgen.runs.progress import Silent
+from smidgen.runs.run import load_trial_data
+from smidgen.runs.weights import weights_sha256
+from smidgen.training import checkpoint, loop
+from smidgen.training.evaluation import to_float
+from smidgen.training.loop import EpochRecord, Training, new_network, start, train
+from smidgen.trial import SGD, Adam, AdamW, Augmentation, Cosine, OneCycle, Step, Trial
+
+PLACE = place(threads=1)
+
+
+@pytest.fixture(scope="module")
+def data(small_trial: Trial) -> Dataset:
+    return load_trial_data(small_trial)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Watch(Silent):
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        self.steps.append((epoch, images))
+
+
+def trained(trial: Trial, data: Dataset, seed: int = 0) -> tuple[Training, list[EpochRecord]]:
+    training = start(trial, new_network(trial, data, seed), PLACE)
+    return training, list(train(training, trial, data, seed, PLACE, Silent()))
+
+
+def everything(trial: Trial) -> Trial:
+    """The trial with every kind of randomness on."""
+    return replace(
+        trial,
+        dropout=0.1,
+        label_smoothing=0.1,
+        augmentation=Augmentation(rotation=10, translation=0.1, scale=0.1, shear=0.1, elastic=0.5),
+    )
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(small_trial: Trial, data: Dataset) -> None:
+    trial = everything(small_trial)
+    torch.manual_seed(1)
+    one, history = trained(trial, data)
+    torch.manual_seed(2)
+    again, same_history = trained(trial, data)
+    other, _ = trained(trial, data, seed=1)
+    assert weights_sha256(one.judged) == weights_sha256(again.judged) != weights_sha256(other.judged)
+    figures = [(r.train_loss, r.train_accuracy, r.test_loss, r.test_correct) for r in history]
+    assert figures == [(r.train_loss, r.train_accuracy, r.test_loss, r.test_correct) for r in same_history]
+
+
+def test_each_image_is_drawn_once_an_epoch(
+    small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        drawn.append(images.clone())
+        return to_float(images)
+
+    monkeypatch.setattr(loop, "to_float", watched)
+    trial = replace(small_trial, batch_size=64)
+    training = start(trial, new_network(trial, data, 0), PLACE)
+    watch = Watch()
+    epochs = train(training, trial, data, 0, PLACE, watch)
+    expected = sorted(map(bytes, data.train.images.numpy()))
+    orders = []
+    for _ in range(2):
+        drawn.clear()
+        next(epochs)
+        assert [len(images) for images in drawn] == [64] * 9 + [24]
+        images = [bytes(image) for batch in drawn for image in batch.numpy()]
+        assert sorted(images) == expected
+        orders.append(images)
+    assert orders[0] != orders[1]
+    assert watch.steps[9] == (1, 600)
+
+
+def test_a_step_is_what_plain_pytorch_does(small_trial: Trial, data: Dataset) -> None:
+    """Two epochs without any randomness but the order, against a loop written down here from scratch."""
+    trial = replace(small_trial, averaging=0.0, schedule=Step(every=1, factor=0.5), label_smoothing=0.05)
+    training, history = trained(trial, data)
+    network = new_network(trial, data, 0)
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    plain = [p for p in network.parameters() if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 1e-4}, {"params": plain}]
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    losses = []
+    for epoch in (1, 2):
+        total = 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * 0.5 ** (epoch - 1)
+        order = Stream(0, Purpose.ORDER, epoch).permutation(600)
+        for first in range(0, 600, 50):
+            picks = torch.from_numpy(order[first : first + 50])
+            x = (data.train.images[picks].float() / 255 - data.mean) / data.std
+            loss = nn.functional.cross_entropy(network(x), data.train.labels[picks], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * 50
+        losses.append(total / 600)
+    assert [r.train_loss for r in history] == pytest.approx(losses, rel=1e-3)
+    for (name, a), b in zip(
+        training.network.state_dict().items(), network.state_dict().values(), strict=True
+    ):
+        assert torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3), name
+
+
+def test_it_learns(small_trial: Trial, data: Dataset) -> None:
+    _, history = trained(replace(small_trial, epochs=12), data)
+    assert history[-1].train_loss < 0.6 * history[0].train_loss
+    assert history[-1].test_accuracy > 60
+    assert [r.epoch for r in history] == list(range(1, 13))
+
+
+def test_the_learning_rate_follows_the_schedule(small_trial: Trial, data: Dataset) -> None:
+    _, history = trained(replace(small_trial, schedule=Step(1, 0.1), optimizer=SGD(lr=0.5)), data)
+    assert [r.learning_rate for r in history] == pytest.approx([0.5, 0.05])
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step(small_trial: Trial, data: Dataset) -> None:
+    with pytest.raises(TrainingError, match=r"epoch 1, step \d+ of 12.*lower optimizer.lr"):
+        trained(replace(small_trial, optimizer=SGD(lr=1000, momentum=0.99)), data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"optimizer": Adam(lr=0.01, weight_decay=0.01), "schedule": OneCycle()},
+        {"optimizer": AdamW(lr=0.01), "schedule": Cosine(warmup=0.1), "averaging": 0.0},
+        {"optimizer": SGD(lr=0.05, momentum=0.0), "schedule": Step(1)},
+    ],
+)
+def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
+    small_trial: Trial, data: Dataset, change: dict[str, object]
+) -> None:
+    trial = replace(everything(small_trial), epochs=3, **change)  # type: ignore[arg-type]
+    whole, history = trained(trial, data, seed=5)
+    first = start(trial, new_network(trial, data, 5), PLACE)
+    next(train(first, trial, data, 5, PLACE, Silent()))
+    saved = checkpoint.to_bytes(first, trial.recipe_digest, 5)
+    second = start(trial, new_network(trial, data, 5), PLACE)
+    checkpoint.restore(second, saved, trial.recipe_digest, 5)
+    rest = list(train(second, trial, data, 5, PLACE, Silent()))
+    assert [r.epoch for r in rest] == [2, 3]
+    assert weights_sha256(second.judged) == weights_sha256(whole.judged)
+    assert rest[-1].train_loss == history[-1].train_loss
+
+
+def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dataset) -> None:
+    training, _ = trained(replace(small_trial, epochs=1), data)
+    saved = checkpoint.to_bytes(training, "a", 1)
+    fresh = start(small_trial, new_network(small_trial, data, 0), PLACE)
+    with pytest.raises(RunError, match="another trial or seed"):
+        checkpoint.restore(fresh, saved, "b", 1)
+    for broken in (b"", saved[:100], saved[:-10], b"x" * 100):
+        with pytest.raises(RunError, match="damaged"):
+            checkpoint.restore(fresh, broken, "a", 1)
+    other = start(replace(small_trial, averaging=0.0), new_network(small_trial, data, 0), PLACE)
+    with pytest.raises(RunError, match="does not fit"):
+        checkpoint.restore(other, saved, "a", 1)
+
+
+def test_the_callers_generator_is_left_alone_when_a_network_is_made(
+    small_trial: Trial, data: Dataset
+) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    new_network(small_trial, data, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_cannot_be_placed_is_one_line() -> None:
+    for options, words in (
+        ({"engine": "native"}, "native engine"),
+        ({"precision": "bf16"}, "needs the native engine"),
+        ({"threads": 0}, "1 to 256"),
+    ):
+        with pytest.raises(SmidgenError, match=words):
+            place(**options)
+    if not torch.cuda.is_available():
+        with pytest.raises(SmidgenError, match="no CUDA device"):
+            place(device="cuda")
+    assert place().engine == "eager"
+    assert place(threads=3).threads == 3

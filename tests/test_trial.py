@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smidgen.errors import SettingError, SmidgenError, TrialError
+from smidgen.settings import with_settings
+from smidgen.trial import SGD, AdamW, Cosine, Linear, Network, Step, Trial
+from smidgen.trials.builtin import BUILTIN
+from smidgen.trials.find import find_trial, find_trial_or_network
+from smidgen.trials.listing import changes, listing
+from smidgen.trials.mnist import augmented, skeleton, strict
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_builtin_trials_survive_json(name: str) -> None:
+    trial = find_trial(name)
+    assert trial.name == name
+    again = Trial.from_json(json.loads(json.dumps(trial.to_json())))
+    assert again == trial
+    assert again.recipe_digest == trial.recipe_digest
+
+
+def test_the_digest_is_of_the_recipe_not_of_its_name() -> None:
+    trial = strict()
+    assert replace(trial, name="other", note="").recipe_digest == trial.recipe_digest
+    assert replace(trial, batch_size=65).recipe_digest != trial.recipe_digest
+    assert len({make.make().recipe_digest for make in BUILTIN.values()}) == len(BUILTIN)
+
+
+def test_the_seeds_settings() -> None:
+    """The table of the original notebooks' settings."""
+    one, two, three = (find_trial(name) for name in list(BUILTIN)[:3])
+    assert (one.batch_size, two.batch_size, three.batch_size) == (512, 128, 128)
+    assert one.optimizer == SGD(lr=0.01, momentum=0.9)
+    assert two.optimizer == three.optimizer == SGD(lr=0.1, momentum=0.9)
+    assert two.schedule == Step(every=4, factor=0.1)
+    assert three.schedule == Step(every=8, factor=0.1)
+    assert (one.dropout, two.dropout, three.dropout) == (0, 0.05, 0.05)
+    assert one.epochs == two.epochs == three.epochs == 15
+    assert not one.augmentation.affine
+    assert not two.augmentation.affine
+    a = three.augmentation
+    assert (a.rotation, a.translation, a.scale, a.shear, a.interpolation) == (20, 0.1, 0.1, 0, "nearest")
+    assert one.network == two.network == three.network
+
+
+def test_the_flagship_is_strict() -> None:
+    trial = strict()
+    assert trial.goal.parameters == 7_999
+    assert trial.goal.epochs == 14
+    assert trial.goal.accuracy == 99.4
+    assert trial.epochs <= 14
+    assert trial.data.evaluate == "test"
+
+
+def test_changes_show_what_a_trial_changed() -> None:
+    entries = {entry["name"]: entry for entry in listing()}
+    assert entries["mnist-3-augmented"]["changes"] == [
+        "augmentation.rotation: 0 -> 20",
+        "augmentation.translation: 0 -> 0.1",
+        "augmentation.scale: 0 -> 0.1",
+        "augmentation.interpolation: bilinear -> nearest",
+        "schedule.every: 4 -> 8",
+    ]
+    assert changes(skeleton(), skeleton()) == []
+    assert entries["mnist-1-skeleton"]["parameters"] == 8_000
+
+
+def test_every_builtin_trial_tells_target_result_and_analysis() -> None:
+    for builtin in BUILTIN.values():
+        for word in ("Target:", "Result", "Analysis:"):
+            assert word in builtin.story, (builtin, word)
+
+
+def test_budgets_are_checked_at_their_edges() -> None:
+    trial = strict()
+    trial.check_budgets(7_999)
+    with pytest.raises(TrialError, match=r"8,000 parameters, at most 7,999"):
+        trial.check_budgets(8_000)
+    with pytest.raises(TrialError, match="15 epochs, at most 14"):
+        replace(trial, epochs=15).check_budgets(7_999)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "../x"}, "Trial.name"),
+        ({"name": ""}, "Trial.name"),
+        ({"note": "a\nb"}, "Trial.note"),
+        ({"epochs": 0}, "Trial.epochs is 0"),
+        ({"dropout": 1.0}, "Trial.dropout"),
+        ({"batch_size": 1}, "Trial.batch_size"),
+        ({"averaging": 1}, "Trial.averaging"),
+        ({"label_smoothing": -0.1}, "Trial.label_smoothing"),
+    ],
+)
+def test_a_trial_is_checked_when_made(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        replace(strict(), **change)
+    assert words in str(caught.value)
+
+
+def test_parts_are_checked_when_made() -> None:
+    with pytest.raises(SettingError, match="at least one block"):
+        Network(blocks=())
+    with pytest.raises(SettingError, match="false where momentum is 0"):
+        SGD(lr=1, momentum=0, nesterov=True)
+    with pytest.raises(SettingError, match=r"Cosine.warmup"):
+        Cosine(warmup=1)
+
+
+def test_settings_from_the_command_line_are_typed() -> None:
+    trial = with_settings(
+        strict(), ["optimizer=adamw", "optimizer.lr=0.003", "network.blocks.8.bias=false", "goal.accuracy=99"]
+    )
+    assert trial.optimizer == AdamW(lr=0.003, weight_decay=1e-4)
+    assert trial.network.blocks[8] == Linear(bias=False)
+    assert trial.goal.accuracy == 99
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "mine.py").write_text(text)
+    return f"{folder / 'mine.py'}:trial"
+
+
+def test_a_trial_from_a_python_file(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("EPOCHS = 2\n")
+    name = write(
+        tmp_path,
+        "from dataclasses import replace\nfrom helper import EPOCHS\nfrom smidgen import find_trial\n"
+        "def trial():\n    return replace(find_trial('mnist-4-strict'), name='mine', epochs=EPOCHS)\n",
+    )
+    assert find_trial(name) == replace(strict(), name="mine", epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\ny = nonsense\n", ("fails to import", "NameError", "nonsense", "line 2")),
+        ("def trial(:\n", ("fails to import", "SyntaxError", "line 1")),
+        ("def trial():\n    return 3\n", ("is a int", "must be a Trial")),
+        ("trial = 'x'\n", ("is a str",)),
+        ("def trial():\n    return 1 / 0\n", ("failed", "ZeroDivisionError", "line 2")),
+        ("def trial(size):\n    return size\n", ("failed", "TypeError")),
+        ("def trail():\n    return 3\n", ("defines no 'trial'", "did you mean 'trail'?")),
+        ("raise SystemExit(0)\n", ("fails to import", "SystemExit")),
+        ("from smidgen import SGD\ntrial = SGD(lr=-1)\n", ("SGD.lr is -1",)),
+        ("import torch\ntrial = torch.nn.ReLU()\n", ("is a ReLU", "Trial is needed")),
+    ],
+)
+def test_a_wrong_python_file_is_one_line(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(SmidgenError) as caught:
+        find_trial(write(tmp_path, text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_module_from_a_python_file(tmp_path: Path) -> None:
+    from torch import nn
+
+    name = write(
+        tmp_path,
+        "from torch import nn\nclass trial(nn.Linear):\n    def __init__(self):\n        super().__init__(3, 4)\n",
+    )
+    assert isinstance(find_trial_or_network(name), nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mnist-3-augmentd", ("did you mean 'mnist-3-augmented'?",)),
+        ("nothing.py:trial", ("nothing.py does not exist",)),
+        ("nothing.py", ("nothing.py:NAME",)),
+        ("nothing.json", ("nothing.json", "cannot be read")),
+        (".", ("trial.json",)),
+    ],
+)
+def test_an_unknown_trial_is_one_line(
+    name: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrialError) as caught:
+        find_trial(name)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"name": 1}', b"1" * 6000, b" " * 2_000_000],
+)
+def test_a_damaged_trial_json_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "trial.json").write_bytes(content)
+    with pytest.raises(TrialError, match=r"trial\.json"):
+        find_trial(tmp_path)
+
+
+def test_a_trial_json_is_never_executed(tmp_path: Path) -> None:
+    data = augmented().to_json() | {"note": "__import__('os').system('touch executed')"}
+    (tmp_path / "trial.json").write_text(json.dumps(data))
+    assert find_trial(tmp_path / "trial.json").note.startswith("__import__")
+    assert not Path("executed").exists()
+
+
+def test_no_source_file_executes_or_unpickles() -> None:
+    for path in Path(__file__).parents[1].glob("src/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in (
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "torch.save",
+                    "pickle.load",
+                    "pickle.loads",
+                ), path
