@@ -20,7 +20,8 @@ import torch
 
 from smidgen.cli import main
 from smidgen.data.dataset import FILES, Dataset, load_dataset
-from smidgen.runs.run import Run, run
+from smidgen.runs.record import Run
+from smidgen.runs.run import run
 from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
 
 torch.set_num_threads(2)

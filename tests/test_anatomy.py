@@ -10,9 +10,9 @@ import torchinfo
 from torch import nn
 
 from conftest import Command
-from smidgen.anatomy.inspect import inspect
 from smidgen.anatomy.layers import examine
 from smidgen.errors import SmidgenError, TrialError
+from smidgen.inspection import inspect
 from smidgen.nets.build import build_network
 from smidgen.trials.builtin import BUILTIN
 

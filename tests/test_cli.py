@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Command, start_smidgen
-from smidgen.runs.run import Run
+from smidgen.runs.record import Run
 from smidgen.trial import Trial
 from smidgen.version import VERSION
 

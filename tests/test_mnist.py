@@ -11,7 +11,8 @@ from PIL import Image
 from smidgen.data.dataset import Dataset
 from smidgen.runs.predict import predict
 from smidgen.runs.progress import Silent
-from smidgen.runs.run import Run, run
+from smidgen.runs.record import Run
+from smidgen.runs.run import run
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from smidgen.data.dataset import Dataset
 from smidgen.errors import ImageError
 from smidgen.images import read_image
 from smidgen.runs.predict import predict
-from smidgen.runs.run import Run
+from smidgen.runs.record import Run
 from smidgen.training.evaluation import scores
 
 

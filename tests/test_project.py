@@ -25,11 +25,12 @@ LAYERS = [
     ["data"],
     ["nets"],
     ["engines", "images"],
-    ["training", "verdict"],
+    ["training", "verdict", "anatomy"],
     ["trials"],
-    ["anatomy"],
-    ["runs", "bench"],
-    ["cli", "__init__", "__main__"],
+    ["inspection", "runs", "bench"],
+    ["__init__"],
+    ["cli"],
+    ["__main__"],
 ]
 """From the ground up: a module imports only from its own folder and from rows above."""
 

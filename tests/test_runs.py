@@ -16,7 +16,8 @@ from smidgen.errors import DataError, RunError, SmidgenError, TrialError
 from smidgen.runs import weights as weights_module
 from smidgen.runs.directory import RunDirectory
 from smidgen.runs.progress import Silent
-from smidgen.runs.run import Run, RunInterruptedError, load_run, load_trial_data, run
+from smidgen.runs.record import Run, load_run
+from smidgen.runs.run import RunInterruptedError, load_trial_data, run
 from smidgen.runs.weights import read_weights, weights_sha256
 from smidgen.training.evaluation import evaluate
 from smidgen.training.loop import EpochRecord

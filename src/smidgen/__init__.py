@@ -15,8 +15,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from smidgen.anatomy.inspect import Inspection as Inspection
-    from smidgen.anatomy.inspect import inspect as inspect
     from smidgen.anatomy.layers import Anatomy as Anatomy
     from smidgen.anatomy.layers import Layer as Layer
     from smidgen.bench import benchmark as benchmark
@@ -33,12 +31,14 @@ if TYPE_CHECKING:
     from smidgen.errors import TrainingError as TrainingError
     from smidgen.errors import TrialError as TrialError
     from smidgen.images import read_image as read_image
+    from smidgen.inspection import Inspection as Inspection
+    from smidgen.inspection import inspect as inspect
     from smidgen.nets.build import build_network as build_network
     from smidgen.runs.predict import Prediction as Prediction
     from smidgen.runs.predict import predict as predict
-    from smidgen.runs.run import Run as Run
+    from smidgen.runs.record import Run as Run
+    from smidgen.runs.record import load_run as load_run
     from smidgen.runs.run import RunInterruptedError as RunInterruptedError
-    from smidgen.runs.run import load_run as load_run
     from smidgen.runs.run import run as run
     from smidgen.settings import differences as differences
     from smidgen.settings import with_settings as with_settings
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from smidgen.verdict import Verdict as Verdict
 
 _HOMES = {
-    "anatomy.inspect": ("Inspection", "inspect"),
+    "inspection": ("Inspection", "inspect"),
     "anatomy.layers": ("Anatomy", "Layer"),
     "bench": ("benchmark",),
     "data.augment": ("augment",),
@@ -82,7 +82,8 @@ _HOMES = {
     "images": ("read_image",),
     "nets.build": ("build_network",),
     "runs.predict": ("Prediction", "predict"),
-    "runs.run": ("Run", "RunInterruptedError", "load_run", "run"),
+    "runs.record": ("Run", "load_run"),
+    "runs.run": ("RunInterruptedError", "run"),
     "settings": ("differences", "with_settings"),
     "training.loop": ("EpochRecord",),
     "trial": (

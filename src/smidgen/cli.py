@@ -189,7 +189,7 @@ def _trials(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from smidgen.anatomy.inspect import inspect
+    from smidgen.inspection import inspect
 
     inspection = inspect(options.trial, input_shape=options.input)
     if options.json:

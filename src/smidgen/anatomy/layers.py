@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.errors import TrialError
-from smidgen.nets.build import count_parameters
+from smidgen.nets.build import build_network, count_parameters
 from smidgen.tables import TableFormat, render
+from smidgen.trial import Trial
 
 _FLOAT_BYTES = 4
 _MIB = 2**20
@@ -152,6 +153,24 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
     return Anatomy(
         tuple(layers), count_parameters(network), sum(layer.macs for layer in layers), tuple(input_shape)
     )
+
+
+def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Anatomy:
+    """The anatomy of a trial's network, without taking memory for its weights.
+
+    Args:
+        trial: whose network it is.
+        input_shape: channels, height, width.
+        classes: number of scores.
+
+    Raises:
+        TrialError: the network does not fit the shape or the classes.
+    """
+    with torch.device("meta"):
+        network = build_network(
+            trial.network, input_shape=input_shape, classes=classes, dropout=trial.dropout
+        )
+    return examine(network, input_shape)
 
 
 def _macs(module: nn.Module, input: Any, output: Any) -> int:

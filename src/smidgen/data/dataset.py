@@ -35,6 +35,10 @@ MNIST_SHA256 = {
 """SHA-256 of MNIST's unpacked files, as published."""
 
 
+MNIST_SHAPE = (1, 28, 28)
+MNIST_CLASSES = 10
+
+
 @dataclass(frozen=True)
 class Examples:
     """Images with their labels.

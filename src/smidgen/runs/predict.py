@@ -11,7 +11,7 @@ import torch
 
 from smidgen.errors import RunError
 from smidgen.images import read_image
-from smidgen.runs.run import Run, load_run
+from smidgen.runs.record import Run, load_run
 from smidgen.training.evaluation import scores
 
 

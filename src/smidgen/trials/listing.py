@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smidgen.anatomy.inspect import inspect
+from smidgen.anatomy.layers import examine_trial
+from smidgen.data.dataset import MNIST_CLASSES, MNIST_SHAPE
 from smidgen.settings import Json, differences
 from smidgen.tables import render
 from smidgen.trial import Network, Trial
@@ -25,7 +26,7 @@ def listing() -> list[dict[str, Any]]:
     entries = []
     for name, builtin in BUILTIN.items():
         trial = builtin.make()
-        anatomy = inspect(trial).anatomy
+        anatomy = examine_trial(trial, MNIST_SHAPE, MNIST_CLASSES)
         result = measured.get(name)
         if result is not None and result["recipe_sha256"] != trial.recipe_digest:
             result = None

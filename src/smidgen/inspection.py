@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from smidgen.anatomy.layers import Anatomy, examine
-from smidgen.data.dataset import BUNDLED, load_dataset
+from smidgen.anatomy.layers import Anatomy, examine, examine_trial
+from smidgen.data.dataset import BUNDLED, MNIST_CLASSES, MNIST_SHAPE, load_dataset
 from smidgen.errors import TrialError
-from smidgen.nets.build import build_network
 from smidgen.tables import TableFormat
 from smidgen.trial import Trial
 from smidgen.trials.find import find_trial_or_network
-
-MNIST_SHAPE = (1, 28, 28)
-MNIST_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,4 @@ def inspect(what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] 
     shape = tuple(input_shape or MNIST_SHAPE)
     if len(shape) != 3:
         raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
-    # Without memory for weights: only shapes are wanted.
-    with torch.device("meta"):
-        network = build_network(found.network, input_shape=shape, classes=classes, dropout=found.dropout)
-    return Inspection(found.name, examine(network, shape), found)
+    return Inspection(found.name, examine_trial(found, shape, classes), found)

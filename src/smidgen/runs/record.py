@@ -1,0 +1,123 @@
+"""A finished run: what it holds, how it shows itself, and reading it back from its directory."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smidgen.errors import RunError
+from smidgen.runs import directory as names
+from smidgen.runs.directory import RunDirectory
+from smidgen.runs.progress import history_html
+from smidgen.runs.weights import TrainedNetwork, read_weights, weights_sha256
+from smidgen.training.loop import EpochRecord
+from smidgen.trial import Trial
+from smidgen.verdict import Verdict, judge, percent
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        trial: the recipe with its goal.
+        seed: the run's.
+        directory: where its files are.
+        history: one record an epoch.
+        verdict: the goal's parts, each met or missed.
+        result: what `result.json` holds; the keys of `smidgen run --json`.
+        trained: the network that was judged, with what it needs to be used.
+    """
+
+    trial: Trial
+    seed: int
+    directory: Path
+    history: tuple[EpochRecord, ...]
+    verdict: Verdict
+    result: dict[str, Any]
+    trained: TrainedNetwork
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that was judged, in evaluation mode, on the CPU."""
+        return self.trained.network
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the held-out images, by the last epoch: the headline figure."""
+        return self.history[-1].test_accuracy
+
+    @property
+    def goal_met(self) -> bool | None:
+        """Whether every part of the goal was met; None where the test images were not looked at."""
+        return self.verdict.goal_met
+
+    @property
+    def summary(self) -> str:
+        """The verdict and the best epoch beside it, as text."""
+        best = max(self.history, key=lambda r: r.test_correct)
+        split = self.result["held_out"]
+        last = self.history[-1]
+        lines = [
+            str(self.verdict),
+            f"best epoch {percent(best.test_correct, best.test_total)} % (epoch {best.epoch}, chosen on the "
+            f"{split} images, so not the headline)",
+        ]
+        if not self.verdict.judged:
+            lines.insert(0, f"{split} accuracy, last epoch: {percent(last.test_correct, last.test_total)} %")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        last, goal = self.history[-1], {True: "met", False: "missed", None: "open"}[self.goal_met]
+        return (
+            f"Run({self.trial.name!r}, seed {self.seed}: {self.result['held_out']} accuracy "
+            f"{percent(last.test_correct, last.test_total)} % by the last of {len(self.history)} epochs, "
+            f"{self.result['parameters']:,} parameters, goal {goal}, in {str(self.directory)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p>{html.escape(repr(self))}</p>{history_html(self.history, self.result['held_out'])}"
+            f"<pre>{html.escape(self.summary)}</pre>"
+        )
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a finished run back from its directory. Nothing in it is executed.
+
+    Raises:
+        RunError: it is not a run directory, unfinished, or a file in it is damaged.
+    """
+    directory = RunDirectory(Path(path))
+    if not directory.path.is_dir():
+        raise RunError(f"{path} is not a run directory; `smidgen run` makes one")
+    result = directory.read_json(names.RESULT)
+    trained = read_weights(directory.path / names.WEIGHTS)
+    if result.get("weights_sha256") != weights_sha256(trained.network):
+        raise RunError(
+            f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json"
+        )
+    try:
+        history = tuple(
+            EpochRecord(**{k: v for k, v in record.items() if k != "test_accuracy"})
+            for record in directory.read_epochs()
+        )
+        if len(history) != result["epochs"]:
+            raise ValueError(f"{len(history)} of {result['epochs']} epochs are there")
+        last = history[-1]
+        verdict = judge(
+            trained.trial.goal,
+            parameters=int(result["parameters"]),
+            epochs=len(history),
+            correct=last.test_correct,
+            total=last.test_total,
+            on_test=result["held_out"] == "test",
+        )
+        seed = int(result["seed"])
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    return Run(trained.trial, seed, directory.path, history, verdict, result, trained)
