@@ -132,7 +132,8 @@ def test_the_command_agrees_with_the_library(smidgen: Command) -> None:
     assert len(done.json["layers"]) == 25
     assert done.json["layers"][1] == {
         "name": "relu1", "type": "ReLU", "input_shape": [8, 26, 26], "output_shape": [8, 26, 26],
-        "parameters": 0, "macs": 0,
+        "parameters": 0, "macs": 0, "activation_bytes": 4 * 8 * 26 * 26, "kernel": None, "stride": None,
+        "padding": None, "dilation": None, "receptive_field": 3, "jump": 1, "start": 0,
     }  # fmt: skip
 
 

@@ -1,14 +1,16 @@
-"""What a network is made of: one walk over it gives every layer's shapes, parameters and MACs."""
+"""What a network is made of: one walk over it gives every layer's shapes, costs and receptive field."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smidgen.anatomy.receptive import Field, FieldTracer, trace
 from smidgen.errors import TrialError
 from smidgen.nets.build import build_network, count_parameters
 from smidgen.tables import TableFormat, render
@@ -30,6 +32,11 @@ class Layer:
         parameters: trainable scalars of its own, 0 where an earlier layer has counted them.
         macs: multiply-accumulates for one image; convolutions and linear layers only, biases and
             elementwise work not counted.
+        kernel: height and width, where the layer has one; likewise stride, padding and dilation.
+        receptive_field: height and width of the input region that one output unit sees, the edges
+            of the image not counted; None where it is unknown.
+        jump: input pixels between neighbouring output units, along height and width.
+        start: the first input row and column that the first output unit sees; negative in padding.
     """
 
     name: str
@@ -38,6 +45,26 @@ class Layer:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    receptive_field: tuple[int, int] | None = None
+    jump: tuple[float, float] | None = None
+    start: tuple[int, int] | None = None
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of its float32 output for one image."""
+        return torch.Size(self.output_shape).numel() * _FLOAT_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """The layer as JSON data; what is the same along both axes is one number."""
+        return {name: _one(value) for name, value in asdict(self).items()} | {
+            "input_shape": list(self.input_shape),
+            "output_shape": list(self.output_shape),
+            "activation_bytes": self.activation_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -59,8 +86,7 @@ class Anatomy:
     @property
     def activation_bytes(self) -> int:
         """Bytes of all layers' float32 outputs for one image, and as much again for their gradients."""
-        values = sum(torch.Size(layer.output_shape).numel() for layer in self.layers)
-        return 2 * values * _FLOAT_BYTES
+        return 2 * sum(layer.activation_bytes for layer in self.layers)
 
     @property
     def parameter_bytes(self) -> int:
@@ -75,14 +101,36 @@ class Anatomy:
             "input_shape": list(self.input_shape),
             "activation_bytes": self.activation_bytes,
             "parameter_bytes": self.parameter_bytes,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
         }
 
     def table(self, format: TableFormat = "table") -> str:
         """The layer table as text."""
-        columns = ["layer", "type", "input", "output", "parameters", "MACs"]
+        columns = [
+            "layer",
+            "type",
+            "kernel",
+            "input",
+            "output",
+            "parameters",
+            "MACs",
+            "receptive field",
+            "jump",
+            "start",
+        ]
         rows: list[list[object]] = [
-            [x.name, x.type, _times(x.input_shape), _times(x.output_shape), x.parameters, x.macs]
+            [
+                x.name,
+                x.type,
+                _side_by_side(x.kernel),
+                _times(x.input_shape),
+                _times(x.output_shape),
+                x.parameters,
+                x.macs,
+                _side_by_side(x.receptive_field, unknown="?"),
+                _one_text(x.jump),
+                _one_text(x.start),
+            ]
             for x in self.layers
         ]
         return render(columns, rows, format, left=2)
@@ -125,6 +173,8 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
                 output_shape=_shape(output),
                 parameters=sum(p.numel() for p in own),
                 macs=_macs(module, inputs[0] if inputs else None, output),
+                **_window(module),
+                **_sight(tracer.field(output)),
             )
         )
 
@@ -138,10 +188,11 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
             )
     was_training = [(module, module.training) for module in network.modules()]
     reference = next(network.parameters(), torch.zeros(0))
+    image = torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype)
+    tracer = FieldTracer(image)
     try:
         network.eval()
-        with torch.inference_mode():
-            network(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
+        trace(tracer, network, image)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = "x".join(map(str, input_shape))
         raise TrialError(f"the network does not take an input of {shape}: {error}") from None
@@ -182,6 +233,54 @@ def _macs(module: nn.Module, input: Any, output: Any) -> int:
     if isinstance(module, nn.Linear):
         return output.numel() // output.shape[0] * module.in_features
     return 0
+
+
+def _window(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Kernel, stride, padding and dilation of a convolution or pooling, as far as it has them."""
+    found = {}
+    for name, attribute in (
+        ("kernel", "kernel_size"), ("stride", "stride"), ("padding", "padding"), ("dilation", "dilation"),
+    ):  # fmt: skip
+        value = getattr(module, attribute, None)
+        if isinstance(value, int):
+            found[name] = (value, value)
+        elif isinstance(value, tuple) and len(value) == 2:
+            found[name] = value
+    return found
+
+
+def _sight(field: Field | None) -> dict[str, Any]:
+    """Receptive field, jump and start, as far as they are known."""
+    if field is None:
+        return {}
+    height, width = field.axes
+    return {
+        "receptive_field": (height.size, width.size),
+        "jump": (_plain(height.jump), _plain(width.jump)),
+        "start": (height.start, width.start),
+    }
+
+
+def _plain(jump: Fraction) -> float:
+    return jump.numerator if jump.denominator == 1 else float(jump)
+
+
+def _one(value: Any) -> Any:
+    """A pair of equal numbers as one number."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return value[0] if value[0] == value[1] else list(value)
+    return value
+
+
+def _one_text(pair: tuple[float, float] | None) -> str:
+    if pair is None:
+        return ""
+    numbers = pair[:1] if pair[0] == pair[1] else pair
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+def _side_by_side(pair: tuple[int, int] | None, unknown: str = "") -> str:
+    return f"{pair[0]}x{pair[1]}" if pair else unknown
 
 
 def _shape(value: Any) -> tuple[int, ...]:
