@@ -32,15 +32,11 @@ ORIGINAL = {"mnist-1-skeleton": 99.27, "mnist-2-regularized": 99.38, "mnist-3-au
 
 def main() -> None:
     """Make what is missing, then print the tables and write the measured figures beside the trials."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/results"))
     parser.add_argument("--table", action="store_true", help="make no runs")
     options = parser.parse_args()
-    jobs = [
-        (name, seed, options.root / f"{name}-seed{seed}") for name, seeds in SEEDS.items() for seed in seeds
-    ]
+    jobs = [(name, seed, options.root / f"{name}-seed{seed}") for name, seeds in SEEDS.items() for seed in seeds]
     if not options.table:
         missing = [job for job in jobs if not (job[2] / "result.json").exists()]
         with ThreadPoolExecutor(2) as pool:
@@ -58,9 +54,7 @@ def main() -> None:
 def _make(job: tuple[str, int, Path]) -> None:
     name, seed, directory = job
     command = [sys.executable, "-m", "smidgen", "run", name, "--seed", str(seed), "--threads", "1"]
-    done = subprocess.run(
-        [*command, "--out", str(directory), "--json"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--out", str(directory), "--json"], capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
     print(f"{name} seed {seed}: exit {done.returncode}: {last}", file=sys.stderr, flush=True)
     if done.returncode not in (0, 1):

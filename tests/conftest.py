@@ -33,9 +33,7 @@ def idx_bytes(values: np.ndarray[Any, Any]) -> bytes:
     return header + values.astype(np.uint8).tobytes()
 
 
-def write_folder(
-    folder: Path, dataset: Dataset, train: int, test: int, *, zipped: bool = False, step: int = 1
-) -> Path:
+def write_folder(folder: Path, dataset: Dataset, train: int, test: int, *, zipped: bool = False, step: int = 1) -> Path:
     """A data folder of the first images of a data set; every `step`-th pixel in each direction."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"train": (dataset.train, train), "test": (dataset.held_out, test)}

@@ -38,9 +38,7 @@ def test_the_seeds_table_layer_by_layer(name: str) -> None:
 
 def test_the_first_trial_is_the_same_without_dropout() -> None:
     layers = [x for x in seed_rows() if x[0] != "Dropout"]
-    assert [
-        (x.type, x.output_shape, x.parameters) for x in inspect("mnist-1-skeleton").anatomy.layers
-    ] == layers
+    assert [(x.type, x.output_shape, x.parameters) for x in inspect("mnist-1-skeleton").anatomy.layers] == layers
 
 
 def test_macs_by_hand() -> None:
@@ -90,9 +88,7 @@ def test_torchinfo_agrees(name: str) -> None:
     leaves = [x for x in theirs.summary_list if x.is_leaf_layer and x.executed]
     assert ours.parameters == theirs.trainable_params
     own = [x for x in ours.layers if not (name == "residual" and x.type == "Shared")]
-    assert [(x.type, x.output_shape) for x in own] == [
-        (x.class_name, tuple(x.output_size[1:])) for x in leaves
-    ]
+    assert [(x.type, x.output_shape) for x in own] == [(x.class_name, tuple(x.output_size[1:])) for x in leaves]
     # torchinfo counts a bias or a BatchNorm as a multiply-accumulate for each of its parameters;
     # here only products with weights count. So compare convolutions and linear layers without bias.
     for mine, other in zip(own, leaves, strict=True):

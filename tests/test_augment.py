@@ -48,20 +48,14 @@ def test_each_image_has_parameters_of_its_own(images: Tensor) -> None:
     assert len({tuple(image.flatten().tolist()) for image in distorted}) == 32
 
 
-def matrices(
-    settings: Augmentation, draws: list[float], height: int = 28, width: int = 28
-) -> npt.NDArray[np.float32]:
+def matrices(settings: Augmentation, draws: list[float], height: int = 28, width: int = 28) -> npt.NDArray[np.float32]:
     """The sampling matrix for given draws (angle, shifts, scale, shear; -1 to 1)."""
     return _sampling_matrices(settings, (np.array([[*draws, 0]]) + 1) / 2, height, width)
 
 
 def sampled(image: Tensor, matrix: npt.NDArray[np.float32], mode: str = "bilinear") -> Tensor:
-    grid = torch.nn.functional.affine_grid(
-        torch.from_numpy(matrix), [1, 1, *image.shape[-2:]], align_corners=False
-    )
-    return torch.nn.functional.grid_sample(
-        image[None], grid, mode=mode, padding_mode="zeros", align_corners=False
-    )[0]
+    grid = torch.nn.functional.affine_grid(torch.from_numpy(matrix), [1, 1, *image.shape[-2:]], align_corners=False)
+    return torch.nn.functional.grid_sample(image[None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0]
 
 
 def test_rotation_and_scale_agree_with_pillow(images: Tensor) -> None:

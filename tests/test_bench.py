@@ -63,10 +63,7 @@ def test_the_seeds_way_gives_images_like_those_of_the_batched_way(mnist: Dataset
     expected = (mnist.train.images[7].float() / 255 - mnist.mean) / mnist.std
     assert torch.allclose(plain[7][0], expected)
     sums = torch.stack([images[i][0] for i in range(300)]).mean()
-    assert (
-        abs(float(sums) - float((mnist.train.images[:300].float() / 255 - mnist.mean).mean() / mnist.std))
-        < 0.05
-    )
+    assert abs(float(sums) - float((mnist.train.images[:300].float() / 255 - mnist.mean).mean() / mnist.std)) < 0.05
 
 
 def test_the_seeds_way_turns_about_the_centre(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

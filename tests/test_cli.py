@@ -64,9 +64,7 @@ def test_a_missed_goal_is_status_1(smidgen: Command, trial_json: Path, tmp_path:
     assert (tmp_path / "r" / "result.json").exists()
 
 
-def test_the_options_change_the_trial(
-    smidgen: Command, trial_json: Path, tmp_path: Path, small_folder: Path
-) -> None:
+def test_the_options_change_the_trial(smidgen: Command, trial_json: Path, tmp_path: Path, small_folder: Path) -> None:
     done = smidgen(
         "run", trial_json, "--epochs", "1", "--set", "optimizer.lr=0.01", "--set", "batch_size=100",
         "--data", small_folder, "--engine", "eager", "--device", "cpu", "--precision", "fp32",
@@ -123,9 +121,7 @@ def test_a_mistake_with_json_is_one_object(smidgen: Command) -> None:
     assert done.err.count("\n") == 1
 
 
-def test_an_output_directory_that_holds_a_run_is_left_alone(
-    smidgen: Command, trial_json: Path, small_run: Run
-) -> None:
+def test_an_output_directory_that_holds_a_run_is_left_alone(smidgen: Command, trial_json: Path, small_run: Run) -> None:
     before = {p.name: p.read_bytes() for p in small_run.directory.iterdir()}
     assert smidgen("run", trial_json, "--out", small_run.directory).is_mistake("already holds another run")
     assert {p.name: p.read_bytes() for p in small_run.directory.iterdir()} == before

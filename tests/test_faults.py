@@ -94,9 +94,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_an_atomic_write_is_synced_before_it_takes_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_atomic_write_is_synced_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, events = tmp_path / "x", []
     monkeypatch.setattr("smidgen.runs.files.os.fsync", lambda handle: events.append(("sync", path.exists())))
     write_atomic(path, b"new")

@@ -23,9 +23,7 @@ images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("values", [images, np.array([3, 0, 9], dtype=np.uint8)])
-def test_values_come_back_with_the_hash_of_the_unpacked_file(
-    tmp_path: Path, values: np.ndarray, zipped: bool
-) -> None:
+def test_values_come_back_with_the_hash_of_the_unpacked_file(tmp_path: Path, values: np.ndarray, zipped: bool) -> None:
     content = idx_bytes(values)
     path = tmp_path / ("x.gz" if zipped else "x")
     path.write_bytes(gzip.compress(content) if zipped else content)

@@ -70,9 +70,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(small_trial: Tr
     assert figures == [(r.train_loss, r.train_accuracy, r.test_loss, r.test_correct) for r in same_history]
 
 
-def test_each_image_is_drawn_once_an_epoch(
-    small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_image_is_drawn_once_an_epoch(small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[torch.Tensor] = []
 
     def watched(images: torch.Tensor) -> torch.Tensor:
@@ -122,9 +120,7 @@ def test_a_step_is_what_plain_pytorch_does(small_trial: Trial, data: Dataset) ->
             total += loss.item() * 50
         losses.append(total / 600)
     assert [r.train_loss for r in history] == pytest.approx(losses, rel=1e-3)
-    for (name, a), b in zip(
-        training.network.state_dict().items(), network.state_dict().values(), strict=True
-    ):
+    for (name, a), b in zip(training.network.state_dict().items(), network.state_dict().values(), strict=True):
         assert torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3), name
 
 
@@ -184,9 +180,7 @@ def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dat
         checkpoint.restore(other, saved, "a", 1)
 
 
-def test_the_callers_generator_is_left_alone_when_a_network_is_made(
-    small_trial: Trial, data: Dataset
-) -> None:
+def test_the_callers_generator_is_left_alone_when_a_network_is_made(small_trial: Trial, data: Dataset) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)

@@ -17,9 +17,7 @@ from smidgen.runs.run import run
 
 @pytest.fixture(scope="module")
 def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(
-        "mnist-4-strict", epochs=1, seed=1, out=tmp_path_factory.mktemp("runs") / "r", progress=Silent()
-    )
+    return run("mnist-4-strict", epochs=1, seed=1, out=tmp_path_factory.mktemp("runs") / "r", progress=Silent())
 
 
 def test_one_epoch_of_the_flagship(one_epoch: Run) -> None:
@@ -32,9 +30,7 @@ def test_one_epoch_of_the_flagship(one_epoch: Run) -> None:
 
 FORMS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "as it is": lambda x: x,
-    "enlarged, dark on light": lambda x: Image.eval(
-        x.resize((300, 300), Image.Resampling.BICUBIC), lambda v: 255 - v
-    ),
+    "enlarged, dark on light": lambda x: Image.eval(x.resize((300, 300), Image.Resampling.BICUBIC), lambda v: 255 - v),
     "small on a large page": lambda x: page(x),
 }
 

@@ -128,12 +128,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + b"".join(chunk(*c) for c in chunks)
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunk(*c) for c in chunks) + chunk(b"IEND", b"")
 
 
 good_png = png(28, 28, (b"IDAT", zlib.compress(b"".join(b"\0" + bytes(range(i, i + 28)) for i in range(28)))))

@@ -32,9 +32,7 @@ def test_elsewhere_there_is_one_plain_line_an_epoch(small_trial: Trial, tmp_path
     assert "\x1b" not in "".join(lines)
 
 
-def test_a_terminal_gets_a_live_bar(
-    small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_gets_a_live_bar(small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
     stream = Terminal()

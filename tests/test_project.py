@@ -28,6 +28,7 @@ LAYERS = [
     ["training", "verdict", "anatomy"],
     ["trials"],
     ["inspection", "runs", "bench"],
+    ["reports"],
     ["__init__"],
     ["cli"],
     ["__main__"],
@@ -126,7 +127,5 @@ def test_nothing_depends_on_what_is_outside_the_project() -> None:
 
 
 def test_it_runs_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "smidgen", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "smidgen", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("smidgen ")

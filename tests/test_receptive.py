@@ -23,11 +23,7 @@ def test_the_seeds_receptive_field_table() -> None:
     """Layer, input size, output size and receptive field of each of its ten rows."""
     rows = re.findall(r"\| (Conv2D|Max Pool|GAP|FC)\S* \| (\S+) \| (\S+) \| (\S+) \|", SEED_TABLE)
     assert len(rows) == 10
-    layers = [
-        x
-        for x in inspect("mnist-3-augmented").anatomy.layers
-        if x.type in ("Conv2d", "MaxPool2d", "AvgPool2d")
-    ]
+    layers = [x for x in inspect("mnist-3-augmented").anatomy.layers if x.type in ("Conv2d", "MaxPool2d", "AvgPool2d")]
     found = [
         ("x".join(map(str, (*x.input_shape[1:], x.input_shape[0]))),
          "x".join(map(str, (*x.output_shape[1:], x.output_shape[0]))),
@@ -104,19 +100,13 @@ sides = st.integers(1, 3)
 @st.composite
 def layers(draw: st.DrawFn, channels: int) -> tuple[nn.Module, int]:
     """A layer for this many channels, and how many come out."""
-    kind = draw(
-        st.sampled_from(["conv", "conv", "depthwise", "pool", "act", "add", "cat", "gate", "up", "adaptive"])
-    )
+    kind = draw(st.sampled_from(["conv", "conv", "depthwise", "pool", "act", "add", "cat", "gate", "up", "adaptive"]))
     kernel = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
     if kind == "conv":
-        return nn.Conv2d(
-            channels, 2, kernel, stride=draw(sides), padding=padding, dilation=draw(st.integers(1, 2))
-        ), 2
+        return nn.Conv2d(channels, 2, kernel, stride=draw(sides), padding=padding, dilation=draw(st.integers(1, 2))), 2
     if kind == "depthwise":
-        return nn.Conv2d(
-            channels, channels, kernel, padding=padding, groups=channels, stride=draw(sides)
-        ), channels
+        return nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels, stride=draw(sides)), channels
     if kind == "pool":
         size = draw(sides)
         return nn.AvgPool2d(size, draw(sides), padding=min(draw(st.integers(0, 1)), size // 2)), channels
@@ -207,9 +197,9 @@ def test_what_is_unknown_is_said_to_be() -> None:
 def test_a_gate_sees_the_whole_image() -> None:
     field = traced(Branches(gate=True), 17)
     assert field is not None
-    assert [
-        (int(a), int(b)) for a, b in zip(field.height.seen_first, field.height.seen_last, strict=True)
-    ] == [(0, 16)] * 8
+    assert [(int(a), int(b)) for a, b in zip(field.height.seen_first, field.height.seen_last, strict=True)] == [
+        (0, 16)
+    ] * 8
 
 
 @pytest.mark.parametrize(("padding", "size"), [("same", 5), ("valid", 5)])

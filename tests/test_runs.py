@@ -60,9 +60,7 @@ def test_the_result_says_what_was_measured(small_run: Run, small_trial: Trial) -
     assert (result["trial"], result["seed"], result["engine"], result["epochs"]) == ("small", 3, "eager", 2)
     seconds = sum(r.seconds_training + r.seconds_evaluation for r in small_run.history)
     assert result["seconds_training"] == pytest.approx(seconds)
-    assert result["images_per_second"] == pytest.approx(
-        1200 / sum(r.seconds_training for r in small_run.history)
-    )
+    assert result["images_per_second"] == pytest.approx(1200 / sum(r.seconds_training for r in small_run.history))
 
 
 def test_a_run_reads_back_equal(small_run: Run) -> None:
@@ -73,9 +71,7 @@ def test_a_run_reads_back_equal(small_run: Run) -> None:
     assert weights_sha256(again.network) == small_run.result["weights_sha256"]
 
 
-def test_the_same_run_twice_is_the_same_to_the_last_byte(
-    small_run: Run, small_trial: Trial, tmp_path: Path
-) -> None:
+def test_the_same_run_twice_is_the_same_to_the_last_byte(small_run: Run, small_trial: Trial, tmp_path: Path) -> None:
     again = run(small_trial, seed=3, out=tmp_path / "again", threads=1, progress=Silent())
     assert again.result["weights_sha256"] == small_run.result["weights_sha256"]
     for name in ("weights.safetensors", "trial.json", "checkpoint.safetensors"):
@@ -170,9 +166,7 @@ def test_a_damaged_run_is_one_line(small_run: Run, tmp_path: Path, name: str, da
     content = path.read_bytes()
     path.unlink()
     if damage != "missing":
-        path.write_bytes(
-            {"empty": b"", "half": content[: len(content) // 2], "garbage": b"\xff{" * 50}[damage]
-        )
+        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "garbage": b"\xff{" * 50}[damage])
     with pytest.raises(RunError) as caught:
         load_run(path.parent)
     assert str(path.parent) in str(caught.value)
@@ -246,9 +240,7 @@ def test_weights_that_do_not_say_whose_they_are_are_refused(tmp_path: Path, abou
     [("input_shape", [1, 28]), ("input_shape", [1, -28, 28]), ("classes", 1), ("classes", "10"), ("std", 0.0), ("mean", None), ("classes", 2**40)],
 )  # fmt: skip
 def test_metadata_from_anywhere_are_checked(small_run: Run, tmp_path: Path, name: str, value: object) -> None:
-    about = json.loads(
-        safetensors.safe_open(small_run.directory / "weights.safetensors", "pt").metadata()["smidgen"]
-    )
+    about = json.loads(safetensors.safe_open(small_run.directory / "weights.safetensors", "pt").metadata()["smidgen"])
     about[name] = value
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, path, {"smidgen": json.dumps(about)})

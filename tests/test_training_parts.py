@@ -82,9 +82,7 @@ def test_every_factor_is_between_0_and_1(schedule: Schedule, steps: int, epochs:
 
 def small_network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 4)
-    )
+    return nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 4))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -97,9 +95,7 @@ def small_network() -> nn.Module:
         (AdamW(lr=0.01, beta2=0.99, weight_decay=0.01), lambda g: torch.optim.AdamW(g, lr=0.01, betas=(0.9, 0.99))),
     ],
 )  # fmt: skip
-def test_optimizers_are_torchs_with_decay_on_weights_only(
-    settings: Optimizer, reference: object, fused: bool
-) -> None:
+def test_optimizers_are_torchs_with_decay_on_weights_only(settings: Optimizer, reference: object, fused: bool) -> None:
     mine, other = small_network(), small_network()
     conv, norm, _, linear = other.children()
     groups = [

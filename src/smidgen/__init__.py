@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from smidgen.inspection import Inspection as Inspection
     from smidgen.inspection import inspect as inspect
     from smidgen.nets.build import build_network as build_network
+    from smidgen.reports.report import Report as Report
+    from smidgen.reports.report import report as report
     from smidgen.runs.predict import Prediction as Prediction
     from smidgen.runs.predict import predict as predict
     from smidgen.runs.record import Run as Run
@@ -81,6 +83,7 @@ _HOMES = {
     ),
     "images": ("read_image",),
     "nets.build": ("build_network",),
+    "reports.report": ("Report", "report"),
     "runs.predict": ("Prediction", "predict"),
     "runs.record": ("Run", "load_run"),
     "runs.run": ("RunInterruptedError", "run"),

@@ -207,9 +207,7 @@ def _eager_step(
 
     def step() -> None:
         number = next(counter)
-        picks = (
-            torch.arange(number * trial.batch_size, (number + 1) * trial.batch_size) * 7919 % len(examples)
-        )
+        picks = torch.arange(number * trial.batch_size, (number + 1) * trial.batch_size) * 7919 % len(examples)
         images = augment(
             to_float(examples.images[picks]), trial.augmentation, Stream(0, Purpose.AUGMENTATION, 1, number)
         )
@@ -225,9 +223,7 @@ def _loader_step(trial: Trial, dataset: Images) -> Iterator[Step]:
     """A step the seed's way: one worker turns PIL images into tensors one by one; plain eager training."""
     network = _network(trial, dataset, trial.dropout, torch_dropout=True)
     assert isinstance(trial.optimizer, SGD)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=trial.optimizer.lr, momentum=trial.optimizer.momentum
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=trial.optimizer.lr, momentum=trial.optimizer.momentum)
     loader = DataLoader(
         _PillowImages(dataset, trial.augmentation),
         batch_size=trial.batch_size,
@@ -257,9 +253,7 @@ def _train_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Te
 
 
 def _network(trial: Trial, dataset: Images, dropout: float, torch_dropout: bool) -> nn.Module:
-    network = build_network(
-        trial.network, input_shape=dataset.input_shape, classes=dataset.classes, dropout=dropout
-    )
+    network = build_network(trial.network, input_shape=dataset.input_shape, classes=dataset.classes, dropout=dropout)
     if torch_dropout:
         for name, module in list(network.named_children()):
             if isinstance(module, Dropout):
@@ -301,9 +295,7 @@ class _PillowImages(Dataset[tuple[Tensor, int]]):
             cos, sin, centre_x - cos * left - sin * top,
             -sin, cos, centre_y + sin * left - cos * top,
         )  # fmt: skip
-        return image.transform(
-            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=0
-        )
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=0)
 
 
 def _versions() -> dict[str, str]:

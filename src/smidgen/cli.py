@@ -92,9 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False
-        )
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         sub.set_defaults(command=function)
         return sub
@@ -119,25 +117,23 @@ def _parser() -> argparse.ArgumentParser:
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
     inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
-    inspect.add_argument(
-        "trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file"
-    )
+    inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
 
     data = command("data", _data, "describe the bundled data sets, or what is at a path")
     data.add_argument("path", nargs="?", metavar="PATH", help="a folder of four IDX files")
-    data.add_argument(
-        "--check", action="store_true", help="show each file's hash, and whether it is a known one"
-    )
+    data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
 
     predict = command("predict", _predict, "classify PNG and JPEG files with a finished run")
     predict.add_argument("run", metavar="RUN", help="run directory")
     predict.add_argument("files", nargs="+", metavar="FILE")
 
-    bench = command(
-        "bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run"
-    )
+    report = command("report", _report, "write the document of runs: results, curves, tables, mistakes, analysis")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
+    report.add_argument("-o", "--out", metavar="FILE", default="report.html", help="FILE.html or FILE.md")
+
+    bench = command("bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run")
     bench.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each; default 7")
     bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
@@ -222,6 +218,19 @@ def _predict(options: argparse.Namespace) -> int:
     else:
         rows = [[p.file, p.label, f"{100 * p.probability:.2f} %"] for p in predictions]
         print(render(["file", "label", "probability"], rows))
+    return DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from smidgen.reports.report import report
+
+    written = report(options.runs, options.out)
+    for problem in written.problems:
+        print(f"smidgen: left out: {problem}", file=sys.stderr)
+    if options.json:
+        _print_json(written.to_json())
+    else:
+        print(f"report {written.path}")
     return DONE
 
 

@@ -71,8 +71,7 @@ class Settings:
     def to_json(self) -> dict[str, Json]:
         """The value as plain JSON data; `from_json` gives it back equal."""
         return {
-            name: _to_json(getattr(self, name), annotation)
-            for name, (_, annotation) in _fields(type(self)).items()
+            name: _to_json(getattr(self, name), annotation) for name, (_, annotation) in _fields(type(self)).items()
         }
 
     @classmethod
@@ -245,9 +244,7 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _settings_from_json(
-    cls: type[AnySettings], data: object, path: str, extra: frozenset[str]
-) -> AnySettings:
+def _settings_from_json(cls: type[AnySettings], data: object, path: str, extra: frozenset[str]) -> AnySettings:
     if not isinstance(data, dict):
         raise SettingError(path or cls.__name__, data, "an object")
     fields = _fields(cls)

@@ -37,9 +37,7 @@ class Data(Settings):
 
     source: str = setting("mnist", help="a bundled data set, or a folder of four IDX files")
     evaluate: Literal["test", "validation"] = setting("test", help="what the accuracy is measured on")
-    validation: int = setting(
-        6_000, least=1, help="images at the end of the training set held out for tuning"
-    )
+    validation: int = setting(6_000, least=1, help="images at the end of the training set held out for tuning")
 
 
 @dataclass(frozen=True)
@@ -138,9 +136,7 @@ class Augmentation(Settings):
     scale: float = setting(0.0, least=0, below=1, help="0.1 draws a factor from 0.9 to 1.1")
     shear: float = setting(0.0, least=0, most=2, help="pixels sideways for each pixel of height")
     elastic: float = setting(0.0, least=0, most=64, help="root-mean-square displacement on each axis, pixels")
-    elastic_smoothness: float = setting(
-        4.0, least=0.5, most=16, help="s.d. of the smoothing Gaussian, pixels"
-    )
+    elastic_smoothness: float = setting(4.0, least=0.5, most=16, help="s.d. of the smoothing Gaussian, pixels")
     interpolation: Literal["nearest", "bilinear"] = setting("bilinear")
 
     @property

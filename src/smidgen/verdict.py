@@ -54,9 +54,7 @@ class Verdict:
         return f"{table}\ngoal {verdict[self.goal_met]}"
 
 
-def judge(
-    goal: Goal, *, parameters: int, epochs: int, correct: int, total: int, on_test: bool = True
-) -> Verdict:
+def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int, on_test: bool = True) -> Verdict:
     """Hold a run against its goal, exactly: accuracies are compared as fractions, not as floats.
 
     Args:
@@ -69,8 +67,7 @@ def judge(
     """
     parts = []
     if on_test:
-        needed = math.ceil(Fraction(str(goal.accuracy)) * total / 100)
-        spare = correct - needed
+        spare = correct - images_needed(goal.accuracy, total)
         parts.append(
             Part(
                 "test accuracy, last epoch",
@@ -85,6 +82,11 @@ def judge(
         margin = f"{spare:,} to spare" if spare >= 0 else f"{-spare:,} too many"
         parts.append(Part(what, f"{used:,}", f"at most {limit:,}", spare >= 0, margin))
     return Verdict(tuple(parts), on_test)
+
+
+def images_needed(accuracy: float, total: int) -> int:
+    """How many of `total` images must be right for an accuracy in percent, exactly."""
+    return math.ceil(Fraction(str(accuracy)) * total / 100)
 
 
 def percent(correct: int, total: int) -> str:

@@ -201,9 +201,7 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
             hook.remove()
         for module, training in was_training:
             module.training = training
-    return Anatomy(
-        tuple(layers), count_parameters(network), sum(layer.macs for layer in layers), tuple(input_shape)
-    )
+    return Anatomy(tuple(layers), count_parameters(network), sum(layer.macs for layer in layers), tuple(input_shape))
 
 
 def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Anatomy:
@@ -218,9 +216,7 @@ def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Ana
         TrialError: the network does not fit the shape or the classes.
     """
     with torch.device("meta"):
-        network = build_network(
-            trial.network, input_shape=input_shape, classes=classes, dropout=trial.dropout
-        )
+        network = build_network(trial.network, input_shape=input_shape, classes=classes, dropout=trial.dropout)
     return examine(network, input_shape)
 
 

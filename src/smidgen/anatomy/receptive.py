@@ -218,9 +218,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1]))
 
 
-def _windowed(
-    field: Field, names: Sequence[str], args: Any, kwargs: Mapping[str, Any], result: Tensor
-) -> Field | None:
+def _windowed(field: Field, names: Sequence[str], args: Any, kwargs: Mapping[str, Any], result: Tensor) -> Field | None:
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     kernel = given["weight"].shape[2:] if "weight" in given else _pair(given["kernel_size"])
     stride = _pair(given.get("stride") or (1 if "weight" in given else given["kernel_size"]))

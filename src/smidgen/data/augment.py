@@ -40,9 +40,7 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     noise_size = 2 * height * width if settings.elastic else 0
     draws = stream.uniforms(count * (6 + noise_size))
     matrices = _sampling_matrices(settings, draws[: 6 * count].reshape(count, 6), height, width)
-    grid = F.affine_grid(
-        torch.from_numpy(matrices).to(images.device), [count, 1, height, width], align_corners=False
-    )
+    grid = F.affine_grid(torch.from_numpy(matrices).to(images.device), [count, 1, height, width], align_corners=False)
     if settings.elastic:
         noise = torch.from_numpy(draws[6 * count :].astype(np.float32)).to(images.device)
         grid = grid + _elastic_offsets(settings, noise.view(count, 2, height, width))

@@ -126,9 +126,7 @@ def load_dataset(source: str | Path = "mnist", *, validation: int | None = None)
         path = _find(folder, FILES[name])
         files[name] = read_idx(path, dimensions=3 if name.endswith("images") else 1)
         if str(source) in BUNDLED and files[name].sha256 != MNIST_SHA256[name]:
-            raise DataError(
-                f"{path} is not MNIST's file: its sha256 is {files[name].sha256}; reinstall smidgen"
-            )
+            raise DataError(f"{path} is not MNIST's file: its sha256 is {files[name].sha256}; reinstall smidgen")
     train = _examples(files, "train", folder)
     classes = int(train.labels.max()) + 1
     if classes < 2:
@@ -155,8 +153,7 @@ def load_dataset(source: str | Path = "mnist", *, validation: int | None = None)
         )
     if int(test.labels.max()) >= classes:
         raise DataError(
-            f"{folder}: a test label is {int(test.labels.max())}, but the training labels end "
-            f"at {classes - 1}"
+            f"{folder}: a test label is {int(test.labels.max())}, but the training labels end at {classes - 1}"
         )
     return replace(whole, held_out=test, held_out_name="test")
 
@@ -169,13 +166,9 @@ def _folder(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise DataError(
-            f"{folder} is a file; give the folder that holds {FILES['train_images']} and the rest"
-        )
+        raise DataError(f"{folder} is a file; give the folder that holds {FILES['train_images']} and the rest")
     hint = suggestion(str(source), BUNDLED)
-    raise DataError(
-        f"no data at {str(source)!r}; {hint}bundled: {', '.join(BUNDLED)}; or give a folder of IDX files"
-    )
+    raise DataError(f"no data at {str(source)!r}; {hint}bundled: {', '.join(BUNDLED)}; or give a folder of IDX files")
 
 
 def _find(folder: Path, name: str) -> Path:

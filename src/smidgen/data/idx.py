@@ -77,9 +77,7 @@ def read_idx(path: Path, dimensions: int, most_bytes: int = MOST_BYTES) -> Idx:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read(
-    file: io.BufferedIOBase, path: Path, dimensions: int, most_bytes: int, plain_size: int | None
-) -> Idx:
+def _read(file: io.BufferedIOBase, path: Path, dimensions: int, most_bytes: int, plain_size: int | None) -> Idx:
     header = _exactly(file, 4, path)
     zeros, kind, rank = struct.unpack(">HBB", header)
     if zeros != 0:
@@ -99,9 +97,7 @@ def _read(
         count *= size
     start = 4 + 4 * rank
     if plain_size is not None and plain_size != start + count:
-        raise DataError(
-            f"{path} is {plain_size:,} bytes, but its header promises {start + count:,}; get a fresh copy"
-        )
+        raise DataError(f"{path} is {plain_size:,} bytes, but its header promises {start + count:,}; get a fresh copy")
     if count > most_bytes:
         raise DataError(
             f"{path} promises {count:,} values, more than a file of this size can hold or than is read "
@@ -112,9 +108,7 @@ def _read(
     while filled < count:
         got = file.readinto(view[filled : filled + _CHUNK])
         if not got:
-            raise DataError(
-                f"{path} is truncated: {filled:,} of {count:,} values are there; get a fresh copy"
-            )
+            raise DataError(f"{path} is truncated: {filled:,} of {count:,} values are there; get a fresh copy")
         filled += got
     if file.read(1):
         raise DataError(f"{path} goes on after the {count:,} values that its header promises")

@@ -28,9 +28,7 @@ class Sequence2d(nn.Sequential):
         return output.flatten(1)
 
 
-def build_network(
-    network: Network, *, input_shape: Sequence[int], classes: int, dropout: float = 0.0
-) -> nn.Module:
+def build_network(network: Network, *, input_shape: Sequence[int], classes: int, dropout: float = 0.0) -> nn.Module:
     """Build the network with PyTorch's default initial weights, drawn from PyTorch's generator.
 
     Layers are named by kind and number (`conv1`, `norm1`, `relu1`, `pool1`, ...).

@@ -24,8 +24,6 @@ class Dropout(nn.Dropout):
         # Lay the bits out like the input, so that the product runs straight through memory.
         strides = torch.empty_like(input, device="meta").stride()
         keep = (
-            (bits.as_strided(input.shape, strides) >= dropped - 2**15)
-            .to(input.dtype)
-            .mul_(2**16 / (2**16 - dropped))
+            (bits.as_strided(input.shape, strides) >= dropped - 2**15).to(input.dtype).mul_(2**16 / (2**16 - dropped))
         )
         return input * keep

@@ -61,9 +61,9 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def cannot_write(path: Path, error: OSError) -> RunError:
+def cannot_write(path: Path, error: OSError, flag: str = "--out") -> RunError:
     """The error for a path that cannot be written, with what to do about it."""
     return RunError(
         f"{path} cannot be written: {error.strerror or error}; free some space there, or choose another "
-        f"place with --out"
+        f"place with {flag}"
     )

@@ -45,9 +45,7 @@ def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Predicti
         run = load_run(run)
     channels, height, width = run.trained.input_shape
     if channels != 1:
-        raise RunError(
-            f"{run.directory} was trained on images of {channels} channels; only grey ones are predicted"
-        )
+        raise RunError(f"{run.directory} was trained on images of {channels} channels; only grey ones are predicted")
     paths = [Path(file) for file in files]
     images = [read_image(path, height, width) for path in paths]
     if not images:

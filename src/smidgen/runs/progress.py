@@ -162,9 +162,7 @@ class Notebook(Silent):
             self._handle.update(shown)
 
     def _html(self) -> str:
-        now = (
-            f"<progress max='{self._epochs * self._images}' value='{self._done:.0f}'></progress> {self._now}"
-        )
+        now = f"<progress max='{self._epochs * self._images}' value='{self._done:.0f}'></progress> {self._now}"
         verdict = f"<pre>{html.escape(self._verdict)}</pre>" if self._verdict else f"<p>{now}</p>"
         return (
             f"<details><summary>network and budgets</summary><pre>{html.escape(self._header)}</pre></details>"

@@ -98,9 +98,7 @@ def load_run(path: str | Path) -> Run:
     result = directory.read_json(names.RESULT)
     trained = read_weights(directory.path / names.WEIGHTS)
     if result.get("weights_sha256") != weights_sha256(trained.network):
-        raise RunError(
-            f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json"
-        )
+        raise RunError(f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json")
     try:
         history = tuple(
             EpochRecord(**{k: v for k, v in record.items() if k != "test_accuracy"})

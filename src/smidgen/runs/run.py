@@ -178,9 +178,7 @@ class _Runner:
     def _finish(self, network: nn.Module, history: tuple[EpochRecord, ...], setup: float) -> Run:
         dataset, last = self.dataset, history[-1]
         network = laid_out(network.cpu(), torch.contiguous_format).eval().requires_grad_(False)
-        trained = TrainedNetwork(
-            network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std
-        )
+        trained = TrainedNetwork(network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std)
         verdict = judge(
             self.trial.goal,
             parameters=self.anatomy.parameters,
@@ -194,9 +192,7 @@ class _Runner:
         self.directory.write_json(names.RESULT, result)
         return Run(self.trial, self.seed, self.directory.path, history, verdict, result, trained)
 
-    def _result(
-        self, history: tuple[EpochRecord, ...], verdict: Verdict, sha256: str, setup: float
-    ) -> dict[str, Any]:
+    def _result(self, history: tuple[EpochRecord, ...], verdict: Verdict, sha256: str, setup: float) -> dict[str, Any]:
         last, best = history[-1], max(history, key=lambda r: r.test_correct)
         steps = sum(r.seconds_training for r in history)
         # Only what was measured on the test images is called test accuracy.

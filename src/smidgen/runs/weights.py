@@ -80,15 +80,11 @@ def read_weights(path: Path) -> TrainedNetwork:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
             if not isinstance(about, dict) or about.get("format") != _FORMAT:
-                raise RunError(
-                    f"{path} was not written by this version of smidgen: it does not say which trial it is"
-                )
+                raise RunError(f"{path} was not written by this version of smidgen: it does not say which trial it is")
             trained = _empty(about)
             _fill(trained.network, file, path)
     except FileNotFoundError:
-        raise RunError(
-            f"{path} does not exist: the run is unfinished, or it is not a run directory"
-        ) from None
+        raise RunError(f"{path} does not exist: the run is unfinished, or it is not a run directory") from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -106,11 +102,7 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
     """The network that the metadata describe, without its weights (on the meta device)."""
     trial = Trial.from_json(about["trial"])
     shape, classes, mean, std = (about[name] for name in ("input_shape", "classes", "mean", "std"))
-    if (
-        not isinstance(shape, list)
-        or len(shape) != 3
-        or not all(isinstance(n, int) and 0 < n < 2**16 for n in shape)
-    ):
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and 0 < n < 2**16 for n in shape):
         raise ValueError(f"its input shape is {shape!r}")
     if not isinstance(classes, int) or not 2 <= classes <= 2**16:
         raise ValueError(f"its number of classes is {classes!r}")
@@ -131,9 +123,7 @@ def _fill(network: nn.Module, file: safetensors.safe_open, path: Path) -> None:
     for name, tensor in expected.items():
         part = file.get_slice(name)
         if part.get_shape() != list(tensor.shape):
-            raise RunError(
-                f"{path}: {name} has shape {part.get_shape()}, but its trial needs {list(tensor.shape)}"
-            )
+            raise RunError(f"{path}: {name} has shape {part.get_shape()}, but its trial needs {list(tensor.shape)}")
     weights = {name: file.get_tensor(name) for name in expected}
     for name, tensor in weights.items():
         if tensor.dtype != expected[name].dtype:

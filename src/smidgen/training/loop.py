@@ -177,9 +177,7 @@ def train(
         )
 
 
-def _step(
-    training: Training, images: Tensor, labels: Tensor, rate: float, label_smoothing: float
-) -> tuple[float, int]:
+def _step(training: Training, images: Tensor, labels: Tensor, rate: float, label_smoothing: float) -> tuple[float, int]:
     """One optimizer step; gives the batch's mean loss and how many were classified correctly."""
     for group in training.optimizer.param_groups:
         group["lr"] = rate

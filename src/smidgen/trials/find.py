@@ -131,9 +131,7 @@ def _import(path: Path) -> Any:
 
 def _where(error: BaseException, path: Path) -> str:
     """`NameError: name 'x' is not defined (line 3)`."""
-    lines = [
-        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()
-    ]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")

@@ -63,9 +63,7 @@ def listing_text() -> str:
     parts = [render(columns, rows)]
     for e in entries:
         head = f"{e['name']}: {e['note']}"
-        parts.append(
-            "\n".join([head] + [f"  {change}" for change in e["changes"] or [f"network {e['network']}"]])
-        )
+        parts.append("\n".join([head] + [f"  {change}" for change in e["changes"] or [f"network {e['network']}"]]))
     return "\n\n".join(parts)
 
 

@@ -1,0 +1,1 @@
+"""Reports: the document of one or several trials, written from their runs."""

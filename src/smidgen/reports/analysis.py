@@ -1,0 +1,245 @@
+"""Analysis that is computed: sentences that follow from figures by stated rules.
+
+Each rule is a function of plain figures, so that its boundary can be tested.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from smidgen.reports.collect import TrialRuns, binomial_sd
+from smidgen.training.loop import EpochRecord
+from smidgen.trial import Trial
+from smidgen.verdict import images_needed
+
+OVERFIT_GAP = 0.3
+"""Points by which training accuracy must be above held-out accuracy to be called overfitting."""
+UNDERFIT_GAP = 0.3
+"""Points by which undistorted training accuracy must be below the target to be called underfitting."""
+LAST_EPOCHS = 4
+"""How many epochs at the end are looked at for stability."""
+STEADY = 1.0
+"""Spread over the last epochs, in units of the binomial noise, up to which it is called steady."""
+DROP = 0.5
+"""A learning rate that falls to this share of the last epoch's, or below, is a drop."""
+STEADY_RATE = 0.99
+"""A learning rate of at least this share of the last epoch's is steady."""
+
+
+def analyse(group: TrialRuns, before: TrialRuns | None = None) -> list[str]:
+    """Sentences on one trial's runs.
+
+    Args:
+        group: the runs.
+        before: the trial that came before it, to be compared with.
+    """
+    trial = group.trial
+    train = statistics.mean(run.history[-1].train_accuracy for run in group.runs)
+    held_out = statistics.mean(group.last)
+    sentences = [fit_sentence(train, held_out, trial, group.held_out)]
+    if group.held_out == "test":
+        firsts = [
+            held_from([r.test_correct for r in run.history], _needed(run.history[-1], trial)) for run in group.runs
+        ]
+        sentences.append(goal_sentence(firsts, trial))
+    sentences.append(stability_sentence([run.history for run in group.runs]))
+    sentences += drop_sentences([run.history for run in group.runs])
+    if group.judgements:
+        sentences.append(pairs_sentence([(j.labels, j.predictions) for j in group.judgements]))
+    if before is not None and before.judgements and group.judgements:
+        same = np.array_equal(before.judgements[0].labels, group.judgements[0].labels)
+        if same:
+            comparison = compare([j.correct for j in group.judgements], [j.correct for j in before.judgements])
+            sentences.append(comparison_sentence(comparison, before.trial.name, len(group.runs), len(before.runs)))
+    return [sentence for sentence in sentences if sentence]
+
+
+def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str:
+    """What the gap between training and held-out accuracy says.
+
+    Args:
+        train: mean training accuracy of the last epoch, percent, as the images were seen.
+        held_out: mean held-out accuracy of the last epoch, percent.
+        trial: tells whether training images were distorted or dropout was on.
+        split: test or validation.
+    """
+    gap = train - held_out
+    harder = [
+        name
+        for name, on in (
+            ("distorted images", trial.augmentation.affine or trial.augmentation.elastic),
+            ("dropout", trial.dropout),
+        )
+        if on
+    ]
+    seen = f"Training accuracy {train:.2f} %, {split} accuracy {held_out:.2f} %: a gap of {gap:+.2f} points"
+    if gap > OVERFIT_GAP:
+        despite = f", even with {' and '.join(harder)}" if harder else ""
+        return f"{seen}{despite}: the network overfits; more distortion or regularization may help."
+    if harder:
+        return (
+            f"{seen}, where training is measured with {' and '.join(harder)}, which lowers it: no sign of overfitting."
+        )
+    if train < trial.goal.accuracy - UNDERFIT_GAP:
+        return f"{seen}, and training itself stays below the target: the network underfits."
+    return f"{seen}: neither over- nor underfitting stands out."
+
+
+def held_from(correct: Sequence[int], needed: int) -> tuple[int | None, int | None]:
+    """The epoch (from 1) at which the target was first met, and from which it was held to the end."""
+    met = [count >= needed for count in correct]
+    first = met.index(True) + 1 if True in met else None
+    if not met or not met[-1]:
+        return first, None
+    held = len(met)
+    while held > 1 and met[held - 2]:
+        held -= 1
+    return first, held
+
+
+def goal_sentence(firsts: Sequence[tuple[int | None, int | None]], trial: Trial) -> str:
+    """At which epoch the target was first met, and held, over the seeds."""
+    first = [f for f, _ in firsts if f is not None]
+    held = [h for _, h in firsts if h is not None]
+    target = f"the target of {trial.goal.accuracy:g} %"
+    if not first:
+        return f"No epoch of any of {_count(len(firsts), 'run')} reached {target}."
+    text = f"{len(first)} of {_count(len(firsts), 'run')} reached {target}, first in epoch {_range(first)}"
+    if not held:
+        return f"{text}; none held it to the last epoch."
+    return f"{text}; {len(held)} held it to the end, from epoch {_range(held)} on."
+
+
+def stability_sentence(histories: Sequence[Sequence[EpochRecord]]) -> str:
+    """The spread over the last epochs against the noise that so many images have anyway."""
+    tails = [history[-LAST_EPOCHS:] for history in histories if len(history) >= LAST_EPOCHS]
+    if not tails:
+        return ""
+    spread = statistics.mean(statistics.stdev(r.test_accuracy for r in tail) for tail in tails)
+    last = tails[0][-1]
+    mean = statistics.mean(tail[-1].test_accuracy for tail in tails)
+    noise = binomial_sd(mean, last.test_total)
+    if noise == 0:
+        return ""
+    verdict = "steady" if spread <= STEADY * noise else "still moving more than noise explains"
+    return (
+        f"Over the last {LAST_EPOCHS} epochs the accuracy of a run varies by {spread:.3f} points (s.d.); "
+        f"that of {last.test_total:,} images drawn anew would by {noise:.3f}: {verdict}."
+    )
+
+
+def drop_sentences(histories: Sequence[Sequence[EpochRecord]]) -> list[str]:
+    """What each sudden fall of the learning rate did, averaged over the seeds."""
+    first = histories[0]
+    sentences = []
+    for i in range(1, len(first)):
+        before, after = first[i - 1].learning_rate, first[i].learning_rate
+        # A schedule that falls all the time has no drops; a drop has a steady rate before and after it.
+        falling = i > 1 and before < STEADY_RATE * first[i - 2].learning_rate
+        smooth = falling or (i + 1 < len(first) and first[i + 1].learning_rate < STEADY_RATE * after)
+        if after > DROP * before or smooth or any(len(history) != len(first) for history in histories):
+            continue
+        change = statistics.mean(h[i].test_accuracy - h[i - 1].test_accuracy for h in histories)
+        sentences.append(
+            f"The drop of the learning rate from {before:g} to {after:g} at epoch {i + 1} changed the accuracy by "
+            f"{change:+.2f} points."
+        )
+    return sentences
+
+
+def pairs_sentence(judged: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], most: int = 3) -> str:
+    """Which pairs of classes are taken for each other most, as images a run.
+
+    Args:
+        judged: labels and predictions of each run.
+        most: how many pairs are named.
+    """
+    counts: dict[tuple[int, int], int] = {}
+    errors = 0
+    for labels, predictions in judged:
+        for a, b in zip(labels[labels != predictions], predictions[labels != predictions], strict=True):
+            pair = (min(int(a), int(b)), max(int(a), int(b)))
+            counts[pair] = counts.get(pair, 0) + 1
+            errors += 1
+    if not errors:
+        return "No image is classified wrong."
+    top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+    named = ", ".join(f"{a} and {b} ({count / len(judged):.1f})" for (a, b), count in top)
+    share = sum(count for _, count in top) / errors
+    return (
+        f"{errors / len(judged):.1f} images are wrong in a run; the pairs that cost most are {named}: "
+        f"{share:.0%} of all errors."
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two trials on the same images.
+
+    Attributes:
+        difference: mean accuracy of the first less that of the second, points.
+        low95: lower end of the 95 % interval.
+        high95: upper end.
+    """
+
+    difference: float
+    low95: float
+    high95: float
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `not distinguishable`, by whether the interval holds 0."""
+        if self.low95 > 0:
+            return "better"
+        if self.high95 < 0:
+            return "worse"
+        return "not distinguishable"
+
+
+def compare(ours: Sequence[npt.NDArray[np.bool_]], theirs: Sequence[npt.NDArray[np.bool_]]) -> Comparison:
+    """Compare two sets of runs on the same images, paired by image.
+
+    The standard error has two parts, added as variances: of the mean over images of the paired
+    difference (each image's share of runs that are right), and of the means over seeds (Welch),
+    where there are at least two runs. The sum is on the careful side.
+
+    Args:
+        ours: which images each run of the one set has right, bool [images].
+        theirs: the same of the other set.
+    """
+    a, b = np.stack(ours).astype(float), np.stack(theirs).astype(float)
+    paired = a.mean(0) - b.mean(0)
+    variance = paired.var(ddof=1) / len(paired)
+    for runs in (a.mean(1), b.mean(1)):
+        if len(runs) > 1:
+            variance += runs.var(ddof=1) / len(runs)
+    difference, half = 100 * float(paired.mean()), 196 * math.sqrt(variance)
+    return Comparison(difference, difference - half, difference + half)
+
+
+def comparison_sentence(comparison: Comparison, name: str, ours: int, theirs: int) -> str:
+    """The comparison in words."""
+    interval = f"95 % interval {comparison.low95:+.2f} to {comparison.high95:+.2f}"
+    return (
+        f"Against {name} on the same images: {comparison.difference:+.2f} points ({interval}; "
+        f"{_count(ours, 'run')} against {theirs}): {comparison.verdict}."
+    )
+
+
+def _needed(record: EpochRecord, trial: Trial) -> int:
+    return images_needed(trial.goal.accuracy, record.test_total)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"

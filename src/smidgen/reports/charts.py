@@ -1,0 +1,221 @@
+"""Charts as SVG that takes its text colour from the page, so that it reads in light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from smidgen.reports.collect import TrialRuns
+from smidgen.training.loop import EpochRecord
+
+TRAIN, HELD_OUT, RATE, GOAL = "#2f8f83", "#d1603d", "#8a6fc2", "#7a7a7a"
+"""Colours of a middle lightness, told apart in light and dark and by the colour-blind."""
+TRIAL_COLOURS = ["#d1603d", "#2f8f83", "#8a6fc2", "#b8860b", "#4682b4", "#a0527d"]
+
+_INK = "#010203"
+"""Stands for the page's text colour until the SVG is finished."""
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "smidgen",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#808080",
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def curves(group: TrialRuns) -> str:
+    """Loss and accuracy against the epoch, training and held out, with the learning rate.
+
+    Every seed is a thin line, their mean a thick one; the target is drawn across.
+    """
+    histories = [run.history for run in group.runs]
+    split = group.held_out
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 6.2))
+        panels = figure.subplots(2, 2)
+        _panel(panels[0, 0], histories, lambda r: r.train_loss, TRAIN, "training loss (nats)")
+        _panel(panels[0, 1], histories, lambda r: r.train_accuracy, TRAIN, "training accuracy (%)")
+        _panel(panels[1, 0], histories, lambda r: r.test_loss, HELD_OUT, f"{split} loss (nats)")
+        _panel(panels[1, 1], histories, lambda r: r.test_accuracy, HELD_OUT, f"{split} accuracy (%)")
+        goal = group.trial.goal.accuracy
+        panels[1, 1].axhline(goal, color=GOAL, linestyle="--", linewidth=1.2)
+        panels[1, 1].annotate(
+            f"target {goal:g} %",
+            (1, goal),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color=GOAL,
+        )
+        for panel in (panels[0, 1], panels[1, 1]):
+            _focus(panel, [goal] if panel is panels[1, 1] else [])
+        rates = panels[0, 0].twinx()
+        rates.plot(
+            [r.epoch for r in histories[0]],
+            [r.learning_rate for r in histories[0]],
+            color=RATE,
+            linewidth=1.2,
+        )
+        rates.set_yscale("log")
+        rates.set_ylabel("learning rate, end of epoch", color=RATE)
+        rates.grid(visible=False)
+        return _svg(figure, f"curves-{group.trial.name}")
+
+
+def distribution(groups: Sequence[TrialRuns]) -> str:
+    """Last-epoch accuracy of every run, a row a trial, with the mean and the targets."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 0.9 + 0.55 * len(groups)))
+        panel = figure.subplots()
+        for row, group in enumerate(groups):
+            colour = TRIAL_COLOURS[row % len(TRIAL_COLOURS)]
+            panel.plot(group.last, [row] * len(group.last), "o", color=colour, alpha=0.55, markersize=6)
+            panel.plot([statistics.mean(group.last)], [row], "|", color=colour, markersize=26, markeredgewidth=3)
+        for goal in sorted({group.trial.goal.accuracy for group in groups}):
+            panel.axvline(goal, color=GOAL, linestyle="--", linewidth=1.2)
+        panel.set_yticks(range(len(groups)), [group.trial.name for group in groups])
+        panel.set_ylim(len(groups) - 0.5, -0.5)
+        panel.set_xlabel(
+            f"{groups[0].held_out} accuracy by the last epoch (%); dots: runs, bars: means, dashed: targets"
+        )
+        return _svg(figure, "distribution")
+
+
+def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
+    """Confusion matrix: images a run, by label (rows) and prediction (columns), the diagonal left out."""
+    classes = len(matrix)
+    errors = matrix * (1 - np.eye(classes))
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        side = 2.0 + 0.42 * classes
+        figure = Figure(figsize=(side, side))
+        panel = figure.subplots()
+        highest = max(float(errors.max()), 1e-9)
+        for row in range(classes):
+            for column in range(classes):
+                share = errors[row, column] / highest
+                if share > 0:
+                    square = Rectangle(
+                        (column - 0.5, row - 0.5),
+                        1,
+                        1,
+                        color=HELD_OUT,
+                        alpha=0.12 + 0.68 * share,
+                        linewidth=0,
+                    )
+                    panel.add_patch(square)
+                if row != column and errors[row, column] >= 0.05:
+                    panel.text(column, row, f"{errors[row, column]:.1f}", ha="center", va="center", fontsize=9)
+        panel.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=GOAL, linewidth=0.8, alpha=0.6)
+        panel.set_xlim(-0.5, classes - 0.5)
+        panel.set_ylim(classes - 0.5, -0.5)
+        panel.set_xticks(range(classes))
+        panel.set_yticks(range(classes))
+        panel.set_xlabel("prediction")
+        panel.set_ylabel(f"label ({split} images a run)")
+        return _svg(figure, name)
+
+
+def reliability(
+    confidence: npt.NDArray[np.float64], share: npt.NDArray[np.float64], count: npt.NDArray[np.int64], name: str
+) -> str:
+    """Reliability diagram: how often the network is right, against how sure it says it is.
+
+    Args:
+        confidence: mean probability of the predicted class in each bin, 0 to 1.
+        share: share of images in each bin that are right, 0 to 1.
+        count: images in each bin; empty ones are left out.
+        name: of the chart, for ids within a page.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 4.4))
+        panel = figure.subplots()
+        panel.plot([0, 1], [0, 1], color=GOAL, linestyle="--", linewidth=1.2)
+        error = np.sqrt(np.maximum(share * (1 - share), 1e-12) / np.maximum(count, 1))
+        panel.errorbar(
+            confidence,
+            share,
+            yerr=1.96 * error,
+            color=HELD_OUT,
+            marker="o",
+            linewidth=1.6,
+            capsize=3,
+            elinewidth=1,
+        )
+        panel.set_xlim(0, 1.02)
+        panel.set_ylim(0, 1.05)
+        panel.set_xlabel("probability given to the prediction")
+        panel.set_ylabel("share of predictions that are right")
+        return _svg(figure, name)
+
+
+def for_file(svg: str) -> str:
+    """A chart as a file of its own, on white: there is no page to take the text colour from."""
+    return svg.replace("currentColor", "#222222").replace("<svg ", '<svg style="background:#ffffff" ', 1)
+
+
+def _panel(
+    panel: Axes,
+    histories: Sequence[Sequence[EpochRecord]],
+    value: Callable[[EpochRecord], float],
+    colour: str,
+    label: str,
+) -> None:
+    for history in histories:
+        panel.plot([r.epoch for r in history], [value(r) for r in history], color=colour, linewidth=0.8, alpha=0.45)
+    epochs = [r.epoch for r in histories[0]]
+    if all(len(history) == len(epochs) for history in histories):
+        means = [statistics.mean(value(history[i]) for history in histories) for i in range(len(epochs))]
+        panel.plot(epochs, means, color=colour, linewidth=2.6, marker="o" if len(epochs) == 1 else None)
+    panel.set_xlabel("epoch")
+    panel.set_ylabel(label)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _focus(panel: Axes, also: Sequence[float]) -> None:
+    """Leave a first epoch that is far below the rest out of view: what matters is near the top."""
+    values = [float(y) for line in panel.get_lines() for y in np.atleast_1d(line.get_ydata())] + list(also)
+    high, low = max(values), min(values)
+    floor = float(np.quantile(values, 0.1))
+    if low < floor - 2 * (high - floor):
+        low = floor - 0.3 * (high - floor)
+    room = max(0.02, 0.08 * (high - low))
+    panel.set_ylim(low - room, high + room)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as SVG with the page's text colour, a scalable size, and ids of its own."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(_INK, "currentColor")
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    opening = f'<svg {names} viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    return re.sub(r"<svg [^>]*>", opening, svg, count=1, flags=re.DOTALL).strip()

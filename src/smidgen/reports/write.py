@@ -1,0 +1,384 @@
+"""The report of any runs: what stands in it, in order."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from smidgen.anatomy.layers import examine_trial
+from smidgen.reports import charts, pictures
+from smidgen.reports.analysis import analyse
+from smidgen.reports.collect import Collection, TrialRuns
+from smidgen.reports.document import (
+    Block,
+    Bullets,
+    Chart,
+    Code,
+    Document,
+    Gallery,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+)
+from smidgen.runs import directory as names
+from smidgen.runs.directory import RunDirectory
+from smidgen.runs.progress import epoch_line
+from smidgen.runs.record import Run
+from smidgen.settings import with_settings
+from smidgen.trial import Trial
+from smidgen.trials.builtin import BUILTIN
+from smidgen.trials.listing import changes
+from smidgen.verdict import percent
+
+MOST_MISTAKES = 48
+"""Wrongly classified images shown for a trial."""
+
+
+def write(collection: Collection) -> Document:
+    """The whole report.
+
+    Args:
+        collection: at least one trial with at least one run.
+    """
+    groups = collection.trials
+    document = Document(_title(groups), _verdict(groups))
+    blocks = document.blocks
+    if collection.problems:
+        blocks.append(Paragraph("Left out:"))
+        blocks.append(Bullets(collection.problems))
+    blocks += [Heading("Summary"), _summary(groups)]
+    if len(groups) > 1 or len(groups[0].runs) > 1:
+        rows = "; ".join(f"{g.trial.name}: {_mean_sd(g.last)} %" for g in groups)
+        caption = "Accuracy by the last epoch: every run, and each trial's mean"
+        blocks.append(Chart("distribution", charts.distribution(groups), f"{caption}. {rows}.", caption))
+    for index, group in enumerate(groups):
+        blocks += _chapter(group, groups[index - 1] if index else None)
+    return document
+
+
+def _title(groups: Sequence[TrialRuns]) -> str:
+    if len(groups) == 1:
+        return f"{groups[0].trial.name}: {groups[0].trial.note}" if groups[0].trial.note else groups[0].trial.name
+    return f"{len(groups)} trials, {groups[0].trial.name} to {groups[-1].trial.name}"
+
+
+def _verdict(groups: Sequence[TrialRuns]) -> str:
+    parts = []
+    for group in groups:
+        verdicts = [run.goal_met for run in group.runs]
+        if None in verdicts:
+            parts.append(f"{group.trial.name}: goal open, judged on the {group.held_out} split")
+        else:
+            met = sum(map(bool, verdicts))
+            parts.append(f"{group.trial.name}: goal met by {met} of {_runs(len(verdicts))}")
+    return "; ".join(parts) + "."
+
+
+def _summary(groups: Sequence[TrialRuns]) -> Table:
+    columns = [
+        "trial", "target", "last epoch, mean ± s.d. (%)", "runs", "least", "runs at the goal",
+        "best epoch, mean (chosen on the same images)", "training (%)", "parameters", "epochs",
+        "seconds", "engine",
+    ]  # fmt: skip
+    rows = []
+    for group in groups:
+        goal, first = group.trial.goal, group.runs[0].result
+        verdicts = [run.goal_met for run in group.runs]
+        rows.append([
+            group.trial.name,
+            f"{goal.accuracy:g} %, at most {goal.parameters:,} parameters and {goal.epochs} epochs",
+            _mean_sd(group.last),
+            str(len(group.runs)),
+            f"{min(group.last):.2f}",
+            "open" if None in verdicts else f"{sum(map(bool, verdicts))}/{len(verdicts)}",
+            f"{statistics.mean(group.best):.3f}",
+            f"{statistics.mean(run.history[-1].train_accuracy for run in group.runs):.2f}",
+            f"{first['parameters']:,}",
+            f"{len(group.runs[0].history)}",
+            f"{statistics.median(run.result['seconds_training'] for run in group.runs):.0f}",
+            _engines(group),
+        ])  # fmt: skip
+    return Table("The trials: targets and results", columns, rows, left=2)
+
+
+def _chapter(group: TrialRuns, before: TrialRuns | None) -> list[Block]:
+    trial = group.trial
+    blocks: list[Block] = [Heading(trial.name)]
+    blocks += _story(trial)
+    base = before.trial if before else _base(trial)
+    if base is not None:
+        differences = changes(base, trial)
+        blocks.append(Heading(f"What changed from {base.name}", 3))
+        blocks.append(Bullets(differences) if differences else Paragraph("Nothing but the name."))
+    blocks += [Heading("Analysis", 3), Bullets(analyse(group, before))]
+    blocks += [Heading("Curves", 3), _curves(group)]
+    blocks += _network(group)
+    blocks += [Heading("Epochs", 3)]
+    blocks += [
+        Code(
+            "\n".join(epoch_line(r, len(run.history), group.held_out) for r in run.history),
+            f"seed {run.seed}: {percent(run.history[-1].test_correct, run.history[-1].test_total)} % by the last epoch",
+            folded=len(group.runs) > 1,
+        )
+        for run in group.runs
+    ]
+    blocks += _images(group)
+    blocks += _environment(group)
+    return blocks
+
+
+def _story(trial: Trial) -> list[Block]:
+    """What the trial's author wrote of it: for a built-in trial its docstring, otherwise its note."""
+    builtin = BUILTIN.get(trial.name)
+    if builtin is None or builtin.make().recipe_digest != trial.recipe_digest:
+        return [Paragraph(trial.note)] if trial.note else []
+    paragraphs = builtin.story.split("\n\n")
+    return [Paragraph(" ".join(paragraph.split())) for paragraph in paragraphs]
+
+
+def _base(trial: Trial) -> Trial | None:
+    builtin = BUILTIN.get(trial.name)
+    if builtin is None:
+        return None
+    made = builtin.make()
+    if made.recipe_digest != trial.recipe_digest:
+        return made
+    return BUILTIN[builtin.base].make() if builtin.base else None
+
+
+def _curves(group: TrialRuns) -> Chart:
+    last = [run.history[-1] for run in group.runs]
+    alt = (
+        f"Four panels against the epoch: training loss with the learning rate, training accuracy, {group.held_out} "
+        f"loss, {group.held_out} accuracy with the target. By the last epoch: training loss "
+        f"{statistics.mean(r.train_loss for r in last):.4f}, training accuracy "
+        f"{statistics.mean(r.train_accuracy for r in last):.2f} %, {group.held_out} loss "
+        f"{statistics.mean(r.test_loss for r in last):.4f}, {group.held_out} accuracy {_mean_sd(group.last)} %."
+    )
+    caption = (
+        f"Thin: each of {_runs(len(group.runs))}. Thick: their mean. Dashed: the target. Violet: the learning rate."
+    )
+    return Chart(f"curves-{group.trial.name}", charts.curves(group), alt, caption)
+
+
+def _network(group: TrialRuns) -> list[Block]:
+    trained = group.runs[0].trained
+    anatomy = examine_trial(group.trial, trained.input_shape, trained.classes)
+    layers = Table(
+        "Layers",
+        ["layer", "type", "output", "parameters", "MACs", "activations (bytes)"],
+        [
+            [
+                x.name,
+                x.type,
+                _times(x.output_shape),
+                f"{x.parameters:,}",
+                f"{x.macs:,}",
+                f"{x.activation_bytes:,}",
+            ]
+            for x in anatomy.layers
+        ],
+        left=2,
+    )
+    seeing = [x for x in anatomy.layers if x.kernel or x.macs]
+    fields = Table(
+        "Receptive fields",
+        ["layer", "kernel", "input", "output", "receptive field", "jump", "start"],
+        [
+            [
+                f"{x.name} ({x.type})",
+                f"{x.kernel[0]}x{x.kernel[1]}" if x.kernel else "-",
+                _times(x.input_shape),
+                _times(x.output_shape),
+                f"{x.receptive_field[0]}x{x.receptive_field[1]}" if x.receptive_field else "unknown",
+                f"{x.jump[0]:g}" if x.jump else "-",
+                f"{x.start[0]}" if x.start else "-",
+            ]
+            for x in seeing
+        ],
+    )
+    goal = group.trial.goal
+    spare = goal.parameters - anatomy.parameters
+    budget = f"{spare:,} below" if spare >= 0 else f"{-spare:,} above"
+    totals = Paragraph(
+        f"{'; '.join(anatomy.totals().splitlines())}; {budget} the budget of {goal.parameters:,} parameters."
+    )
+    return [Heading("Network", 3), layers, totals, fields]
+
+
+def _images(group: TrialRuns) -> list[Block]:
+    if group.dataset is None:
+        return [Paragraph(f"Without the data there are no images to show: {group.dataset_problem}.")]
+    blocks: list[Block] = [*_mistakes(group), *_confusion(group), *_reliability(group)]
+    typical = group.typical
+    before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
+    blocks.append(Heading("Training images", 3))
+    note = "as they are" if not (group.trial.augmentation.affine or group.trial.augmentation.elastic) else "distorted"
+    name, seen = f"sheet-{group.trial.name}", f"As the network saw them, seed {typical.seed}, epoch 1"
+    alts = ("Training images as they are in the data", f"The same images {note}, as the network saw them")
+    blocks.append(
+        Gallery(
+            (
+                Picture(f"{name}-before", before, alts[0], "In the data", 480),
+                Picture(f"{name}-after", after, alts[1], seen, 480),
+            )
+        )
+    )
+    kernels = pictures.filters(typical.network)
+    if kernels is not None:
+        content, count = kernels
+        caption = f"The {count} kernels of the first convolution, seed {typical.seed}; light: positive, dark: negative"
+        blocks += [
+            Heading("First layer", 3),
+            Picture(f"filters-{group.trial.name}", content, caption, caption, 480),
+        ]
+    return blocks
+
+
+def _mistakes(group: TrialRuns) -> list[Block]:
+    typical = group.typical
+    judged = group.judgements[group.runs.index(typical)]
+    assert group.dataset is not None
+    wrong = np.flatnonzero(~judged.correct)
+    confidence = judged.probabilities[wrong, judged.predictions[wrong]]
+    order = wrong[np.argsort(-confidence, kind="stable")]
+    shown = []
+    for index in order[:MOST_MISTAKES]:
+        label, guess = int(judged.labels[index]), int(judged.predictions[index])
+        sure = f"{100 * judged.probabilities[index, guess]:.1f} %"
+        shown.append(
+            Picture(
+                f"mistake-{group.trial.name}-{index}",
+                pictures.digit(group.dataset.held_out.images[int(index)].numpy()),
+                f"{group.held_out} image {index}: a {label} taken for a {guess}, with probability {sure}",
+                f"{label} → {guess}, {sure}",
+                84,
+            )
+        )
+    heading = Heading("Mistakes", 3)
+    more = f", the first {MOST_MISTAKES}" if len(order) > MOST_MISTAKES else ""
+    text = (
+        f"The {len(order)} {group.held_out} images that the run nearest to the mean (seed {typical.seed}) has wrong, "
+        f"the most confident mistakes first{more}: label → prediction, probability."
+    )
+    return [heading, Paragraph(text), Gallery(shown)] if shown else [heading, Paragraph("None.")]
+
+
+def _confusion(group: TrialRuns) -> list[Block]:
+    assert group.dataset is not None
+    classes = group.dataset.classes
+    matrix = np.zeros((classes, classes))
+    for judged in group.judgements:
+        np.add.at(matrix, (judged.labels, judged.predictions), 1 / len(group.judgements))
+    rows = [[f"label {row}", *(f"{matrix[row, column]:.1f}" for column in range(classes))] for row in range(classes)]
+    columns = ["images a run", *(f"as {column}" for column in range(classes))]
+    blocks: list[Block] = [Heading("Confusion", 3)]
+    if classes <= 20:
+        errors = matrix * (1 - np.eye(classes))
+        worst = np.unravel_index(int(errors.argmax()), errors.shape)
+        alt = (
+            f"Confusion matrix without its diagonal; the largest entry is label {worst[0]} taken for {worst[1]}, "
+            f"{errors[worst]:.1f} images a run. The table below has every entry."
+        )
+        caption = f"Images a run that are taken for another class, mean of {_runs(len(group.runs))}"
+        name = f"confusion-{group.trial.name}"
+        blocks.append(Chart(name, charts.confusion(matrix, group.held_out, name), alt, caption))
+    return [*blocks, Table("Confusion matrix", columns, rows)]
+
+
+def _reliability(group: TrialRuns) -> list[Block]:
+    sure = np.concatenate([j.probabilities.max(1) for j in group.judgements])
+    right = np.concatenate([j.correct for j in group.judgements])
+    confidence, share, count = reliability_bins(sure, right)
+    error = float((count / count.sum() * np.abs(confidence - share)).sum())
+    rows = [
+        [f"{c:.3f}", f"{s:.3f}", f"{n / len(group.judgements):,.1f}"]
+        for c, s, n in zip(confidence, share, count, strict=True)
+    ]
+    caption = f"How often predictions are right against how sure the network is; expected calibration error {error:.4f}"
+    name = f"reliability-{group.trial.name}"
+    alt = f"Reliability diagram; {caption}. The table below has every point."
+    return [
+        Heading("Reliability", 3),
+        Chart(name, charts.reliability(confidence, share, count, name), alt, caption),
+        Table("Reliability", ["mean probability", "share right", "images a run"], rows, left=0),
+    ]
+
+
+def reliability_bins(
+    sure: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 10
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Group predictions by how sure they are: mean probability, share right and count of each filled bin.
+
+    Args:
+        sure: probability of the predicted class, 0 to 1.
+        right: whether the prediction is right.
+        bins: of equal width.
+    """
+    which = np.minimum((sure * bins).astype(int), bins - 1)
+    count = np.bincount(which, minlength=bins)
+    filled = count > 0
+    confidence = np.bincount(which, weights=sure, minlength=bins)[filled] / count[filled]
+    share = np.bincount(which, weights=right, minlength=bins)[filled] / count[filled]
+    return confidence, share, count[filled]
+
+
+def _environment(group: TrialRuns) -> list[Block]:
+    facts = RunDirectory(group.typical.directory).read_json(names.ENVIRONMENT)
+    kept = [
+        "smidgen",
+        "torch",
+        "numpy",
+        "python",
+        "system",
+        "machine",
+        "cpu",
+        "engine",
+        "precision",
+        "device",
+        "threads",
+    ]
+    rows = [[name, str(facts[name])] for name in kept if name in facts]
+    rows += [["weights_sha256, seed " + str(run.seed), str(run.result["weights_sha256"])] for run in group.runs]
+    return [
+        Heading("Environment", 3),
+        Table("What the runs were made with", ["what", "value"], rows, left=2),
+        Paragraph("To repeat them:"),
+        Code("\n".join(_command(group.trial, run) for run in group.runs)),
+    ]
+
+
+def _command(trial: Trial, run: Run) -> str:
+    builtin = BUILTIN.get(trial.name)
+    name = str(run.directory / names.TRIAL)
+    if builtin is not None:
+        changed = [f"epochs={trial.epochs}", f"data.evaluate={trial.data.evaluate}"]
+        if builtin.make().recipe_digest == trial.recipe_digest:
+            name = trial.name
+        elif with_settings(builtin.make(), changed).recipe_digest == trial.recipe_digest:
+            name = " ".join([trial.name, *(f"--set {change}" for change in changed)])
+    shown = name if name.startswith(trial.name) else shlex.quote(name)
+    return f"smidgen run {shown} --seed {run.seed} --threads {run.result['threads']} --engine {run.result['engine']}"
+
+
+def _engines(group: TrialRuns) -> str:
+    return ", ".join(sorted({f"{r.result['engine']}, {r.result['threads']} thread(s)" for r in group.runs}))
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" + ("" if count == 1 else "s")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "-"

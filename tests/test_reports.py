@@ -1,0 +1,398 @@
+"""The report: what stands in it, what it says, and that nothing in a trial can inject markup."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from markdown_it import MarkdownIt
+
+from conftest import Command
+from smidgen.data.dataset import Dataset
+from smidgen.errors import RunError
+from smidgen.reports import analysis, charts, pictures
+from smidgen.reports.analysis import compare, fit_sentence, goal_sentence, held_from, pairs_sentence
+from smidgen.reports.collect import TrialRuns, binomial_sd, collect
+from smidgen.reports.markdown import to_markdown
+from smidgen.reports.page import to_html
+from smidgen.reports.report import report
+from smidgen.reports.write import reliability_bins, write
+from smidgen.runs.progress import Silent
+from smidgen.runs.record import Run
+from smidgen.runs.run import run
+from smidgen.training.loop import EpochRecord
+from smidgen.trial import Augmentation, Goal, Trial
+from smidgen.trials.mnist import skeleton
+
+
+@pytest.fixture(scope="module")
+def runs(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of one trial and one of another, made from it."""
+    root = tmp_path_factory.mktemp("report-runs")
+    for seed in (0, 1):
+        run(small_trial, seed=seed, out=root / f"a{seed}", threads=1, progress=Silent())
+    other = replace(
+        small_trial, name="longer", note="three epochs, distorted", epochs=3, augmentation=Augmentation(rotation=10)
+    )
+    run(other, seed=0, out=root / "b0", threads=1, progress=Silent())
+    return root
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with their attributes and the text within."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    report([runs / "a0", runs / "a1", runs / "b0"], out)
+    return out.read_text()
+
+
+def test_everything_that_it_promises_is_there(page: str) -> None:
+    text = " ".join(Elements(page).words)
+    for words in (
+        "Summary", "What changed from small", "augmentation.rotation: 0 -> 10", "epochs: 2 -> 3", "Analysis", "Curves",
+        "Layers", "Receptive fields", "Epochs", "Mistakes", "Confusion", "Reliability", "Training images",
+        "First layer", "Environment", "weights_sha256, seed 1", "smidgen run", "--seed 1", "678", "epoch 3/3",
+        "goal met by 2 of 2 runs", "label → prediction", "Against small on the same images", "7x7",
+    ):  # fmt: skip
+        assert words in text, words
+    for part in ("curves-small", "curves-longer", "distribution"):
+        assert part in page
+
+
+def test_it_needs_nothing_else(page: str) -> None:
+    elements = Elements(page)
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name) or ""
+            assert value.startswith(("data:", "#")) or not value, (tag, value)
+    assert not elements.all("script")
+    assert "url(http" not in page
+
+
+def test_it_is_accessible(page: str) -> None:
+    elements = Elements(page)
+    assert elements.all("html")[0]["lang"] == "en"
+    assert len(elements.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all(len(image["alt"] or "") > 10 for image in elements.all("img"))
+    charts_shown = [svg for svg in elements.all("svg") if svg.get("role") == "img"]
+    assert len(charts_shown) == len(elements.all("svg")) == 7
+    assert all(len(svg["aria-label"] or "") > 30 for svg in charts_shown)
+    assert len(elements.all("caption")) == len(elements.all("table"))
+    assert all(cell.get("scope") in ("col", "row") for cell in elements.all("th"))
+    identities = [attributes["id"] for _, attributes in elements.found if attributes.get("id")]
+    assert len(identities) == len(set(identities))
+    for link in elements.all("a"):
+        assert (link["href"] or "")[1:] in identities
+
+
+def test_the_figures_are_the_runs(page: str, runs: Path) -> None:
+    results = [json.loads((runs / name / "result.json").read_text()) for name in ("a0", "a1")]
+    accuracies = [r["test_accuracy_last"] for r in results]
+    assert f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}" in page
+    assert results[1]["weights_sha256"] in page
+    lines = (runs / "b0" / "log.txt").read_text().splitlines()
+    for line in (line for line in lines if line.startswith("epoch") and "train loss" in line):
+        assert line in page
+
+
+def test_the_mistakes_are_the_networks(runs: Path) -> None:
+    group = collect([runs / "b0"]).trials[0]
+    judged = group.judgements[0]
+    assert int(judged.correct.sum()) == group.runs[0].history[-1].test_correct
+    document = write(collect([runs / "b0"]))
+    shown = [p for block in document.blocks if isinstance(block, write.__globals__["Gallery"]) for p in block.pictures]
+    mistakes = [p for p in shown if p.name.startswith("mistake")]
+    sure = []
+    for picture in mistakes:
+        index, label, guess, probability = re.findall(r"[\d.]+", picture.alt)
+        assert int(judged.labels[int(index)]) == int(label)
+        assert int(judged.predictions[int(index)]) == int(guess) != int(label)
+        sure.append(float(probability))
+    assert len(mistakes) == min(48, int((~judged.correct).sum()))
+    assert sure == sorted(sure, reverse=True)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md"])
+def test_nothing_in_a_trial_injects_markup(small_trial: Trial, tmp_path: Path, suffix: str) -> None:
+    note = "<script>alert(1)</script> **bold** ![x](http://a) | `code` </pre>"
+    run(replace(small_trial, note=note, epochs=1), out=tmp_path / "r", progress=Silent())
+    report([tmp_path / "r"], tmp_path / f"r{suffix}")
+    text = (tmp_path / f"r{suffix}").read_text()
+    rendered = text if suffix == ".html" else MarkdownIt("commonmark").enable("table").render(text)
+    elements = Elements(rendered)
+    assert not elements.all("script")
+    assert not elements.all("strong")
+    assert all(not (i["src"] or "").startswith("http") for i in elements.all("img"))
+    assert note in " ".join(elements.words)
+
+
+def test_markdown_shows_the_same_and_its_pictures_exist(runs: Path, tmp_path: Path) -> None:
+    report([runs], tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text()
+    rendered = Elements(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+    words = " ".join(rendered.words)
+    for part in ("Summary", "Receptive fields", "Mistakes", "Analysis", "epoch 3/3", "conv1 (Conv2d)"):
+        assert part in words, part
+    assert len(rendered.all("table")) == 2 * 5 + 1
+    images = rendered.all("img")
+    assert len(images) > 20
+    for image in images:
+        assert (tmp_path / str(image["src"])).is_file()
+    for svg in (tmp_path / "r-images").glob("*.svg"):
+        assert "currentColor" not in svg.read_text()
+        ET.parse(svg)
+
+
+class TestBadInput:
+    def test_what_cannot_be_read_is_left_out_and_named(self, runs: Path, tmp_path: Path) -> None:
+        root = tmp_path / "all"
+        shutil.copytree(runs, root)
+        (root / "a1" / "result.json").unlink()
+        (root / "b0" / "weights.safetensors").write_bytes(b"cut short")
+        written = report([root, tmp_path / "nothing", root / "a0"], tmp_path / "r.html")
+        assert [g.trial.name for g in written.trials] == ["small"]
+        assert len(written.problems) == 4
+        page = (tmp_path / "r.html").read_text()
+        for words in ("unfinished", "damaged", "nothing is not a run directory", "counts once"):
+            assert words in page, words
+
+    def test_nothing_left_is_one_line(self, tmp_path: Path, smidgen: Command) -> None:
+        (tmp_path / "r").mkdir()
+        assert smidgen("report", tmp_path / "r").is_mistake("no finished run to report on", "holds none")
+        assert smidgen("report", tmp_path / "x", "-o", tmp_path / "r.html").is_mistake("x is not a run directory")
+        assert not (tmp_path / "r.html").exists()
+
+    def test_a_place_that_cannot_be_written_is_one_line(self, runs: Path, smidgen: Command) -> None:
+        assert smidgen("report", runs / "a0", "-o", "/proc/x/r.html").is_mistake("/proc/x", "-o")
+        assert smidgen("report", runs / "a0", "-o", "/dev/null/r.html").is_mistake("/dev/null")
+        assert smidgen("report", runs / "a0", "-o", "r.pdf").is_mistake("must end in .html or .md")
+
+    def test_without_its_data_a_run_is_reported_without_images(
+        self, small_trial: Trial, small_folder: Path, tmp_path: Path
+    ) -> None:
+        folder = Path(shutil.copytree(small_folder, tmp_path / "data"))
+        run(small_trial, data=folder, epochs=1, out=tmp_path / "r", progress=Silent())
+        shutil.rmtree(folder)
+        report([tmp_path / "r"], tmp_path / "r.html")
+        text = (tmp_path / "r.html").read_text()
+        assert "Without the data there are no images to show" in text
+        assert "Receptive fields" in text
+
+    def test_edited_history_is_refused(self, runs: Path, tmp_path: Path) -> None:
+        edited = Path(shutil.copytree(runs / "a0", tmp_path / "edited"))
+        (edited / "epochs.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+        with pytest.raises(RunError, match="damaged"):
+            report([edited], tmp_path / "r.html")
+
+
+def test_the_report_command(smidgen: Command, runs: Path, tmp_path: Path) -> None:
+    done = smidgen("report", runs, "-o", tmp_path / "deep" / "r.html", "--json")
+    assert done.status == 0
+    assert done.json == {
+        "path": str(tmp_path / "deep" / "r.html"),
+        "trials": [{"name": "small", "seeds": [0, 1]}, {"name": "longer", "seeds": [0]}],
+        "left_out": [],
+    }
+    assert (tmp_path / "deep" / "r.html").is_file()
+
+
+def test_the_command_in_the_report_repeats_the_run(runs: Path, tmp_path: Path, smidgen: Command) -> None:
+    report([runs / "b0"], tmp_path / "r.md")
+    (line,) = re.findall(r"^smidgen run .*", (tmp_path / "r.md").read_text(), re.MULTILINE)
+    done = smidgen(*line.split()[1:], "--out", tmp_path / "again", "--json")
+    expected = json.loads((runs / "b0" / "result.json").read_text())
+    assert done.json["weights_sha256"] == expected["weights_sha256"]
+
+
+class TestAnalysis:
+    trial = skeleton()
+
+    @pytest.mark.parametrize(
+        ("train", "held_out", "dropout", "words"),
+        [
+            (99.51, 99.2, 0.0, "overfits"),
+            (99.5, 99.2, 0.0, "neither"),
+            (99.51, 99.2, 0.05, "overfits"),
+            (99.5, 99.2, 0.05, "no sign of overfitting"),
+            (98.69, 98.6, 0.0, "underfits"),
+            (98.71, 98.6, 0.0, "neither"),
+            (98.0, 98.6, 0.05, "no sign of overfitting"),
+        ],
+    )
+    def test_fit_at_its_boundaries(self, train: float, held_out: float, dropout: float, words: str) -> None:
+        """The target is 99 %, so undistorted training below 98.7 % underfits; a gap above 0.3 points overfits."""
+        sentence = fit_sentence(train, held_out, replace(self.trial, dropout=dropout), "test")
+        assert words in sentence
+        assert f"{train - held_out:+.2f}" in sentence
+
+    @pytest.mark.parametrize(
+        ("correct", "expected"),
+        [
+            ([1, 5, 5, 5], (2, 2)),
+            ([5, 1, 5, 5], (1, 3)),
+            ([5, 5, 5, 1], (1, None)),
+            ([1, 1, 1, 5], (4, 4)),
+            ([1, 4, 4, 4], (None, None)),
+            ([5], (1, 1)),
+            ([], (None, None)),
+        ],
+    )
+    def test_first_met_and_held(self, correct: list[int], expected: tuple[int | None, int | None]) -> None:
+        assert held_from(correct, 5) == expected
+
+    def test_the_goal_in_words(self) -> None:
+        assert "No epoch of any of 2 runs" in goal_sentence([(None, None), (None, None)], self.trial)
+        assert "1 of 2 runs" in goal_sentence([(3, None), (None, None)], self.trial)
+        assert "none held it" in goal_sentence([(3, None)], self.trial)
+        both = goal_sentence([(3, 5), (2, 9)], self.trial)
+        assert "first in epoch 2 to 3; 2 held it to the end, from epoch 5 to 9 on" in both
+
+    def history(self, correct: Sequence[int], rates: Sequence[float] | None = None) -> list[EpochRecord]:
+        return [
+            EpochRecord(i + 1, 0.1, 99.0, 0.1, c, 10_000, rates[i] if rates else 0.1, 1.0, 1.0)
+            for i, c in enumerate(correct)
+        ]
+
+    def test_stability_against_the_noise_of_so_many_images(self) -> None:
+        noise = binomial_sd(99.4, 10_000)
+        assert noise == pytest.approx(0.0772, abs=1e-4)
+        steady = analysis.stability_sentence([self.history([9_930, 9_940, 9_935, 9_940])])
+        moving = analysis.stability_sentence([self.history([9_900, 9_940, 9_920, 9_940])])
+        assert steady.endswith("steady.")
+        assert moving.endswith("still moving more than noise explains.")
+        assert analysis.stability_sentence([self.history([9_900, 9_940, 9_920])]) == ""
+
+    def test_the_effect_of_a_drop(self) -> None:
+        drops = analysis.drop_sentences([self.history([9_800, 9_850, 9_900, 9_910], [0.1, 0.1, 0.01, 0.01])])
+        assert drops == [
+            "The drop of the learning rate from 0.1 to 0.01 at epoch 3 changed the accuracy by +0.50 points."
+        ]
+        assert analysis.drop_sentences([self.history([9_800] * 6, [0.4, 0.35, 0.25, 0.14, 0.05, 0.001])]) == []
+        assert analysis.drop_sentences([self.history([9_800] * 3, [0.1, 0.051, 0.026])]) == []
+
+    def test_the_pairs_that_cost_most(self) -> None:
+        labels = np.array([4, 4, 9, 3, 5, 0])
+        sentence = pairs_sentence([(labels, np.array([9, 9, 4, 5, 5, 0])), (labels, labels)])
+        assert "2.0 images are wrong in a run" in sentence
+        assert "4 and 9 (1.5), 3 and 5 (0.5): 100% of all errors" in sentence
+        assert pairs_sentence([(labels, labels)]) == "No image is classified wrong."
+
+    def test_a_comparison_of_one_run_each_is_the_paired_one_over_images(self) -> None:
+        """With one run a side: the paired standard error, by hand."""
+        rng = np.random.default_rng(0)
+        a, b = rng.random(2_000) < 0.95, rng.random(2_000) < 0.93
+        found = compare([a], [b])
+        difference = a.astype(float) - b
+        half = 196 * difference.std(ddof=1) / 2_000**0.5
+        assert found.difference == pytest.approx(100 * difference.mean())
+        assert (found.low95, found.high95) == pytest.approx((found.difference - half, found.difference + half))
+
+    def test_better_worse_and_not_distinguishable(self) -> None:
+        base = np.ones(1_000, dtype=bool)
+        worse = base.copy()
+        worse[:20] = False
+        barely = base.copy()
+        barely[:2] = False
+        assert compare([base], [worse]).verdict == "better"
+        assert compare([worse], [base]).verdict == "worse"
+        assert compare([barely], [base]).verdict == "not distinguishable"
+        assert compare([base], [base]).verdict == "not distinguishable"
+
+    def test_the_interval_covers_what_it_should(self) -> None:
+        """Two trials of equal quality, 4 seeds each, 2,000 images, drawn 300 times: 95 % or more hold 0."""
+        rng = np.random.default_rng(1)
+        covered = 0
+        for _ in range(300):
+            hard = rng.beta(0.1, 3, 2_000)
+            ours, theirs = ([rng.random(2_000) > hard for _ in range(4)] for _ in range(2))
+            covered += compare(ours, theirs).verdict == "not distinguishable"
+        assert covered >= 285
+
+
+def test_reliability_bins_hold_every_image_once() -> None:
+    sure = np.array([0.05, 0.55, 0.58, 0.95, 1.0, 0.999])
+    right = np.array([False, True, False, True, True, True])
+    confidence, share, count = reliability_bins(sure, right)
+    assert count.tolist() == [1, 2, 3]
+    assert share.tolist() == [0, 0.5, 1]
+    assert confidence.tolist() == pytest.approx([0.05, 0.565, (0.95 + 1 + 0.999) / 3])
+
+
+def test_the_contact_sheet_is_what_the_network_saw(mnist: Dataset, small_trial: Trial) -> None:
+    """The first image of the sheet after augmentation is the first of epoch 1's first batch, as the loop makes it."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    from smidgen.data.augment import augment
+    from smidgen.randomness import Purpose, Stream
+    from smidgen.training.evaluation import to_float
+
+    trial = replace(small_trial, augmentation=Augmentation(rotation=20, scale=0.1))
+    _, after = pictures.contact_sheet(mnist, trial, seed=4)
+    order = Stream(4, Purpose.ORDER, 1).permutation(60_000)[:50]
+    batch = augment(to_float(mnist.train.images[order]), trial.augmentation, Stream(4, Purpose.AUGMENTATION, 1, 0))
+    sheet = np.asarray(Image.open(BytesIO(after)))
+    assert np.array_equal(sheet[:28, :28], (batch[0, 0] * 255).round().byte().numpy())
+
+
+def test_charts_take_the_pages_colour_and_repeat_to_the_byte(runs: Path) -> None:
+    groups = collect([runs]).trials
+    svg = charts.curves(groups[0])
+    assert svg == charts.curves(groups[0])
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+    root = ET.fromstring(svg)
+    assert root.get("viewBox")
+    assert "target 10 %" in "".join(root.itertext())
+    matrix = np.eye(3) * 5
+    matrix[0, 1] = 2.5
+    assert "2.5" in "".join(ET.fromstring(charts.confusion(matrix, "test", "x")).itertext())
+
+
+def test_a_run_without_a_convolution_has_no_filters() -> None:
+    assert pictures.filters(torch.nn.Linear(2, 2)) is None
+
+
+def test_a_goal_judged_on_validation_is_open(small_trial: Trial, tmp_path: Path) -> None:
+    run(small_trial, settings=["data.evaluate=validation"], out=tmp_path / "r", progress=Silent())
+    document = write(collect([tmp_path / "r"]))
+    assert "goal open, judged on the validation split" in document.verdict
+    assert "validation accuracy" in to_html(document)
+    assert "goal met" not in to_markdown(document, "x")[0]
+
+
+def test_runs_can_be_given_as_values(small_run: Run, tmp_path: Path) -> None:
+    written = report([small_run], tmp_path / "r.html")
+    assert isinstance(written.trials[0], TrialRuns)
+    assert written.trials[0].trial.goal == Goal(accuracy=10, parameters=1000, epochs=3)
