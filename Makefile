@@ -8,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: run test test-slow lint format bench results golden clean
+.PHONY: run report test test-slow lint format bench results golden clean
 
 run: $(VENV)/installed
-	$(BIN)/smidgen run
+	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
+
+report: $(VENV)/installed
+	$(BIN)/smidgen report runs
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -29,7 +29,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "smidgen",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 12,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -53,7 +53,7 @@ def curves(group: TrialRuns) -> str:
     histories = [run.history for run in group.runs]
     split = group.held_out
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 6.2))
+        figure = Figure(figsize=(9.0, 6.8))
         panels = figure.subplots(2, 2)
         _panel(panels[0, 0], histories, lambda r: r.train_loss, TRAIN, "training loss (nats)")
         _panel(panels[0, 1], histories, lambda r: r.train_accuracy, TRAIN, "training accuracy (%)")
@@ -87,7 +87,7 @@ def curves(group: TrialRuns) -> str:
 def distribution(groups: Sequence[TrialRuns]) -> str:
     """Last-epoch accuracy of every run, a row a trial, with the mean and the targets."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.4, 0.9 + 0.55 * len(groups)))
+        figure = Figure(figsize=(9.0, 1.1 + 0.6 * len(groups)))
         panel = figure.subplots()
         for row, group in enumerate(groups):
             colour = TRIAL_COLOURS[row % len(TRIAL_COLOURS)]
@@ -97,9 +97,7 @@ def distribution(groups: Sequence[TrialRuns]) -> str:
             panel.axvline(goal, color=GOAL, linestyle="--", linewidth=1.2)
         panel.set_yticks(range(len(groups)), [group.trial.name for group in groups])
         panel.set_ylim(len(groups) - 0.5, -0.5)
-        panel.set_xlabel(
-            f"{groups[0].held_out} accuracy by the last epoch (%); dots: runs, bars: means, dashed: targets"
-        )
+        panel.set_xlabel(f"{groups[0].held_out} accuracy by the last epoch (%); dots runs, bars means, dashed targets")
         return _svg(figure, "distribution")
 
 
@@ -108,7 +106,7 @@ def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
     classes = len(matrix)
     errors = matrix * (1 - np.eye(classes))
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
-        side = 2.0 + 0.42 * classes
+        side = 2.0 + 0.46 * classes
         figure = Figure(figsize=(side, side))
         panel = figure.subplots()
         highest = max(float(errors.max()), 1e-9)
@@ -126,7 +124,7 @@ def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
                     )
                     panel.add_patch(square)
                 if row != column and errors[row, column] >= 0.05:
-                    panel.text(column, row, f"{errors[row, column]:.1f}", ha="center", va="center", fontsize=9)
+                    panel.text(column, row, f"{errors[row, column]:.1f}", ha="center", va="center", fontsize=11)
         panel.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=GOAL, linewidth=0.8, alpha=0.6)
         panel.set_xlim(-0.5, classes - 0.5)
         panel.set_ylim(classes - 0.5, -0.5)

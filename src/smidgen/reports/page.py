@@ -39,13 +39,15 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 caption { text-align: left; color: var(--faint); padding-bottom: .3rem; }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; text-align: right; }
 th { font-weight: 600; background: var(--shade); }
-.text { text-align: left; }
-figure { margin: .75rem 0; }
+td { white-space: nowrap; }
+.text { text-align: left; white-space: normal; }
+figure { margin: .75rem 0; max-width: 100%; }
 figcaption { color: var(--faint); font-size: .88rem; }
 figure svg { max-width: 100%; height: auto; display: block; }
+@media (max-width: 520px) { figure svg { max-width: none; width: 30rem; } }
 img { image-rendering: pixelated; max-width: 100%; height: auto; background: #000; }
 .gallery { display: flex; flex-wrap: wrap; gap: .75rem; }
-.gallery figure { margin: 0; max-width: 100%; }
+.gallery figure { margin: 0; }
 pre { background: var(--shade); padding: .75rem; overflow-x: auto; font-size: .8rem; line-height: 1.45; }
 summary { cursor: pointer; padding: .2rem 0; }
 @media print {
@@ -86,7 +88,8 @@ def _block(block: Block, anchor: str) -> str:
             return _table(block)
         case Chart(svg=svg, alt=alt, caption=caption):
             labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
-            return f"<figure>{labelled}<figcaption>{escape(caption)}</figcaption></figure>"
+            frame = f'<div class="scroll" tabindex="0">{labelled}</div>'
+            return f"<figure>{frame}<figcaption>{escape(caption)}</figcaption></figure>"
         case Picture():
             return _picture(block)
         case Gallery(pictures=pictures):
