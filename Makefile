@@ -39,7 +39,7 @@ results: $(VENV)/installed
 	$(BIN)/python docs/results.py
 
 golden: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/test_anatomy.py --overwrite
+	$(BIN)/python -m pytest tests/test_golden.py --overwrite
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -133,11 +133,6 @@ def test_the_command_agrees_with_the_library(smidgen: Command) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("format", ["table", "markdown", "csv"])
-def test_printed_tables_are_as_they_were(smidgen: Command, format: str, golden: object) -> None:
-    golden(f"inspect-{format}.txt", smidgen("inspect", "mnist-3-augmented", "--format", format).out)  # type: ignore[operator]
-
-
 def test_inspecting_what_is_over_budget_says_so(smidgen: Command, tmp_path: Path) -> None:
     from smidgen.trials.mnist import augmented
 
