@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from smidgen.anatomy.layers import examine
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.inspection import inspect
 from smidgen.nets.build import build_network
+from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
 
 SEED_TABLE = (Path(__file__).parent / "golden" / "seed-table.txt").read_text()
@@ -142,6 +144,12 @@ def test_inspecting_what_is_over_budget_says_so(smidgen: Command, tmp_path: Path
     done = smidgen("inspect", tmp_path / "trial.json")
     assert done.status == 1
     assert "MISSED, 1 too many" in done.out
+
+
+def test_a_trials_own_data_give_shape_and_classes(small_trial: Trial) -> None:
+    anatomy = inspect(replace(small_trial, data=replace(small_trial.data, validation=6_000))).anatomy
+    assert anatomy.input_shape == (1, 28, 28)
+    assert anatomy.parameters == 678
 
 
 def test_inspecting_a_module_in_a_file(smidgen: Command, tmp_path: Path) -> None:

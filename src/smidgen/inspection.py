@@ -88,7 +88,8 @@ def inspect(what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] 
         return Inspection(name or type(found).__name__, examine(found, shape))
     classes = MNIST_CLASSES
     if found.data.source not in BUNDLED:
-        dataset = load_dataset(found.data.source, validation=found.data.validation)
+        # Shape and classes are in the training files; the test files need not even be there.
+        dataset = load_dataset(found.data.source, validation=1)
         classes, input_shape = dataset.classes, input_shape or dataset.input_shape
     shape = tuple(input_shape or MNIST_SHAPE)
     if len(shape) != 3:

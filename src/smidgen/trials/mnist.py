@@ -134,7 +134,7 @@ def strict() -> Trial:
         ),
         augmentation=Augmentation(rotation=10, translation=0.07, scale=0.1, interpolation="bilinear"),
         dropout=0.0,
-        optimizer=SGD(lr=0.4, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
         schedule=OneCycle(rise=0.2, start=0.1, final=1e-4),
         batch_size=64,
         epochs=14,
