@@ -192,6 +192,18 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert errors == ""
 
 
+def test_a_training_goes_on_when_its_reader_goes_away(trial_json: Path, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    process = start_smidgen("run", trial_json, "--out", tmp_path / "r", "--threads", "1", stdout=write)
+    os.close(write)
+    assert os.read(read, 5) == b"small"
+    os.close(read)
+    _, errors = process.communicate(timeout=60)
+    assert errors == ""
+    assert process.returncode == 0
+    assert (tmp_path / "r" / "result.json").exists()
+
+
 def test_standard_output_on_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         process = start_smidgen("trials", "--json", stdout=full)

@@ -154,6 +154,7 @@ def test_changing_the_kind_keeps_what_both_have() -> None:
     [
         ("shape.radius", ("path=value",)),
         ("=3", ("path=value",)),
+        ("radius=3", ("did you mean 'shape.radius'?",)),
         ("shape.raduis=3", ("did you mean 'radius'?",)),
         ("shape.radius=big", ("shape.radius is 'big'", "a number")),
         ("shape.radius=NaN", ("shape.radius is 'NaN'",)),

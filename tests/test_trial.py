@@ -120,6 +120,7 @@ def test_settings_from_the_command_line_are_typed() -> None:
         strict(), ["optimizer=adamw", "optimizer.lr=0.003", "network.blocks.8.bias=false", "goal.accuracy=99"]
     )
     assert trial.optimizer == AdamW(lr=0.003, weight_decay=1e-4)
+    assert with_settings(trial, ["optimizer=sgd"]).optimizer == SGD(lr=0.003, weight_decay=1e-4)
     assert trial.network.blocks[8] == Linear(bias=False)
     assert trial.goal.accuracy == 99
 
@@ -144,8 +145,8 @@ def test_a_trial_from_a_python_file(tmp_path: Path) -> None:
     [
         ("x = 1\ny = nonsense\n", ("fails to import", "NameError", "nonsense", "line 2")),
         ("def trial(:\n", ("fails to import", "SyntaxError", "line 1")),
-        ("def trial():\n    return 3\n", ("is a int", "must be a Trial")),
-        ("trial = 'x'\n", ("is a str",)),
+        ("def trial():\n    return 3\n", ("is of type int", "must be a Trial")),
+        ("trial = 'x'\n", ("is of type str",)),
         ("def trial():\n    return 1 / 0\n", ("failed", "ZeroDivisionError", "line 2")),
         ("def trial(size):\n    return size\n", ("failed", "TypeError")),
         ("def trail():\n    return 3\n", ("defines no 'trial'", "did you mean 'trail'?")),

@@ -108,11 +108,23 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings",
         help="change a setting, as in --set optimizer.lr=0.05; may be repeated",
     )  # fmt: skip
-    run.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
-    run.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    run.add_argument(
+        "--engine",
+        choices=["auto", "native", "eager"],
+        default="auto",
+        help="auto: the fastest there is, in this version eager",
+    )
+    run.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16 needs the native engine, which this version lacks",
+    )
     run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     run.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
-    run.add_argument("--out", metavar="DIR", help="new directory of the run; default: one below runs/")
+    run.add_argument(
+        "--out", metavar="DIR", help="new directory of the run; default: runs/TRIAL-seedN, numbered if taken"
+    )
 
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 

@@ -117,6 +117,12 @@ def with_settings(value: AnySettings, assignments: typing.Iterable[str]) -> AnyS
         if not equals or not path.strip():
             raise SmidgenError(f"--set {assignment!r} must have the form path=value, as in optimizer.lr=0.05")
         data = value.to_json()
+        if "." not in path and path.strip() not in data:
+            deeper = [p for p in _paths(data, "") if p.endswith("." + path.strip())]
+            if deeper:
+                raise SmidgenError(
+                    f"there is no setting {path.strip()!r}; did you mean {' or '.join(map(repr, deeper[:3]))}?"
+                )
         _assign(data, type(value), path.strip().split("."), text.strip(), "")
         value = type(value).from_json(data)
     return value
@@ -323,6 +329,13 @@ def _assign(data: Json, annotation: Any, keys: list[str], text: str, path: str) 
         _assign(data[key], child, rest, text, _join(path, key))
     else:
         data[key] = _parsed(text, child, data[key])
+
+
+def _paths(data: Json, path: str) -> list[str]:
+    """The paths of all settings within parts, tuples left out."""
+    if not isinstance(data, dict):
+        return [path]
+    return [found for name, value in data.items() for found in _paths(value, _join(path, name))]
 
 
 def _parsed(text: str, annotation: Any, current: Json) -> Json:

@@ -149,6 +149,8 @@ class Augmentation(Settings):
 class SGD(Settings):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD` does it."""
 
+    type_name = "sgd"
+
     lr: float = setting(above=0, most=1_000, help="learning rate; the peak, where the schedule has one")
     momentum: float = setting(0.9, least=0, below=1)
     nesterov: bool = setting(False)

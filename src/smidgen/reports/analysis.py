@@ -22,6 +22,8 @@ OVERFIT_GAP = 0.3
 """Points by which training accuracy must be above held-out accuracy to be called overfitting."""
 UNDERFIT_GAP = 0.3
 """Points by which undistorted training accuracy must be below the target to be called underfitting."""
+FAR_BELOW = 1.0
+"""Points below the target from which a network that does not overfit is said to fall short."""
 LAST_EPOCHS = 4
 """How many epochs at the end are looked at for stability."""
 STEADY = 1.0
@@ -56,7 +58,7 @@ def analyse(group: TrialRuns, before: TrialRuns | None = None) -> list[str]:
         same = np.array_equal(before.judgements[0].labels, group.judgements[0].labels)
         if same:
             comparison = compare([j.correct for j in group.judgements], [j.correct for j in before.judgements])
-            sentences.append(comparison_sentence(comparison, before.trial.name, len(group.runs), len(before.runs)))
+            sentences.append(comparison_sentence(comparison, before.label, len(group.runs), len(before.runs)))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -83,9 +85,10 @@ def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str
         despite = f", even with {' and '.join(harder)}" if harder else ""
         return f"{seen}{despite}: the network overfits; more distortion or regularization may help."
     if harder:
-        return (
-            f"{seen}, where training is measured with {' and '.join(harder)}, which lowers it: no sign of overfitting."
-        )
+        verdict = "no sign of overfitting"
+        if held_out < trial.goal.accuracy - FAR_BELOW:
+            verdict += ", but both are far below the target: the network underfits, or trained too short"
+        return f"{seen}, where training is measured with {' and '.join(harder)}, which lowers it: {verdict}."
     if train < trial.goal.accuracy - UNDERFIT_GAP:
         return f"{seen}, and training itself stays below the target: the network underfits."
     return f"{seen}: neither over- nor underfitting stands out."
@@ -109,7 +112,7 @@ def goal_sentence(firsts: Sequence[tuple[int | None, int | None]], trial: Trial)
     held = [h for _, h in firsts if h is not None]
     target = f"the target of {trial.goal.accuracy:g} %"
     if not first:
-        return f"No epoch of any of {_count(len(firsts), 'run')} reached {target}."
+        return f"No epoch reached {target}, in {_count(len(firsts), 'run')}."
     text = f"{len(first)} of {_count(len(firsts), 'run')} reached {target}, first in epoch {_range(first)}"
     if not held:
         return f"{text}; none held it to the last epoch."
@@ -138,10 +141,11 @@ def drop_sentences(histories: Sequence[Sequence[EpochRecord]]) -> list[str]:
     """What each sudden fall of the learning rate did, averaged over the seeds."""
     first = histories[0]
     sentences = []
-    for i in range(1, len(first)):
+    # The first two epochs show whether the rate was steady to begin with.
+    for i in range(2, len(first)):
         before, after = first[i - 1].learning_rate, first[i].learning_rate
         # A schedule that falls all the time has no drops; a drop has a steady rate before and after it.
-        falling = i > 1 and before < STEADY_RATE * first[i - 2].learning_rate
+        falling = before < STEADY_RATE * first[i - 2].learning_rate
         smooth = falling or (i + 1 < len(first) and first[i + 1].learning_rate < STEADY_RATE * after)
         if after > DROP * before or smooth or any(len(history) != len(first) for history in histories):
             continue

@@ -81,7 +81,7 @@ def curves(group: TrialRuns) -> str:
         rates.set_yscale("log")
         rates.set_ylabel("learning rate, end of epoch", color=RATE)
         rates.grid(visible=False)
-        return _svg(figure, f"curves-{group.trial.name}")
+        return _svg(figure, f"curves-{group.label}")
 
 
 def distribution(groups: Sequence[TrialRuns]) -> str:
@@ -95,7 +95,7 @@ def distribution(groups: Sequence[TrialRuns]) -> str:
             panel.plot([statistics.mean(group.last)], [row], "|", color=colour, markersize=26, markeredgewidth=3)
         for goal in sorted({group.trial.goal.accuracy for group in groups}):
             panel.axvline(goal, color=GOAL, linestyle="--", linewidth=1.2)
-        panel.set_yticks(range(len(groups)), [group.trial.name for group in groups])
+        panel.set_yticks(range(len(groups)), [group.label for group in groups])
         panel.set_ylim(len(groups) - 0.5, -0.5)
         panel.set_xlabel(f"{groups[0].held_out} accuracy by the last epoch (%); dots runs, bars means, dashed targets")
         return _svg(figure, "distribution")

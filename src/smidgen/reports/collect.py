@@ -54,12 +54,17 @@ class TrialRuns:
         runs: in order of seed.
         dataset: what they were judged on; None where it is not to be had here.
         dataset_problem: why it is not.
+        label: the trial's name; made distinct where several recipes have the same one.
     """
 
     trial: Trial
     runs: list[Run]
     dataset: Dataset | None = None
     dataset_problem: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.trial.name
 
     @property
     def held_out(self) -> str:
@@ -138,6 +143,10 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
     for group in found.values():
         group.runs.sort(key=lambda run: run.seed)
         _attach_data(group)
+    names = [group.trial.name for group in found.values()]
+    for digest, group in found.items():
+        if names.count(group.trial.name) > 1:
+            group.label = f"{group.trial.name}-{digest[:6]}"
     return Collection(list(found.values()), problems)
 
 

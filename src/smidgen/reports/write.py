@@ -53,7 +53,7 @@ def write(collection: Collection) -> Document:
         blocks.append(Bullets(collection.problems))
     blocks += [Heading("Summary"), _summary(groups)]
     if len(groups) > 1 or len(groups[0].runs) > 1:
-        rows = "; ".join(f"{g.trial.name}: {_mean_sd(g.last)} %" for g in groups)
+        rows = "; ".join(f"{g.label}: {_mean_sd(g.last)} %" for g in groups)
         caption = "Accuracy by the last epoch: every run, and each trial's mean"
         blocks.append(Chart("distribution", charts.distribution(groups), f"{caption}. {rows}.", caption))
     for index, group in enumerate(groups):
@@ -63,8 +63,8 @@ def write(collection: Collection) -> Document:
 
 def _title(groups: Sequence[TrialRuns]) -> str:
     if len(groups) == 1:
-        return f"{groups[0].trial.name}: {groups[0].trial.note}" if groups[0].trial.note else groups[0].trial.name
-    return f"{len(groups)} trials, {groups[0].trial.name} to {groups[-1].trial.name}"
+        return f"{groups[0].label}: {groups[0].trial.note}" if groups[0].trial.note else groups[0].label
+    return f"{len(groups)} trials, {groups[0].label} to {groups[-1].label}"
 
 
 def _verdict(groups: Sequence[TrialRuns]) -> str:
@@ -72,16 +72,16 @@ def _verdict(groups: Sequence[TrialRuns]) -> str:
     for group in groups:
         verdicts = [run.goal_met for run in group.runs]
         if None in verdicts:
-            parts.append(f"{group.trial.name}: goal open, judged on the {group.held_out} split")
+            parts.append(f"{group.label}: goal open, judged on the {group.held_out} split")
         else:
             met = sum(map(bool, verdicts))
-            parts.append(f"{group.trial.name}: goal met by {met} of {_runs(len(verdicts))}")
+            parts.append(f"{group.label}: goal met by {met} of {_runs(len(verdicts))}")
     return "; ".join(parts) + "."
 
 
 def _summary(groups: Sequence[TrialRuns]) -> Table:
     columns = [
-        "trial", "target", "last epoch, mean ± s.d. (%)", "runs", "least", "runs at the goal",
+        "trial", "target", "judged on", "last epoch, mean ± s.d. (%)", "runs", "least", "runs at the goal",
         "best epoch, mean (chosen on the same images)", "training (%)", "parameters", "epochs",
         "seconds", "engine",
     ]  # fmt: skip
@@ -90,11 +90,12 @@ def _summary(groups: Sequence[TrialRuns]) -> Table:
         goal, first = group.trial.goal, group.runs[0].result
         verdicts = [run.goal_met for run in group.runs]
         rows.append([
-            group.trial.name,
+            group.label,
             f"{goal.accuracy:g} %, at most {goal.parameters:,} parameters and {goal.epochs} epochs",
+            f"{group.trial.data.source}, {group.held_out}",
             _mean_sd(group.last),
             str(len(group.runs)),
-            f"{min(group.last):.2f}",
+            _cut(min(group.last)),
             "open" if None in verdicts else f"{sum(map(bool, verdicts))}/{len(verdicts)}",
             f"{statistics.mean(group.best):.3f}",
             f"{statistics.mean(run.history[-1].train_accuracy for run in group.runs):.2f}",
@@ -103,17 +104,18 @@ def _summary(groups: Sequence[TrialRuns]) -> Table:
             f"{statistics.median(run.result['seconds_training'] for run in group.runs):.0f}",
             _engines(group),
         ])  # fmt: skip
-    return Table("The trials: targets and results", columns, rows, left=2)
+    return Table("The trials: targets and results", columns, rows, left=3)
 
 
 def _chapter(group: TrialRuns, before: TrialRuns | None) -> list[Block]:
     trial = group.trial
-    blocks: list[Block] = [Heading(trial.name)]
+    blocks: list[Block] = [Heading(group.label)]
     blocks += _story(trial)
     base = before.trial if before else _base(trial)
     if base is not None:
         differences = changes(base, trial)
-        blocks.append(Heading(f"What changed from {base.name}", 3))
+        name = before.label if before else f"the built-in {base.name}"
+        blocks.append(Heading(f"What changed from {name}", 3))
         blocks.append(Bullets(differences) if differences else Paragraph("Nothing but the name."))
     blocks += [Heading("Analysis", 3), Bullets(analyse(group, before))]
     blocks += [Heading("Curves", 3), _curves(group)]
@@ -163,7 +165,7 @@ def _curves(group: TrialRuns) -> Chart:
     caption = (
         f"Thin: each of {_runs(len(group.runs))}. Thick: their mean. Dashed: the target. Violet: the learning rate."
     )
-    return Chart(f"curves-{group.trial.name}", charts.curves(group), alt, caption)
+    return Chart(f"curves-{group.label}", charts.curves(group), alt, caption)
 
 
 def _network(group: TrialRuns) -> list[Block]:
@@ -219,7 +221,7 @@ def _images(group: TrialRuns) -> list[Block]:
     before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
     blocks.append(Heading("Training images", 3))
     note = "as they are" if not (group.trial.augmentation.affine or group.trial.augmentation.elastic) else "distorted"
-    name, seen = f"sheet-{group.trial.name}", f"As the network saw them, seed {typical.seed}, epoch 1"
+    name, seen = f"sheet-{group.label}", f"As the network saw them, seed {typical.seed}, epoch 1"
     alts = ("Training images as they are in the data", f"The same images {note}, as the network saw them")
     blocks.append(
         Gallery(
@@ -235,7 +237,7 @@ def _images(group: TrialRuns) -> list[Block]:
         caption = f"The {count} kernels of the first convolution, seed {typical.seed}; light: positive, dark: negative"
         blocks += [
             Heading("First layer", 3),
-            Picture(f"filters-{group.trial.name}", content, caption, caption, 480),
+            Picture(f"filters-{group.label}", content, caption, caption, 480),
         ]
     return blocks
 
@@ -253,7 +255,7 @@ def _mistakes(group: TrialRuns) -> list[Block]:
         sure = f"{100 * judged.probabilities[index, guess]:.1f} %"
         shown.append(
             Picture(
-                f"mistake-{group.trial.name}-{index}",
+                f"mistake-{group.label}-{index}",
                 pictures.digit(group.dataset.held_out.images[int(index)].numpy()),
                 f"{group.held_out} image {index}: a {label} taken for a {guess}, with probability {sure}",
                 f"{label} → {guess}, {sure}",
@@ -286,7 +288,7 @@ def _confusion(group: TrialRuns) -> list[Block]:
             f"{errors[worst]:.1f} images a run. The table below has every entry."
         )
         caption = f"Images a run that are taken for another class, mean of {_runs(len(group.runs))}"
-        name = f"confusion-{group.trial.name}"
+        name = f"confusion-{group.label}"
         blocks.append(Chart(name, charts.confusion(matrix, group.held_out, name), alt, caption))
     return [*blocks, Table("Confusion matrix", columns, rows)]
 
@@ -301,7 +303,7 @@ def _reliability(group: TrialRuns) -> list[Block]:
         for c, s, n in zip(confidence, share, count, strict=True)
     ]
     caption = f"How often predictions are right against how sure the network is; expected calibration error {error:.4f}"
-    name = f"reliability-{group.trial.name}"
+    name = f"reliability-{group.label}"
     alt = f"Reliability diagram; {caption}. The table below has every point."
     return [
         Heading("Reliability", 3),
@@ -372,8 +374,13 @@ def _engines(group: TrialRuns) -> str:
 
 def _mean_sd(values: Sequence[float]) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
+        return _cut(values[0])
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def _cut(accuracy: float) -> str:
+    """Two decimals, cut and not rounded up, as everywhere else."""
+    return f"{int(accuracy * 100 + 1e-6) / 100:.2f}"
 
 
 def _runs(count: int) -> str:

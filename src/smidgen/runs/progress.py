@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -198,7 +199,19 @@ def best_progress(stream: TextIO | None = None) -> Progress:
     stream = stream or sys.stdout
     if stream.isatty():
         return Bar(stream)
-    return Lines(lambda text: print(text, file=stream, flush=True))
+    return Lines(_printer(stream))
+
+
+def _printer(stream: TextIO) -> Callable[[str], None]:
+    """Print lines as long as somebody reads them; a reader that goes away does not end the training."""
+
+    def write(text: str) -> None:
+        try:
+            print(text, file=stream, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    return write
 
 
 def _in_notebook() -> bool:

@@ -104,7 +104,7 @@ def _from_python(path: Path, member: str) -> Trial | nn.Module:
     if isinstance(value, Trial | nn.Module):
         return value
     raise TrialError(
-        f"{path}:{member} is a {type(value).__name__}; it must be a Trial or an nn.Module, or a function "
+        f"{path}:{member} is of type {type(value).__name__}; it must be a Trial or an nn.Module, or a function "
         f"without arguments that returns one"
     )
 
