@@ -208,6 +208,18 @@ class TestBadInput:
         assert "Without the data there are no images to show" in text
         assert "Receptive fields" in text
 
+    @pytest.mark.parametrize("key", ["held_out", "weights_sha256", "engine", "seconds_training", "data_sha256"])
+    def test_a_result_of_another_version_is_left_out(self, runs: Path, tmp_path: Path, key: str) -> None:
+        root = Path(shutil.copytree(runs, tmp_path / "all"))
+        result = json.loads((root / "a0" / "result.json").read_text())
+        del result[key]
+        (root / "a0" / "result.json").write_text(json.dumps(result))
+        written = report([root], tmp_path / "r.html")
+        assert [[run.seed for run in group.runs] for group in written.trials] == [[1], [0]]
+        assert len(written.problems) == 1
+        assert str(root / "a0") in written.problems[0]
+        assert f"another version of smidgen: its result.json lacks {key}" in written.problems[0]
+
     def test_edited_history_is_refused(self, runs: Path, tmp_path: Path) -> None:
         edited = Path(shutil.copytree(runs / "a0", tmp_path / "edited"))
         (edited / "epochs.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')

@@ -18,6 +18,22 @@ from smidgen.training.loop import EpochRecord
 from smidgen.trial import Trial
 from smidgen.verdict import Verdict, judge, percent
 
+RESULT_KEYS = (
+    "trial",
+    "seed",
+    "engine",
+    "threads",
+    "parameters",
+    "epochs",
+    "held_out",
+    "test_accuracy_last",
+    "goal_met",
+    "seconds_training",
+    "weights_sha256",
+    "data_sha256",
+)
+"""What must be in a run's result.json for it to be read."""
+
 
 @dataclass(frozen=True, repr=False)
 class Run:
@@ -96,6 +112,9 @@ def load_run(path: str | Path) -> Run:
     if not directory.path.is_dir():
         raise RunError(f"{path} is not a run directory; `smidgen run` makes one")
     result = directory.read_json(names.RESULT)
+    missing = [key for key in RESULT_KEYS if key not in result]
+    if missing:
+        raise RunError(f"{path} is a run of another version of smidgen: its result.json lacks {', '.join(missing)}")
     trained = read_weights(directory.path / names.WEIGHTS)
     if result.get("weights_sha256") != weights_sha256(trained.network):
         raise RunError(f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json")
