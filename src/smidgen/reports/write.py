@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +93,7 @@ def _summary(groups: Sequence[TrialRuns]) -> Table:
         rows.append([
             group.label,
             f"{goal.accuracy:g} %, at most {goal.parameters:,} parameters and {goal.epochs} epochs",
-            f"{group.trial.data.source}, {group.held_out}",
+            f"{Path(group.trial.data.source).name}, {group.held_out}",
             _mean_sd(group.last),
             str(len(group.runs)),
             _cut(min(group.last)),
