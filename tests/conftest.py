@@ -126,6 +126,11 @@ def smidgen(capsys: pytest.CaptureFixture[str]) -> Command:
     return call
 
 
+def _heed_interrupts() -> None:
+    """A shell starts background jobs with Ctrl-C ignored; the commands under test must not inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_smidgen(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     return subprocess.Popen(
@@ -134,6 +139,7 @@ def start_smidgen(*arguments: str | Path, **options: Any) -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=_heed_interrupts,
         **options,
     )
 
