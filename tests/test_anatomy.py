@@ -52,6 +52,14 @@ def test_macs_by_hand() -> None:
     assert inspect("mnist-3-augmented").anatomy.macs == by_hand == 1_069_104
 
 
+def test_macs_of_grouped_and_strided_layers_by_hand() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2, stride=2), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(200, 3)
+    )
+    macs = [x.macs for x in examine(network, (4, 15, 15)).layers]
+    assert macs == [7 * 7 * 8 * (4 // 2) * 9, 5 * 5 * 8 * 1 * 9, 0, 200 * 3]
+
+
 class Shared(nn.Module):
     """A layer used twice, a parameter of its own, and a layer that is never called."""
 

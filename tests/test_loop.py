@@ -95,6 +95,20 @@ def test_each_image_is_drawn_once_an_epoch(small_trial: Trial, data: Dataset, mo
     assert watch.steps[9] == (1, 600)
 
 
+def test_each_step_is_distorted_by_a_stream_of_its_own(
+    small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[Stream] = []
+
+    def watched(images: torch.Tensor, settings: Augmentation, stream: Stream) -> torch.Tensor:
+        streams.append(stream)
+        return images
+
+    monkeypatch.setattr(loop, "augment", watched)
+    trained(small_trial, data, seed=6)
+    assert streams == [Stream(6, Purpose.AUGMENTATION, epoch, step) for epoch in (1, 2) for step in range(12)]
+
+
 def test_a_step_is_what_plain_pytorch_does(small_trial: Trial, data: Dataset) -> None:
     """Two epochs without any randomness but the order, against a loop written down here from scratch."""
     trial = replace(small_trial, averaging=0.0, schedule=Step(every=1, factor=0.5), label_smoothing=0.05)

@@ -333,6 +333,17 @@ class TestAnalysis:
         assert found.difference == pytest.approx(100 * difference.mean())
         assert (found.low95, found.high95) == pytest.approx((found.difference - half, found.difference + half))
 
+    def test_a_comparison_of_several_runs_adds_the_spread_over_seeds(self) -> None:
+        """Two variances of means, by hand: of the paired difference over images, and over the runs of each side."""
+        rng = np.random.default_rng(2)
+        ours = [rng.random(500) < share for share in (0.99, 0.80, 0.95)]
+        theirs = [rng.random(500) < share for share in (0.90, 0.70)]
+        a, b = np.mean(ours, axis=0), np.mean(theirs, axis=0)
+        variance = (a - b).var(ddof=1) / 500
+        variance += np.var([x.mean() for x in ours], ddof=1) / 3 + np.var([x.mean() for x in theirs], ddof=1) / 2
+        found = compare(ours, theirs)
+        assert found.high95 - found.low95 == pytest.approx(2 * 196 * variance**0.5)
+
     def test_better_worse_and_not_distinguishable(self) -> None:
         base = np.ones(1_000, dtype=bool)
         worse = base.copy()

@@ -297,7 +297,10 @@ class TestVerdict:
         assert verdict.parts[0].margin == "+0.14 points, 14 images more"
 
     def test_no_target_is_met_by_rounding(self) -> None:
-        """2,982 of 3,000 is exactly 99.4 %; with floats, 99.4 * 3000 / 100 is above 2982."""
+        """2,982 of 3,000 is exactly 99.4 %. With floats, 90.04 % of 10,000 images would need 9,005 of them."""
+        fine = Goal(accuracy=90.04, parameters=7_999, epochs=14)
+        assert judge(fine, parameters=1, epochs=1, correct=9_004, total=10_000).goal_met
+        assert not judge(fine, parameters=1, epochs=1, correct=9_003, total=10_000).goal_met
         assert judge(self.GOAL, parameters=1, epochs=1, correct=2_982, total=3_000).goal_met
         assert not judge(self.GOAL, parameters=1, epochs=1, correct=2_981, total=3_000).goal_met
 
