@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def main() -> None:
 
 def _make(job: tuple[str, int, Path]) -> None:
     name, seed, directory = job
+    if directory.exists():
+        shutil.rmtree(directory)  # an interrupted run of an earlier call; only a finished one counts
     command = [sys.executable, "-m", "smidgen", "run", name, "--seed", str(seed), "--threads", "1"]
     done = subprocess.run([*command, "--out", str(directory), "--json"], capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
