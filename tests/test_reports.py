@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -20,9 +19,8 @@ from markdown_it import MarkdownIt
 from conftest import Command
 from smidgen.data.dataset import Dataset
 from smidgen.errors import RunError
-from smidgen.reports import analysis, charts, pictures
-from smidgen.reports.analysis import compare, fit_sentence, goal_sentence, held_from, pairs_sentence
-from smidgen.reports.collect import TrialRuns, binomial_sd, collect
+from smidgen.reports import charts, pictures
+from smidgen.reports.collect import TrialRuns, collect
 from smidgen.reports.markdown import to_markdown
 from smidgen.reports.page import to_html
 from smidgen.reports.report import report
@@ -30,9 +28,7 @@ from smidgen.reports.write import reliability_bins, write
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
-from smidgen.training.loop import EpochRecord
 from smidgen.trial import Augmentation, Goal, Trial
-from smidgen.trials.mnist import skeleton
 
 
 @pytest.fixture(scope="module")
@@ -244,126 +240,6 @@ def test_the_command_in_the_report_repeats_the_run(runs: Path, tmp_path: Path, s
     done = smidgen(*line.split()[1:], "--out", tmp_path / "again", "--json")
     expected = json.loads((runs / "b0" / "result.json").read_text())
     assert done.json["weights_sha256"] == expected["weights_sha256"]
-
-
-class TestAnalysis:
-    trial = skeleton()
-
-    @pytest.mark.parametrize(
-        ("train", "held_out", "dropout", "words"),
-        [
-            (99.51, 99.2, 0.0, "overfits"),
-            (99.5, 99.2, 0.0, "neither"),
-            (99.51, 99.2, 0.05, "overfits"),
-            (99.5, 99.2, 0.05, "no sign of overfitting"),
-            (98.69, 98.6, 0.0, "underfits"),
-            (98.71, 98.6, 0.0, "neither"),
-            (97.0, 98.01, 0.05, "no sign of overfitting."),
-            (97.0, 97.99, 0.05, "far below the target"),
-        ],
-    )
-    def test_fit_at_its_boundaries(self, train: float, held_out: float, dropout: float, words: str) -> None:
-        """The target is 99 %, so undistorted training below 98.7 % underfits; a gap above 0.3 points overfits;
-        with dropout, below 98 % on the held-out images is far below."""
-        sentence = fit_sentence(train, held_out, replace(self.trial, dropout=dropout), "test")
-        assert words in sentence
-        assert f"{train - held_out:+.2f}" in sentence
-
-    @pytest.mark.parametrize(
-        ("correct", "expected"),
-        [
-            ([1, 5, 5, 5], (2, 2)),
-            ([5, 1, 5, 5], (1, 3)),
-            ([5, 5, 5, 1], (1, None)),
-            ([1, 1, 1, 5], (4, 4)),
-            ([1, 4, 4, 4], (None, None)),
-            ([5], (1, 1)),
-            ([], (None, None)),
-        ],
-    )
-    def test_first_met_and_held(self, correct: list[int], expected: tuple[int | None, int | None]) -> None:
-        assert held_from(correct, 5) == expected
-
-    def test_the_goal_in_words(self) -> None:
-        assert "No epoch reached the target of 99 %, in 2 runs" in goal_sentence(
-            [(None, None), (None, None)], self.trial
-        )
-        assert "1 of 2 runs" in goal_sentence([(3, None), (None, None)], self.trial)
-        assert "none held it" in goal_sentence([(3, None)], self.trial)
-        both = goal_sentence([(3, 5), (2, 9)], self.trial)
-        assert "first in epoch 2 to 3; 2 held it to the end, from epoch 5 to 9 on" in both
-
-    def history(self, correct: Sequence[int], rates: Sequence[float] | None = None) -> list[EpochRecord]:
-        return [
-            EpochRecord(i + 1, 0.1, 99.0, 0.1, c, 10_000, rates[i] if rates else 0.1, 1.0, 1.0)
-            for i, c in enumerate(correct)
-        ]
-
-    def test_stability_against_the_noise_of_so_many_images(self) -> None:
-        noise = binomial_sd(99.4, 10_000)
-        assert noise == pytest.approx(0.0772, abs=1e-4)
-        steady = analysis.stability_sentence([self.history([9_930, 9_940, 9_935, 9_940])])
-        moving = analysis.stability_sentence([self.history([9_900, 9_940, 9_920, 9_940])])
-        assert steady.endswith("steady.")
-        assert moving.endswith("still moving more than noise explains.")
-        assert analysis.stability_sentence([self.history([9_900, 9_940, 9_920])]) == ""
-
-    def test_the_effect_of_a_drop(self) -> None:
-        drops = analysis.drop_sentences([self.history([9_800, 9_850, 9_900, 9_910], [0.1, 0.1, 0.01, 0.01])])
-        assert drops == [
-            "The drop of the learning rate from 0.1 to 0.01 at epoch 3 changed the accuracy by +0.50 points."
-        ]
-        assert analysis.drop_sentences([self.history([9_800] * 6, [0.4, 0.35, 0.25, 0.14, 0.05, 0.001])]) == []
-        assert analysis.drop_sentences([self.history([9_800] * 3, [0.1, 0.051, 0.026])]) == []
-
-    def test_the_pairs_that_cost_most(self) -> None:
-        labels = np.array([4, 4, 9, 3, 5, 0])
-        sentence = pairs_sentence([(labels, np.array([9, 9, 4, 5, 5, 0])), (labels, labels)])
-        assert "2.0 images are wrong in a run" in sentence
-        assert "4 and 9 (1.5), 3 and 5 (0.5): 100% of all errors" in sentence
-        assert pairs_sentence([(labels, labels)]) == "No image is classified wrong."
-
-    def test_a_comparison_of_one_run_each_is_the_paired_one_over_images(self) -> None:
-        """With one run a side: the paired standard error, by hand."""
-        rng = np.random.default_rng(0)
-        a, b = rng.random(2_000) < 0.95, rng.random(2_000) < 0.93
-        found = compare([a], [b])
-        difference = a.astype(float) - b
-        half = 196 * difference.std(ddof=1) / 2_000**0.5
-        assert found.difference == pytest.approx(100 * difference.mean())
-        assert (found.low95, found.high95) == pytest.approx((found.difference - half, found.difference + half))
-
-    def test_a_comparison_of_several_runs_adds_the_spread_over_seeds(self) -> None:
-        """Two variances of means, by hand: of the paired difference over images, and over the runs of each side."""
-        rng = np.random.default_rng(2)
-        ours = [rng.random(500) < share for share in (0.99, 0.80, 0.95)]
-        theirs = [rng.random(500) < share for share in (0.90, 0.70)]
-        a, b = np.mean(ours, axis=0), np.mean(theirs, axis=0)
-        variance = (a - b).var(ddof=1) / 500
-        variance += np.var([x.mean() for x in ours], ddof=1) / 3 + np.var([x.mean() for x in theirs], ddof=1) / 2
-        found = compare(ours, theirs)
-        assert found.high95 - found.low95 == pytest.approx(2 * 196 * variance**0.5)
-
-    def test_better_worse_and_not_distinguishable(self) -> None:
-        base = np.ones(1_000, dtype=bool)
-        worse = base.copy()
-        worse[:20] = False
-        barely = base.copy()
-        barely[:2] = False
-        assert compare([base], [worse]).verdict == "better"
-        assert compare([worse], [base]).verdict == "worse"
-        assert compare([barely], [base]).verdict == "not distinguishable"
-        assert compare([base], [base]).verdict == "not distinguishable"
-
-    def test_the_interval_covers_what_it_should(self) -> None:
-        """Two trials of equal quality, 4 seeds each, 2,000 images, drawn 300 times: 95 % or more hold 0."""
-        rng = np.random.default_rng(1)
-        covered = 0
-        for _ in range(300):
-            hard = rng.beta(0.1, 3, 2_000)
-            ours, theirs = ([rng.random(2_000) > hard for _ in range(4)] for _ in range(2))
-            covered += compare(ours, theirs).verdict == "not distinguishable"
-        assert covered >= 285
 
 
 def test_reliability_bins_hold_every_image_once() -> None:
