@@ -49,12 +49,14 @@ $(VENV)/bin/python:
 	    { echo "smidgen needs Python 3.11 or newer, and $(PYTHON) is older; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+NATIVE := $(wildcard native/*.cpp native/*.h) native/CMakeLists.txt
+
+$(VENV)/installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	@echo "installing smidgen into $(VENV) (PyTorch is large: a few minutes the first time)"
 	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	@echo "installing smidgen and its test tools into $(VENV) (PyTorch is large: a few minutes the first time)"
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/installed $@

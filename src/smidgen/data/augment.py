@@ -47,6 +47,16 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     return F.grid_sample(images, grid, mode=settings.interpolation, padding_mode="zeros", align_corners=False)
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float32, 0 to 1."""
+    return images.float().div_(255)
+
+
+def normalize(images: Tensor, mean: float, std: float) -> Tensor:
+    """Images of 0 to 1 brought to the training set's mean 0 and standard deviation 1."""
+    return images.sub(mean).div_(std)
+
+
 def _sampling_matrices(
     settings: Augmentation, draws: npt.NDArray[np.float64], height: int, width: int
 ) -> npt.NDArray[np.float32]:

@@ -15,7 +15,8 @@ from torch import nn
 
 from smidgen.anatomy.layers import Anatomy, examine
 from smidgen.data.dataset import Dataset, load_dataset
-from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, laid_out, place
+from smidgen.engines.native.core import level
+from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, fit, place, without_engine
 from smidgen.errors import SmidgenError
 from smidgen.randomness import MOST_SEED
 from smidgen.runs import directory as names
@@ -72,11 +73,11 @@ def run(
         data: a bundled data set or a folder of IDX files, instead of the trial's.
         epochs: instead of the trial's.
         settings: changes to the trial, `path=value` each, as in `optimizer.lr=0.05`.
-        engine: `auto` takes the fastest there is.
-        precision: of the products.
+        engine: `auto` takes the native engine where it is installed and has all the layers, else eager.
+        precision: of the products; `bf16` where the CPU has them and the engine is native.
         device: `auto` takes the CPU.
-        threads: of the CPU; None takes the usable cores, at most 8. Another number of threads can
-            give other last digits.
+        threads: of the CPU; None takes the usable cores, at most 8. Another number can give
+            other last digits.
         out: a directory that does not exist yet or is empty; None makes one below `runs/`.
         progress: who is shown how it goes; None shows what suits a notebook, terminal or file.
 
@@ -96,6 +97,8 @@ def run(
         network = new_network(trial, dataset, seed)
         anatomy = examine(network, dataset.input_shape)
         trial.check_budgets(anatomy.parameters)
+        placement = fit(placement, engine, network, dataset.input_shape)
+        torch.set_num_threads(placement.torch_threads)
         directory = RunDirectory.create(Path(out) if out is not None else None, trial.name, seed)
         return _Runner(trial, seed, dataset, placement, anatomy, directory, progress or best_progress()).run(
             network, began
@@ -125,7 +128,7 @@ def _changed(trial: Trial, data: str | Path | None, epochs: int | None, settings
 def _torch_settings(placement: Placement) -> Iterator[None]:
     """PyTorch set up for a run, and as it was afterwards: threads, generator, determinism on a GPU."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.set_num_threads(placement.threads)
+    torch.set_num_threads(placement.torch_threads)
     torch.backends.cudnn.deterministic = True
     try:
         with torch.random.fork_rng(devices=[]):
@@ -177,7 +180,7 @@ class _Runner:
 
     def _finish(self, network: nn.Module, history: tuple[EpochRecord, ...], setup: float) -> Run:
         dataset, last = self.dataset, history[-1]
-        network = laid_out(network.cpu(), torch.contiguous_format).eval().requires_grad_(False)
+        network = without_engine(network).eval().requires_grad_(False)
         trained = TrainedNetwork(network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std)
         verdict = judge(
             self.trial.goal,
@@ -240,6 +243,7 @@ class _Runner:
                 "",
                 f"budgets: {self.anatomy.parameters:,} of at most {goal.parameters:,} parameters, "
                 f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:.2f} % by the last",
+                *([f"note: {self.placement.note}"] if self.placement.note else []),
                 f"engine {self.placement.engine}, {self.placement.device}, {self.placement.precision}, "
                 f"{self.placement.threads} thread(s); run directory {self.directory.path}",
                 "",
@@ -263,6 +267,8 @@ def environment(placement: Placement, dataset: Dataset) -> dict[str, Any]:
         "precision": placement.precision,
         "device": str(placement.device),
         "threads": placement.threads,
+        "engine_note": placement.note,
+        "instruction_level": level() if placement.engine == "native" else None,
         "data": dataset.name,
         "data_sha256": dataset.sha256,
     }

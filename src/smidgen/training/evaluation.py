@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smidgen.data.dataset import Examples
+from smidgen.engines.batches import evaluation_batch
 
 BATCH = 500
 
@@ -49,7 +50,7 @@ def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tenso
     network.eval()
     try:
         with torch.inference_mode():
-            parts = [network(normalize(to_float(part), mean, std)) for part in images.split(BATCH)]
+            parts = [network(evaluation_batch(network, part, mean, std)) for part in images.split(BATCH)]
             return torch.cat(parts)
     finally:
         network.train(was_training)
@@ -62,13 +63,3 @@ def evaluate(network: nn.Module, examples: Examples, mean: float, std: float) ->
     loss = F.cross_entropy(logits.double(), examples.labels)
     correct = (logits.argmax(1) == examples.labels).sum()
     return Evaluation(float(loss), int(correct), len(examples))
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32, 0 to 1."""
-    return images.float().div_(255)
-
-
-def normalize(images: Tensor, mean: float, std: float) -> Tensor:
-    """Images of 0 to 1 brought to the training set's mean 0 and standard deviation 1."""
-    return images.sub(mean).div_(std)

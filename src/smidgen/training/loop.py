@@ -10,22 +10,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from smidgen.data.augment import augment
 from smidgen.data.dataset import Dataset
-from smidgen.engines.prepare import Placement, memory_format, prepare
+from smidgen.engines.batches import training_batch
+from smidgen.engines.prepare import Placement, loss_and_gradients, prepare
 from smidgen.errors import TrainingError
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
-from smidgen.training.evaluation import evaluate, normalize, to_float
+from smidgen.training.evaluation import evaluate
+from smidgen.training.flat import FlatState
 from smidgen.training.optimizer import make_optimizer
 from smidgen.training.schedule import rate_factor
 from smidgen.trial import Trial
@@ -113,8 +112,9 @@ def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
 def start(trial: Trial, network: nn.Module, placement: Placement) -> Training:
     """A training before its first step."""
     network = prepare(network, placement)
-    average = WeightAverage(network, trial.averaging) if trial.averaging else None
-    return Training(network, make_optimizer(trial.optimizer, network), average)
+    state = FlatState(network)
+    average = WeightAverage(network, state, trial.averaging) if trial.averaging else None
+    return Training(network, make_optimizer(trial.optimizer, [state.weights], [state.vectors]), average)
 
 
 def train(
@@ -134,7 +134,6 @@ def train(
         TrainingError: the loss is no longer a finite number; names epoch and step.
     """
     examples, held_out = dataset.train.to(placement.device), dataset.held_out.to(placement.device)
-    layout = memory_format(placement)
     steps_per_epoch = math.ceil(len(examples) / trial.batch_size)
     for epoch in range(training.epoch + 1, trial.epochs + 1):
         began = time.perf_counter()
@@ -144,14 +143,15 @@ def train(
         for step, picks in enumerate(order.to(placement.device).split(trial.batch_size)):
             overall = (epoch - 1) * steps_per_epoch + step
             rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
-            images = augment(
-                to_float(examples.images[picks]),
-                trial.augmentation,
-                Stream(seed, Purpose.AUGMENTATION, epoch, step),
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate
+            stream = Stream(seed, Purpose.AUGMENTATION, epoch, step)
+            images = training_batch(
+                examples.images, picks, trial.augmentation, stream, dataset.mean, dataset.std, placement
             )
-            images = normalize(images, dataset.mean, dataset.std).contiguous(memory_format=layout)
-            with _torch_seed(Stream(seed, Purpose.TORCH, epoch, step + 1)):
-                loss, hits = _step(training, images, examples.labels[picks], rate, trial.label_smoothing)
+            _seed_torch(Stream(seed, Purpose.TORCH, epoch, step + 1), placement.device)
+            loss, hits = loss_and_gradients(training.network, images, examples.labels[picks], trial.label_smoothing)
+            training.optimizer.step()
             if training.average:
                 training.average.update(overall + 1)
             if not math.isfinite(loss):
@@ -177,20 +177,9 @@ def train(
         )
 
 
-def _step(training: Training, images: Tensor, labels: Tensor, rate: float, label_smoothing: float) -> tuple[float, int]:
-    """One optimizer step; gives the batch's mean loss and how many were classified correctly."""
-    for group in training.optimizer.param_groups:
-        group["lr"] = rate
-    logits = training.network(images)
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    training.optimizer.step()
-    return loss.item(), int((logits.detach().argmax(1) == labels).sum())
-
-
-@contextmanager
-def _torch_seed(stream: Stream) -> Iterator[None]:
+def _seed_torch(stream: Stream, device: torch.device) -> None:
     """Seed PyTorch's generator for one step, so that any layer that draws from it has no state."""
-    torch.manual_seed(stream.torch_seed())
-    yield
+    # Not torch.manual_seed, which sees to devices that are not used and takes longer than the step's rest.
+    torch.default_generator.manual_seed(stream.torch_seed())
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(stream.torch_seed())

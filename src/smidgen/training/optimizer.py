@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor
 
 from smidgen.trial import SGD, Adam, AdamW, Optimizer
 
 
-def make_optimizer(settings: Optimizer, network: nn.Module, *, fused: bool = True) -> torch.optim.Optimizer:
-    """PyTorch's optimizer over the network's parameters.
-
-    Weight decay acts on weights of convolutions and linear layers only: parameters with one
-    dimension (biases, BatchNorm's scale and shift) form a group without it.
+def make_optimizer(
+    settings: Optimizer, weights: Sequence[Tensor], vectors: Sequence[Tensor], *, fused: bool = True
+) -> torch.optim.Optimizer:
+    """PyTorch's optimizer over a network's parameters.
 
     Args:
         settings: the trial's optimizer.
-        network: whose parameters are trained.
+        weights: of convolutions and linear layers; only on these weight decay acts.
+        vectors: biases, BatchNorm's scale and shift.
         fused: use PyTorch's fused step, one kernel over all parameters.
     """
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in weights if p.numel()], "weight_decay": settings.weight_decay},
+        {"params": [p for p in vectors if p.numel()], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     match settings:

@@ -1,0 +1,302 @@
+// Convolutions: forward, gradient by the input, gradient by the weights; all in float32.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels.h"
+#include "vector.h"
+
+namespace smidgen {
+namespace SMIDGEN_LEVEL {
+
+// How many output channels a tile has: their sums, the input and a weight stay in registers.
+#if defined(__AVX512F__)
+constexpr int MOST_OUTPUTS = 16;
+constexpr int GRADIENT_OUTPUTS = 5, GRADIENT_STREAMS = 5;
+#elif defined(__AVX__)
+constexpr int MOST_OUTPUTS = 6;
+constexpr int GRADIENT_OUTPUTS = 2, GRADIENT_STREAMS = 3;
+#elif defined(__aarch64__)
+constexpr int MOST_OUTPUTS = 6;
+constexpr int GRADIENT_OUTPUTS = 2, GRADIENT_STREAMS = 2;
+#else
+constexpr int MOST_OUTPUTS = 2;
+constexpr int GRADIENT_OUTPUTS = 1, GRADIENT_STREAMS = 2;
+#endif
+
+// The tiles of `count` channels: as few as fit, of nearly the same size.
+struct Tiles {
+    int count, tiles;
+    explicit Tiles(int count, int most = MOST_OUTPUTS) : count(count), tiles((count + most - 1) / most) {}
+    int first(int tile) const { return tile * count / tiles; }
+    int size(int tile) const { return first(tile + 1) - first(tile); }
+};
+
+struct TileArgs {
+    const float* input;   // of the first place, first channel
+    int64_t channel;      // floats from one input channel to the next
+    int channels;
+    const Tap* taps;
+    int tap_count;
+    int positions;
+    const float* weights;  // [channel][position][O]
+    int64_t step;          // floats from a place's input to the next one's
+    float* output;         // of the first place, first channel
+    int64_t output_channel;
+    bool add;
+    Epilogue epilogue;     // from the tile's first output channel on
+};
+
+template <int O>
+SMIDGEN_INLINE Vec finished(const Epilogue& e, Vec v, int o) {
+    if (e.before_scale) v = v * e.before_scale[o];
+    if (e.before_shift) v = v + e.before_shift[o];
+    if (e.relu) v = max(v, zero());
+    if (e.after_scale) v = v * e.after_scale[o] + splat(e.after_shift[o]);
+    return v;
+}
+
+// O output channels at P neighbouring places.
+template <int O, int P>
+__attribute__((noinline)) void tile(const TileArgs& a) {
+    Vec sums[O][P];
+    SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
+        SMIDGEN_UNROLL for (int i = 0; i < P; ++i) sums[o][i] = zero();
+    const float* input = a.input;
+    const float* weights = a.weights;
+    const auto multiply = [&](const float* from, const float* weight) SMIDGEN_LAMBDA {
+        Vec x[P];
+        SMIDGEN_UNROLL for (int i = 0; i < P; ++i) x[i] = load(from + i * a.step);
+        SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
+            SMIDGEN_UNROLL for (int i = 0; i < P; ++i) sums[o][i] += x[i] * weight[o];
+    };
+    if (a.tap_count == 1) {
+        input += static_cast<int64_t>(a.taps[0].input) * LANES;
+        weights += a.taps[0].position * O;
+        for (int c = 0; c < a.channels; ++c, input += a.channel, weights += a.positions * O) multiply(input, weights);
+    } else {
+        for (int c = 0; c < a.channels; ++c, input += a.channel, weights += a.positions * O)
+            for (int t = 0; t < a.tap_count; ++t)
+                multiply(input + static_cast<int64_t>(a.taps[t].input) * LANES, weights + a.taps[t].position * O);
+    }
+    SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
+        SMIDGEN_UNROLL for (int i = 0; i < P; ++i) {
+            float* to = a.output + o * a.output_channel + i * LANES;
+            const Vec v = finished<O>(a.epilogue, sums[o][i], o);
+            store(to, a.add ? load(to) + v : v);
+        }
+}
+
+// A tile of few channels takes several places at once, so that the sums that do not wait for one
+// another are enough to hide the latency of a multiply-add.
+constexpr int places_of(int outputs) { return outputs >= 4 || outputs * 4 * PARTS > 16 ? 1 : 4; }
+
+using TileFunction = void (*)(const TileArgs&);
+
+template <int... I>
+TileFunction tile_function(int outputs, bool single, std::integer_sequence<int, I...>) {
+    static constexpr TileFunction one[] = {tile<I + 1, 1>...};
+    static constexpr TileFunction several[] = {tile<I + 1, places_of(I + 1)>...};
+    return single ? one[outputs - 1] : several[outputs - 1];
+}
+
+inline void gather(const Gather& g, const float* input, const float* packed, const Epilogue& epilogue, float* output,
+                   bool add) {
+    const Tiles tiles(g.outputs);
+    const auto all = std::make_integer_sequence<int, MOST_OUTPUTS>{};
+    for (int group = 0; group < g.groups; ++group) {
+        const float* x = input + static_cast<int64_t>(group) * g.inputs * g.input_plane * LANES;
+        const float* weights = packed + static_cast<int64_t>(group) * g.outputs * g.inputs * g.positions;
+        for (const Places& places : g.places)
+            for (int t = 0; t < tiles.tiles; ++t) {
+                const int first = tiles.first(t), size = tiles.size(t), channel = group * g.outputs + first;
+                TileArgs a;
+                a.input = x + static_cast<int64_t>(places.input) * LANES;
+                a.channel = static_cast<int64_t>(g.input_plane) * LANES;
+                a.channels = g.inputs;
+                a.taps = g.taps[places.taps].data();
+                a.tap_count = static_cast<int>(g.taps[places.taps].size());
+                a.positions = g.positions;
+                a.weights = weights + static_cast<int64_t>(first) * g.inputs * g.positions;
+                a.step = static_cast<int64_t>(places.step) * LANES;
+                a.output_channel = static_cast<int64_t>(g.output_plane) * LANES;
+                a.output = output + (static_cast<int64_t>(channel) * g.output_plane + places.output) * LANES;
+                a.add = add;
+                a.epilogue = epilogue;
+                for (const float** values : {&a.epilogue.before_scale, &a.epilogue.before_shift,
+                                             &a.epilogue.after_scale, &a.epilogue.after_shift})
+                    if (*values) *values += channel;
+                const int several = places_of(size);
+                const TileFunction one = tile_function(size, true, all), many = tile_function(size, false, all);
+                int i = 0;
+                for (; i + several <= places.count; i += several) {
+                    many(a);
+                    a.input += several * a.step;
+                    a.output += several * LANES;
+                }
+                for (; i < places.count; ++i) {
+                    one(a);
+                    a.input += a.step;
+                    a.output += LANES;
+                }
+            }
+    }
+}
+
+inline int64_t packed_room(const Conv& c) { return c.weights(); }
+
+// [output][input][position] to [group][tile][input][position][output of the tile].
+inline void pack_forward(const Conv& c, const float* weights, float* packed) {
+    const int outputs = c.forward.outputs, row = c.forward.inputs * c.positions();
+    const Tiles tiles(outputs);
+    for (int group = 0; group < c.groups; ++group)
+        for (int t = 0; t < tiles.tiles; ++t) {
+            const int size = tiles.size(t);
+            const float* from = weights + static_cast<int64_t>(group * outputs + tiles.first(t)) * row;
+            for (int o = 0; o < size; ++o)
+                for (int i = 0; i < row; ++i) packed[i * size + o] = from[o * row + i];
+            packed += size * row;
+        }
+}
+
+// [output][input][position] to [group][tile][output][position][input of the tile].
+inline void pack_backward(const Conv& c, const float* weights, float* packed) {
+    const int outputs = c.forward.outputs, inputs = c.forward.inputs, positions = c.positions();
+    const Tiles tiles(inputs);
+    for (int group = 0; group < c.groups; ++group)
+        for (int t = 0; t < tiles.tiles; ++t) {
+            const int size = tiles.size(t);
+            for (int o = 0; o < outputs; ++o) {
+                const float* from =
+                    weights + (static_cast<int64_t>(group * outputs + o) * inputs + tiles.first(t)) * positions;
+                for (int i = 0; i < size; ++i)
+                    for (int p = 0; p < positions; ++p) packed[p * size + i] = from[i * positions + p];
+                packed += size * positions;
+            }
+        }
+}
+
+inline void conv_forward(const Conv& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
+                         float*) {
+    gather(c.forward, x, packed, epilogue, y, false);
+}
+
+inline void conv_backward(const Conv& c, const float* dy, const float* packed, float* dx, bool add, float*) {
+    gather(c.backward, dy, packed, Epilogue{}, dx, add);
+}
+
+// The sums over lanes of several vectors at once. The order of additions is that of `sum`.
+inline void lane_sums(const float* vectors, int count, float* sums) {
+    typedef float Four __attribute__((vector_size(16), aligned(4)));
+    for (int i = 0; i < count; ++i) {
+        const Four* v = reinterpret_cast<const Four*>(vectors + i * LANES);
+        const Four four = (v[0] + v[2]) + (v[1] + v[3]);
+        sums[i] = (four[0] + four[2]) + (four[1] + four[3]);
+    }
+}
+
+struct StreamArgs {
+    const float* gradient;  // dy of the first output channel at the window's first output
+    int64_t channel;        // floats from one output channel to the next
+    const float* input;
+    const int64_t* streams;  // floats from `input` to each stream's first value
+    int rows, columns;
+    int64_t gradient_row, input_row, input_step;
+    float* sums;             // [O][S]
+};
+
+// Products of O output channels' gradients with S streams of inputs, summed over rows and columns.
+template <int O, int S>
+__attribute__((noinline)) void stream_tile(const StreamArgs& a) {
+    Vec sums[O][S];
+    SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
+        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) sums[o][s] = zero();
+    int64_t offset[S];
+    SMIDGEN_UNROLL for (int s = 0; s < S; ++s) offset[s] = a.streams[s];
+    for (int row = 0; row < a.rows; ++row) {
+        const float* gradient = a.gradient + row * a.gradient_row;
+        const float* input = a.input + row * a.input_row;
+        for (int i = 0; i < a.columns; ++i, gradient += LANES, input += a.input_step) {
+            Vec g[O];
+            SMIDGEN_UNROLL for (int o = 0; o < O; ++o) g[o] = load(gradient + o * a.channel);
+            SMIDGEN_UNROLL for (int s = 0; s < S; ++s) {
+                const Vec x = load(input + offset[s]);
+                SMIDGEN_UNROLL for (int o = 0; o < O; ++o) sums[o][s] += g[o] * x;
+            }
+        }
+    }
+    alignas(64) float lanes[O * S * LANES];
+    SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
+        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) store(lanes + (o * S + s) * LANES, sums[o][s]);
+    lane_sums(lanes, O * S, a.sums);
+}
+
+using StreamFunction = void (*)(const StreamArgs&);
+
+template <int... I>
+StreamFunction stream_function(int outputs, int streams, std::integer_sequence<int, I...>) {
+    static constexpr StreamFunction all[] = {stream_tile<I / GRADIENT_STREAMS + 1, I % GRADIENT_STREAMS + 1>...};
+    return all[(outputs - 1) * GRADIENT_STREAMS + streams - 1];
+}
+
+inline void channel_sums(const Shape& shape, const float* values, float* sums) {
+    for (int c = 0; c < shape.channels; ++c) {
+        Vec total = zero();
+        for (int y = 0; y < shape.height; ++y) {
+            Vec row = zero();
+            for (int x = 0; x < shape.width; ++x, values += LANES) row += load(values);
+            total += row;
+        }
+        sums[c] = sum(total);
+    }
+}
+
+inline void conv_weights(const Conv& c, const float* x, const float* dy, float* dw, float* db, float*) {
+    const int positions = c.positions(), inputs = c.forward.inputs, outputs = c.forward.outputs;
+    const int64_t input_plane = static_cast<int64_t>(c.input.plane()) * LANES;
+    const int64_t output_plane = static_cast<int64_t>(c.output.plane()) * LANES;
+    const auto all = std::make_integer_sequence<int, GRADIENT_OUTPUTS * GRADIENT_STREAMS>{};
+    const Tiles output_tiles(outputs, GRADIENT_OUTPUTS);
+    for (const Window& window : c.windows) {
+        const int taps = static_cast<int>(window.taps.size());
+        const Tiles stream_tiles(inputs * taps, GRADIENT_STREAMS);
+        for (int group = 0; group < c.groups; ++group)
+            for (int s = 0; s < stream_tiles.tiles; ++s) {
+                int64_t streams[GRADIENT_STREAMS];
+                int places[GRADIENT_STREAMS];  // in a row of weights
+                const int size = stream_tiles.size(s);
+                for (int i = 0; i < size; ++i) {
+                    const int stream = stream_tiles.first(s) + i, channel = stream / taps;
+                    const Tap& tap = window.taps[stream % taps];
+                    streams[i] = (group * inputs + channel) * input_plane + static_cast<int64_t>(tap.input) * LANES;
+                    places[i] = channel * positions + tap.position;
+                }
+                for (int t = 0; t < output_tiles.tiles; ++t) {
+                    const int first = group * outputs + output_tiles.first(t), count = output_tiles.size(t);
+                    float sums[GRADIENT_OUTPUTS * GRADIENT_STREAMS];
+                    StreamArgs a;
+                    a.gradient = dy + first * output_plane + static_cast<int64_t>(window.output) * LANES;
+                    a.channel = output_plane;
+                    a.input = x;
+                    a.streams = streams;
+                    a.rows = window.rows;
+                    a.columns = window.columns;
+                    a.gradient_row = static_cast<int64_t>(c.output.width) * LANES;
+                    a.input_row = static_cast<int64_t>(c.stride_height) * c.input.width * LANES;
+                    a.input_step = static_cast<int64_t>(c.stride_width) * LANES;
+                    a.sums = sums;
+                    stream_function(count, size, all)(a);
+                    for (int o = 0; o < count; ++o)
+                        for (int i = 0; i < size; ++i)
+                            dw[static_cast<int64_t>(first + o) * inputs * positions + places[i]] = sums[o * size + i];
+                }
+            }
+    }
+    if (db) channel_sums(c.output, dy, db);
+}
+
+inline int64_t scratch_room(const Conv&) { return 0; }
+
+}  // namespace SMIDGEN_LEVEL
+}  // namespace smidgen

@@ -1,0 +1,36 @@
+// Random distortion of a batch of uint8 images: which map each image gets, from counter-based
+// random numbers. The same numbers, in the same order, as smidgen.data.augment draws.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace smidgen {
+
+struct Distortion {
+    double rotation = 0.0;  // degrees; this and the next four are half-widths of uniform distributions
+    double translation = 0.0;  // of the side
+    double scale = 0.0, shear = 0.0;
+    double elastic = 0.0;  // root-mean-square displacement, pixels; smoothed by a Gaussian of this s.d.:
+    double smoothness = 4.0;
+    bool nearest = false;
+    bool affine() const { return rotation != 0.0 || translation != 0.0 || scale != 0.0 || shear != 0.0; }
+};
+
+// Philox4x64-10 (Salmon et al. 2011): word `index` of the stream that numpy's Philox gives for this
+// key and counter.
+struct Stream {
+    uint64_t key[2];
+    uint64_t counter[4];
+    void words(int64_t first, int64_t count, uint64_t* out) const;
+};
+
+// images: uint8 [available][channels][height][width]; picks: which of them, in order.
+// Raises std::out_of_range for a pick that is not there.
+// out: float32 [channels][height][width][room], the image innermost: scale * pixel + shift.
+void load_images(Team&, const Kernels&, const uint8_t* images, int64_t available, const Shape&, const int64_t* picks,
+                 int64_t count, const Distortion&, const Stream&, float scale, float shift, float* out, int64_t room);
+
+}  // namespace smidgen

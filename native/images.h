@@ -1,0 +1,158 @@
+// Images into the engine's layout and out of it, with or without distortion.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "vector.h"
+
+namespace smidgen {
+namespace SMIDGEN_LEVEL {
+
+inline bool gather_block(const float* from, int64_t image_stride, int64_t channel_stride, int64_t row_stride,
+                         int64_t column_stride, const Shape& shape, int images, float* block) {
+    // x - x is 0 for every finite x, and NaN otherwise.
+    Vec strange = zero();
+    for (int c = 0; c < shape.channels; ++c)
+        for (int y = 0; y < shape.height; ++y) {
+            const float* row = from + c * channel_stride + y * row_stride;
+            if (image_stride == 1 && images == LANES) {
+                for (int x = 0; x < shape.width; ++x, row += column_stride, block += LANES)
+                    std::memcpy(block, row, LANES * sizeof(float));
+            } else {
+                for (int i = 0; i < LANES; ++i)
+                    for (int x = 0; x < shape.width; ++x)
+                        block[x * LANES + i] = i < images ? row[i * image_stride + x * column_stride] : 0.0f;
+                block += static_cast<int64_t>(shape.width) * LANES;
+            }
+            for (const float* v = block - static_cast<int64_t>(shape.width) * LANES; v < block; v += LANES)
+                strange += load(v) - load(v);
+        }
+    return sum(strange) == 0.0f;
+}
+
+inline void scatter_block(const float* block, const Shape& shape, int images, float* to) {
+    const int pixels = shape.pixels();
+    for (int i = 0; i < images; ++i)
+        for (int p = 0; p < pixels; ++p) *to++ = block[p * LANES + i];
+}
+
+// Around an image that is sampled lie two rows and columns of zeros before it and three after.
+constexpr int BEFORE = 2, AROUND = 5;
+
+inline int64_t distort_room(const Shape& shape) {
+    return static_cast<int64_t>(LANES) * shape.channels * (shape.height + AROUND) * (shape.width + AROUND);
+}
+
+inline void write_lanes(float* to, const Vec& v, int images) {
+    if (images == LANES)
+        std::memcpy(to, &v, sizeof v);
+    else
+        std::memcpy(to, &v, static_cast<size_t>(images) * sizeof(float));
+}
+
+inline void convert(const DistortArgs& d, float* to, int64_t pixel_stride) {
+    const int pixels = d.channels * d.height * d.width;
+    alignas(64) float values[LANES] = {};
+    for (int p = 0; p < pixels; ++p, to += pixel_stride) {
+        for (int i = 0; i < d.images; ++i) values[i] = static_cast<float>(d.pixels[i][p]);
+        write_lanes(to, load(values) * d.scale + splat(d.shift), d.images);
+    }
+}
+
+// Sampling as torch.nn.functional.grid_sample does it with zeros outside and align_corners=False.
+inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixel_stride) {
+    if (!d.matrices && !d.offsets) return convert(d, to, pixel_stride);
+    const int width = d.width, height = d.height, row = width + AROUND;
+    const int64_t plane = static_cast<int64_t>(height + AROUND) * row, image = d.channels * plane;
+    std::memset(room, 0, static_cast<size_t>(d.images * image));
+    for (int i = 0; i < d.images; ++i)
+        for (int c = 0; c < d.channels; ++c)
+            for (int y = 0; y < height; ++y)
+                std::memcpy(room + i * image + c * plane + (y + BEFORE) * row + BEFORE,
+                            d.pixels[i] + (c * height + y) * width, static_cast<size_t>(width));
+    float lanes[6][LANES] = {};
+    for (int i = 0; i < d.images; ++i)
+        for (int k = 0; d.matrices && k < 6; ++k) lanes[k][i] = d.matrices[i * 6 + k];
+    Vec m[6];
+    std::memcpy(m, lanes, sizeof lanes);
+    alignas(64) int32_t corner[LANES];
+    alignas(64) uint32_t upper[LANES] = {}, lower[LANES] = {};
+    const float rounding = d.nearest ? 0.5f : 0.0f;
+    for (int y = 0; y < height; ++y)
+        for (int x = 0; x < width; ++x, to += pixel_stride) {
+            const float fx = static_cast<float>(x), fy = static_cast<float>(y);
+            Vec u = splat(fx), v = splat(fy);
+            if (d.matrices) {
+                u = m[0] * fx + m[1] * fy + m[2];
+                v = m[3] * fx + m[4] * fy + m[5];
+            }
+            if (d.offsets) {
+                u += load(d.offsets + (static_cast<int64_t>(y) * width + x) * LANES);
+                v += load(d.offsets + (static_cast<int64_t>(height + y) * width + x) * LANES);
+            }
+            // Further outside there are only zeros too; NaN goes there as well.
+            u = min(splat(static_cast<float>(width) + 1.0f), max(splat(-2.0f), u)) + splat(2.0f + rounding);
+            v = min(splat(static_cast<float>(height) + 1.0f), max(splat(-2.0f), v)) + splat(2.0f + rounding);
+            Vec right, low;  // fractions
+            SMIDGEN_EACH {
+                Ints column = __builtin_convertvector(u.part[p], Ints), line = __builtin_convertvector(v.part[p], Ints);
+                right.part[p] = u.part[p] - __builtin_convertvector(column, Floats);
+                low.part[p] = v.part[p] - __builtin_convertvector(line, Floats);
+                if (d.nearest) {  // halves go to the even pixel, as in PyTorch
+                    column = column - ((Ints)(right.part[p] == 0.0f) & (column & 1));
+                    line = line - ((Ints)(low.part[p] == 0.0f) & (line & 1));
+                }
+                *reinterpret_cast<Ints*>(corner + p * WIDTH) = line * row + column;
+            }
+            for (int c = 0; c < d.channels; ++c) {
+                const uint8_t* from = room + c * plane;
+                for (int i = 0; i < d.images; ++i, from += image) {
+                    uint16_t two[2];
+                    std::memcpy(&two[0], from + corner[i], 2);
+                    std::memcpy(&two[1], from + corner[i] + row, 2);
+                    upper[i] = two[0];
+                    lower[i] = two[1];
+                }
+                Vec result;
+                SMIDGEN_EACH {
+                    const Ints top = *reinterpret_cast<const Ints*>(upper + p * WIDTH);
+                    const Ints bottom = *reinterpret_cast<const Ints*>(lower + p * WIDTH);
+                    // The left pixel is in the low byte: both x86-64 and ARM are little-endian here.
+                    const Floats a = __builtin_convertvector(top & 255, Floats);
+                    if (d.nearest) {
+                        result.part[p] = a;
+                    } else {
+                        const Floats b = __builtin_convertvector(top >> 8, Floats);
+                        const Floats e = __builtin_convertvector(bottom & 255, Floats);
+                        const Floats f = __builtin_convertvector(bottom >> 8, Floats);
+                        const Floats above = a + (b - a) * right.part[p], below = e + (f - e) * right.part[p];
+                        result.part[p] = above + (below - above) * low.part[p];
+                    }
+                }
+                write_lanes(to + static_cast<int64_t>(c) * height * width * pixel_stride,
+                            result * d.scale + splat(d.shift), d.images);
+            }
+        }
+}
+
+inline void smooth_line(float* line, int count, int64_t stride, const float* kernel, int radius, float* scratch) {
+    for (int i = 0; i < count; ++i) std::memcpy(scratch + i * LANES, line + i * stride, LANES * sizeof(float));
+    for (int i = 0; i < count; ++i) {
+        Vec total = zero();
+        const int first = i - radius < 0 ? 0 : i - radius, last = i + radius >= count ? count - 1 : i + radius;
+        for (int j = first; j <= last; ++j) total += load(scratch + j * LANES) * kernel[j - i + radius];
+        store(line + i * stride, total);
+    }
+}
+
+inline void smooth(float* field, int planes, int height, int width, const float* kernel, int radius, float* scratch) {
+    const int64_t row = static_cast<int64_t>(width) * LANES;
+    for (int plane = 0; plane < planes; ++plane, field += height * row) {
+        for (int y = 0; y < height; ++y) smooth_line(field + y * row, width, LANES, kernel, radius, scratch);
+        for (int x = 0; x < width; ++x) smooth_line(field + x * LANES, height, row, kernel, radius, scratch);
+    }
+}
+
+}  // namespace SMIDGEN_LEVEL
+}  // namespace smidgen

@@ -1,0 +1,103 @@
+// The kernels of one instruction level, as a table of functions. Every one works on one block of
+// 16 images unless it says otherwise; pointers to values are 64-byte aligned.
+#pragma once
+
+#include <cstdint>
+
+#include "plan.h"
+
+namespace smidgen {
+
+// What happens to a convolution's sums before they are stored: y = after(relu(before(sum))).
+// Each affine map has a scale and a shift an output channel; null leaves it out.
+struct Epilogue {
+    const float* before_scale = nullptr;
+    const float* before_shift = nullptr;
+    bool relu = false;
+    const float* after_scale = nullptr;
+    const float* after_shift = nullptr;
+};
+
+// Mean and sum of squared differences from it over one channel of one block.
+struct Moments {
+    double mean = 0.0, squares = 0.0;
+};
+
+// BatchNorm with what follows it fused in, for one block: z = scale * y + shift, then ReLU, then
+// 2x2 max pooling with stride 2.
+struct NormArgs {
+    Shape shape;          // of the input
+    bool relu, pool;
+    bool input_relu;      // the input is what a ReLU gave; its gradient is passed through that ReLU
+    int images;           // valid lanes
+    const float *scale, *shift, *mean;  // a channel each
+    const float *slope, *offset;        // gradient by input: scale * g + slope * y + offset
+};
+
+// Random affine and elastic distortion of one block of uint8 images.
+struct DistortArgs {
+    int channels, height, width, images;
+    const uint8_t* const* pixels;  // of each image, [channel][row][column]
+    const float* matrices;         // [16][6]: output to input pixel coordinates; null: as they are
+    const float* offsets;          // [2][row][column][16] pixels to add in x and y; null: none
+    bool nearest;
+    float scale, shift;            // what is written is scale * pixel + shift
+};
+
+// A convolution's three passes. Weights are first brought into the order in which they are read.
+struct Convolutions {
+    // Floats that the packed weights of one pass, and the scratch of one call, take.
+    int64_t (*packed_room)(const Conv&);
+    void (*pack_forward)(const Conv&, const float* weights, float* packed);
+    void (*pack_backward)(const Conv&, const float* weights, float* packed);
+    int64_t (*scratch_room)(const Conv&);
+    void (*conv_forward)(const Conv&, const float* x, const float* packed, const Epilogue&, float* y, float* scratch);
+    void (*conv_backward)(const Conv&, const float* dy, const float* packed, float* dx, bool add, float* scratch);
+    // Sums over the block's images and pixels, not over blocks.
+    void (*conv_weights)(const Conv&, const float* x, const float* dy, float* dw, float* db, float* scratch);
+};
+
+struct Kernels {
+    const char* name;
+    Convolutions products32;
+    const Convolutions* products16;  // with bfloat16 products and float32 sums; null: not at this level
+
+    void (*relu_mask)(const float* y, float* dy, int64_t pixels);
+    void (*moments)(const Shape&, const float* y, int images, Moments* out);
+    void (*norm_forward)(const NormArgs&, const float* y, float* a);
+    // Sums of g and of g * (y - mean) over the block, a channel each.
+    void (*norm_sums)(const NormArgs&, const float* y, const float* da, double* sums);
+    void (*norm_backward)(const NormArgs&, const float* y, const float* da, float* dy, bool add);
+
+    void (*activation_forward)(ActivationKind, const float* x, float* y, int64_t pixels);
+    void (*activation_backward)(ActivationKind, const float* x, const float* dy, float* dx, int64_t pixels, bool add);
+    void (*max_forward)(const Pool&, const float* x, float* y);
+    void (*max_backward)(const Pool&, const float* x, const float* dy, float* dx, bool add);
+    void (*average_forward)(const Pool&, const float* x, float* y);
+    void (*average_backward)(const Pool&, const float* dy, float* dx, bool add);
+    // Drops by counter-based random numbers: the same key, layer and image, the same values. `kept`
+    // takes 16 bits a pixel for the backward pass.
+    void (*dropout_forward)(uint64_t key, int layer, int64_t first_image, int dropped, const float* x, float* y,
+                            uint16_t* kept, int64_t pixels);
+    void (*dropout_backward)(int dropped, const uint16_t* kept, const float* dy, float* dx, int64_t pixels, bool add);
+    void (*sum)(const float* a, const float* b, float* y, int64_t pixels);
+    void (*copy)(const float* x, float* y, int64_t pixels, bool add);
+
+    // Images of any strides (in floats) into a block; gives whether all are finite.
+    bool (*gather_block)(const float* from, int64_t image_stride, int64_t channel_stride, int64_t row_stride,
+                         int64_t column_stride, const Shape&, int images, float* block);
+    void (*scatter_block)(const float* block, const Shape&, int images, float* to);
+    // `room` takes `distort_room` bytes.
+    int64_t (*distort_room)(const Shape&);
+    void (*distort)(const DistortArgs&, uint8_t* room, float* to, int64_t pixel_stride);
+    // Separable smoothing of [planes][height][width][16] with a symmetric kernel; zeros outside.
+    void (*smooth)(float* field, int planes, int height, int width, const float* kernel, int radius, float* scratch);
+
+    // Fused multiply-adds a second of one thread, in products of 2 FLOP; `bfloat16` for dot products.
+    double (*peak)(bool bfloat16, int64_t rounds);
+};
+
+// The levels that this build has and this CPU can run, best last; null-terminated.
+const Kernels* const* available_kernels();
+
+}  // namespace smidgen

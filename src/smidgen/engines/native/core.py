@@ -1,0 +1,59 @@
+"""The compiled part of the native engine, where it is installed, and the instruction level it runs at."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from types import ModuleType
+
+from smidgen.errors import SmidgenError
+
+LEVELS = ("baseline", "avx2", "avx512", "avx512bf16")
+"""Instruction levels, ascending; a machine has those that its CPU and the build have."""
+LEVEL_VARIABLE = "SMIDGEN_ISA"
+CORE_VARIABLE = "SMIDGEN_NATIVE_CORE"
+"""Path of another build of the compiled part to use instead, as the sanitizer tests do."""
+
+
+@functools.cache
+def find_core() -> ModuleType | None:
+    """The compiled part, or None where smidgen was installed without it."""
+    other = os.environ.get(CORE_VARIABLE)
+    if other:
+        spec = importlib.util.spec_from_file_location("smidgen.engines.native._core", other)
+        if spec is None or spec.loader is None:
+            raise SmidgenError(f"{CORE_VARIABLE} is {other}, which is no extension module; unset it")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+    try:
+        from smidgen.engines.native import _core
+    except ImportError:
+        return None
+    return _core
+
+
+def level() -> str:
+    """The instruction level to run at: the best there is, or what `SMIDGEN_ISA` says.
+
+    Raises:
+        SmidgenError: `SMIDGEN_ISA` names a level that this machine or build lacks.
+    """
+    core = find_core()
+    assert core is not None
+    there = [name for name, _ in core.levels()]
+    wanted = os.environ.get(LEVEL_VARIABLE)
+    if not wanted:
+        return there[-1]
+    if wanted not in there:
+        raise SmidgenError(f"{LEVEL_VARIABLE} is {wanted!r}; this machine has: {', '.join(there)}")
+    return wanted
+
+
+def has_bfloat16() -> bool:
+    """Whether the level to run at has bfloat16 products."""
+    core = find_core()
+    return core is not None and dict(core.levels())[level()]

@@ -1,0 +1,266 @@
+"""A PyTorch module whose forward and backward passes run in the native kernels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from smidgen.engines.native.core import find_core, level
+from smidgen.engines.native.lower import Lowered, Shape, lower
+from smidgen.errors import TrainingError
+
+
+class NativeNetwork(nn.Module):
+    """A network in the native engine.
+
+    It has the parameters and buffers of the module it is made from, under the same names, and
+    shares them; autograd, optimizers and state dicts work as they do with that module. Second
+    derivatives are not to be had.
+
+    Args:
+        network: what to run; it is traced again when its modules change between training and
+            evaluation, or the images' size changes.
+        threads: that take part; the results do not depend on it.
+        bfloat16: multiply in bfloat16, add in float32.
+
+    Raises:
+        CannotLowerError: at the first call, or by `check`: the network has a layer that the engine
+            lacks.
+    """
+
+    def __init__(self, network: nn.Module, threads: int, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        # Not registered as a submodule, so that names stay what they are in `network`.
+        self.__dict__["original"] = network
+        for name, child in network.named_children():
+            self.add_module(name, child)
+        for name, parameter in network.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in network.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self.threads = threads
+        self.bfloat16 = bfloat16
+        self._parts = list(network.modules())
+        self._programs: dict[tuple[object, ...], _Program] = {}
+        self.training = network.training
+
+    original: nn.Module
+
+    def check(self, input_shape: Shape) -> None:
+        """Raise `CannotLowerError` if the engine cannot run this network on images of this shape, in either mode."""
+        modes = [part.training for part in self._parts]
+        try:
+            for mode in (True, False):
+                self.original.train(mode)
+                lower(self.original, input_shape, keep=mode)
+        finally:
+            for part, mode in zip(self._parts, modes, strict=True):
+                part.training = mode
+
+    def train(self, mode: bool = True) -> NativeNetwork:
+        """Training or evaluation mode, as in any module."""
+        super().train(mode)
+        self.original.train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's output for float32 images [count, channels, height, width].
+
+        Raises:
+            TypeError: the input is not a float32 tensor on the CPU.
+            ValueError: it does not have four dimensions, or the wrong number of channels.
+            TrainingError: a value is no longer a finite number; names the layer, or the input.
+        """
+        _check_input(images)
+        _, channels, height, width = images.shape
+        learns = torch.is_grad_enabled() and (images.requires_grad or any(p.requires_grad for p in self.parameters()))
+        program = self._program((channels, height, width), keep=learns, input_gradient=learns and images.requires_grad)
+        if not learns:
+            return program.forward(images, program.state)
+        output: Tensor = _Run.apply(program, images, *program.parameters)  # type: ignore[no-untyped-call]
+        return output
+
+    def loss_and_gradients(self, images: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[float, int]:
+        """One pass forward and backward without autograd; overwrites the gradient of every parameter.
+
+        Args:
+            images: as for `forward`.
+            labels: int64 [count], 0 to classes - 1.
+            label_smoothing: 0 to 1, as in `torch.nn.functional.cross_entropy`.
+
+        Returns:
+            The mean cross-entropy (nats), and how many images have their highest score at their
+            label. Where the loss is no finite number the gradients are left as they were.
+
+        Raises:
+            TypeError, ValueError: the images or labels are not as said above.
+            TrainingError: a value is no longer a finite number; names the layer, or the input.
+        """
+        _check_input(images)
+        count, channels, height, width = images.shape
+        if labels.dtype != torch.int64 or labels.shape != (count,) or not count:
+            raise ValueError(f"labels: they must be int64 [{count}], at least one")
+        program = self._program((channels, height, width), keep=True, input_gradient=False)
+        for parameter in program.parameters:
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad if p.requires_grad else None for p in program.parameters]
+        try:
+            loss, correct = program.core.step(
+                images.data_ptr(), images.stride(), count, labels.contiguous().data_ptr(), label_smoothing,
+                program.addresses(), program.key(), program.state, program.gradient_addresses(gradients), self.threads,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise TrainingError(str(error)) from None
+        except IndexError as error:
+            raise ValueError(f"labels: {error}") from None
+        return float(loss), int(correct)
+
+    def _program(self, shape: Shape, *, keep: bool, input_gradient: bool) -> _Program:
+        key = (shape, keep, input_gradient, *[part.training for part in self._parts])
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = _Program(self, shape, keep=keep, input_gradient=input_gradient)
+        return program
+
+    def timings(self) -> list[tuple[str, str, float, float]]:
+        """Layer, pass, seconds (added over threads) and multiply-adds of an image, since `time_layers`."""
+        return [entry for program in self._programs.values() for entry in program.core.timings()]
+
+    def time_layers(self) -> None:
+        """Take the time of every layer's passes from now on."""
+        for program in self._programs.values():
+            program.core.set_timed(True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NativeNetwork:
+        return NativeNetwork(copy.deepcopy(self.original, memo), self.threads, bfloat16=self.bfloat16)
+
+
+def _check_input(images: object) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.device.type != "cpu":
+        found = f"{images.dtype} on {images.device}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"input: the native engine takes float32 tensors on the CPU, not {found}")
+    if images.dim() != 4:
+        raise ValueError(f"input: it has {images.dim()} dimensions; it must be [count, channels, height, width]")
+
+
+class _Program:
+    """A network lowered for one mode and one size of images."""
+
+    def __init__(self, network: NativeNetwork, shape: Shape, *, keep: bool, input_gradient: bool) -> None:
+        core = find_core()
+        assert core is not None
+        lowered = lower(network.original, shape, keep=keep)
+        self.lowered = lowered
+        sizes = [t.numel() if learns else 0 for t, learns in zip(lowered.tensors, lowered.learns, strict=True)]
+        self.core = core.Program(
+            [list(s) for s in lowered.shapes],
+            [op.to_core() for op in lowered.operations],
+            sizes,
+            lowered.output,
+            keep,
+            input_gradient,
+            network.bfloat16,
+            level(),
+        )
+        self.threads = network.threads
+        self.parameters = [t for t, learns in zip(lowered.tensors, lowered.learns, strict=True) if learns]
+        self.sizes = [size for size, learns in zip(sizes, lowered.learns, strict=True) if learns]
+        self.floats = sum(self.sizes)
+        self.output_shape = lowered.shapes[lowered.output]
+        self.features = self.output_shape[0] * self.output_shape[1] * self.output_shape[2]
+        self.random = lowered.random
+        self.state = core.State()
+        self.free: list[Any] = []
+        self._checked: list[int] = []
+        self._new_state: Callable[[], Any] = core.State
+
+    def addresses(self) -> list[int]:
+        """Where the parameters and buffers lie; what they are is checked when that changes."""
+        addresses = [t.data_ptr() for t in self.lowered.tensors]
+        if addresses != self._checked:
+            _check_tensors(self.lowered)
+            self._checked = addresses
+        return addresses
+
+    def gradient_addresses(self, gradients: Sequence[Tensor | None]) -> list[int]:
+        """For each tensor of `lowered` where its gradient goes: 0 for buffers and for what does not learn."""
+        addresses = [0 if g is None else g.data_ptr() for g in gradients]
+        filled = iter(addresses)
+        return [next(filled) if learns else 0 for learns in self.lowered.learns]
+
+    def key(self) -> int:
+        """What dropout is drawn by. It comes from PyTorch's generator, so it follows `torch.manual_seed`."""
+        return int(torch.empty((), dtype=torch.int64).random_()) if self.random else 0
+
+    def forward(self, images: Tensor, state: Any) -> Tensor:
+        count = images.shape[0]
+        output = torch.empty((count, self.features))
+        if count:
+            try:
+                self.core.forward(
+                    images.data_ptr(), images.stride(), count, self.addresses(), self.key(), state, output.data_ptr(),
+                    self.threads,
+                )  # fmt: skip
+            except RuntimeError as error:
+                raise TrainingError(str(error)) from None
+        elif self.lowered.batch:
+            raise TrainingError("input: normalization in training needs at least one image")
+        return output if self.lowered.flat else output.view(count, *self.output_shape)
+
+    def take_state(self) -> Any:
+        return self.free.pop() if self.free else self._new_state()
+
+
+def _check_tensors(lowered: Lowered) -> None:
+    for name, tensor in zip(lowered.names, lowered.tensors, strict=True):
+        wanted = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+        if tensor.dtype != wanted or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise TypeError(f"{name}: the native engine takes contiguous {wanted} tensors on the CPU")
+
+
+class _Run(torch.autograd.Function):
+    """One pass through a program, in autograd's terms."""
+
+    @staticmethod
+    def forward(ctx: Any, program: _Program, images: Tensor, *parameters: Tensor) -> Tensor:
+        state = program.take_state()
+        output = program.forward(images, state)
+        ctx.program, ctx.state, ctx.images = program, state, images.shape
+        ctx.versions = [p._version for p in parameters]
+        return output
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        program: _Program = ctx.program
+        if ctx.state is None:
+            raise RuntimeError("backward was already called for this output of the native engine")
+        if ctx.versions != [p._version for p in program.parameters]:
+            raise RuntimeError("a parameter was changed in place between forward and backward")
+        gradient = gradient.contiguous()
+        flat = torch.empty(program.floats)
+        parts = [
+            part.view_as(p) for part, p in zip(flat.split_with_sizes(program.sizes), program.parameters, strict=True)
+        ]
+        wants_input = ctx.needs_input_grad[1]
+        by_input = torch.empty(ctx.images) if wants_input else None
+        if ctx.images[0]:
+            program.core.backward(
+                gradient.data_ptr(),
+                program.addresses(),
+                ctx.state,
+                program.gradient_addresses(parts),
+                by_input.data_ptr() if by_input is not None else 0,
+                program.threads,
+            )
+        else:
+            flat.zero_()
+        program.free.append(ctx.state)
+        ctx.state = None
+        return None, by_input, *parts
