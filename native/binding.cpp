@@ -61,6 +61,7 @@ std::shared_ptr<Operation> norm_of(const nb::dict& d) {
     op->epsilon = get(d, "epsilon", 1e-5f);
     op->batch = get(d, "batch", false);
     op->pool = get(d, "pool", false);
+    op->dropped = get(d, "dropped", 0);
     return op;
 }
 
@@ -195,20 +196,46 @@ NB_MODULE(_core, m) {
             found.emplace_back((*k)->name, (*k)->products16 != nullptr);
         return found;
     });
-    m.def("load_images",
-          [](uintptr_t images, int64_t available, const std::vector<int>& shape, uintptr_t picks, int64_t count,
-             const std::vector<double>& strengths, bool nearest, const std::vector<uint64_t>& stream, float scale,
-             float shift, uintptr_t out, int64_t room, int threads, const std::string& level) {
-              Distortion d{strengths.at(0), strengths.at(1), strengths.at(2), strengths.at(3),
-                           strengths.at(4), strengths.at(5), nearest};
-              const Stream s{{stream.at(0), stream.at(1)}, {stream.at(2), stream.at(3), stream.at(4), stream.at(5)}};
-              const Kernels& kernels = kernels_of(level);
-              nb::gil_scoped_release release;
-              std::lock_guard<std::mutex> hold(running);
-              load_images(team_of(threads), kernels, reinterpret_cast<const uint8_t*>(images), available, shape_of(shape),
-                          reinterpret_cast<const int64_t*>(picks), count, d, s, scale, shift,
-                          reinterpret_cast<float*>(out), room);
-          });
+    nb::class_<Loader>(m, "Loader")
+        .def("__init__",
+             [](Loader* self, uintptr_t images, uintptr_t labels, int64_t available, const std::vector<int>& shape,
+                const std::vector<double>& strengths, bool nearest, uint64_t seed, uint64_t purpose, float scale,
+                float shift, const std::string& level) {
+                 new (self) Loader{reinterpret_cast<const uint8_t*>(images),
+                                   reinterpret_cast<const int64_t*>(labels),
+                                   available,
+                                   shape_of(shape),
+                                   {strengths.at(0), strengths.at(1), strengths.at(2), strengths.at(3),
+                                    strengths.at(4), strengths.at(5), nearest},
+                                   seed,
+                                   purpose,
+                                   scale,
+                                   shift,
+                                   &kernels_of(level)};
+             })
+        .def("load", [](const Loader& self, uintptr_t picks, int64_t count, uint64_t epoch, uint64_t step,
+                        uintptr_t images, int64_t room, uintptr_t labels, int threads) {
+            nb::gil_scoped_release release;
+            std::lock_guard<std::mutex> hold(running);
+            self.load(team_of(threads), reinterpret_cast<const int64_t*>(picks), count, epoch, step,
+                      reinterpret_cast<float*>(images), room, reinterpret_cast<int64_t*>(labels));
+        });
+    m.def("sgd", [](uintptr_t weights, uintptr_t gradients, uintptr_t momenta, int64_t count, float rate,
+                    float momentum, bool nesterov, float decay) {
+        float* w = reinterpret_cast<float*>(weights);
+        float* v = reinterpret_cast<float*>(momenta);
+        const float* g = reinterpret_cast<const float*>(gradients);
+        for (int64_t i = 0; i < count; ++i) {
+            const float d = g[i] + decay * w[i];
+            v[i] = momentum * v[i] + d;
+            w[i] -= rate * (nesterov ? d + momentum * v[i] : v[i]);
+        }
+    });
+    m.def("average", [](uintptr_t means, uintptr_t values, int64_t count, float weight) {
+        float* m = reinterpret_cast<float*>(means);
+        const float* v = reinterpret_cast<const float*>(values);
+        for (int64_t i = 0; i < count; ++i) m[i] += weight * (v[i] - m[i]);
+    });
     m.def("peak", [](int threads, bool bfloat16, int64_t rounds, const std::string& level) {
         const Kernels& kernels = kernels_of(level);
         std::vector<double> found(static_cast<size_t>(threads));

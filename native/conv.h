@@ -10,18 +10,19 @@
 namespace smidgen {
 namespace SMIDGEN_LEVEL {
 
-// How many output channels a tile has: their sums, the input and a weight stay in registers.
+// How many output channels a tile has, and how many sums in all: with the inputs and a weight they
+// stay in registers.
 #if defined(__AVX512F__)
-constexpr int MOST_OUTPUTS = 16;
+constexpr int MOST_OUTPUTS = 16, MOST_SUMS = 28;
 constexpr int GRADIENT_OUTPUTS = 5, GRADIENT_STREAMS = 5;
 #elif defined(__AVX__)
-constexpr int MOST_OUTPUTS = 6;
+constexpr int MOST_OUTPUTS = 6, MOST_SUMS = 6;
 constexpr int GRADIENT_OUTPUTS = 2, GRADIENT_STREAMS = 3;
 #elif defined(__aarch64__)
-constexpr int MOST_OUTPUTS = 6;
+constexpr int MOST_OUTPUTS = 6, MOST_SUMS = 6;
 constexpr int GRADIENT_OUTPUTS = 2, GRADIENT_STREAMS = 2;
 #else
-constexpr int MOST_OUTPUTS = 2;
+constexpr int MOST_OUTPUTS = 2, MOST_SUMS = 2;
 constexpr int GRADIENT_OUTPUTS = 1, GRADIENT_STREAMS = 2;
 #endif
 
@@ -45,10 +46,10 @@ struct TileArgs {
     float* output;         // of the first place, first channel
     int64_t output_channel;
     bool add;
+    bool plain;            // neither `add` nor an epilogue
     Epilogue epilogue;     // from the tile's first output channel on
 };
 
-template <int O>
 SMIDGEN_INLINE Vec finished(const Epilogue& e, Vec v, int o) {
     if (e.before_scale) v = v * e.before_scale[o];
     if (e.before_shift) v = v + e.before_shift[o];
@@ -57,8 +58,17 @@ SMIDGEN_INLINE Vec finished(const Epilogue& e, Vec v, int o) {
     return v;
 }
 
+// How a tile multiplies: float32 here, bfloat16 in conv16.h. A pixel is 64 bytes either way.
+struct Products32 {
+    static SMIDGEN_INLINE void add(Vec& sum, const Vec& x, const float* weight) { sum += x * *weight; }
+};
+
+// A tile takes several neighbouring places at once if the registers suffice: one weight then serves
+// them all, and there are more sums that do not wait for one another.
+constexpr int places_of(int outputs) { return 4 * outputs < MOST_SUMS ? 4 : 2 * outputs <= MOST_SUMS ? 2 : 1; }
+
 // O output channels at P neighbouring places.
-template <int O, int P>
+template <class Products, int O, int P>
 __attribute__((noinline)) void tile(const TileArgs& a) {
     Vec sums[O][P];
     SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
@@ -69,7 +79,7 @@ __attribute__((noinline)) void tile(const TileArgs& a) {
         Vec x[P];
         SMIDGEN_UNROLL for (int i = 0; i < P; ++i) x[i] = load(from + i * a.step);
         SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
-            SMIDGEN_UNROLL for (int i = 0; i < P; ++i) sums[o][i] += x[i] * weight[o];
+            SMIDGEN_UNROLL for (int i = 0; i < P; ++i) Products::add(sums[o][i], x[i], weight + o);
     };
     if (a.tap_count == 1) {
         input += static_cast<int64_t>(a.taps[0].input) * LANES;
@@ -80,55 +90,62 @@ __attribute__((noinline)) void tile(const TileArgs& a) {
             for (int t = 0; t < a.tap_count; ++t)
                 multiply(input + static_cast<int64_t>(a.taps[t].input) * LANES, weights + a.taps[t].position * O);
     }
+    if (a.plain) {
+        SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
+            SMIDGEN_UNROLL for (int i = 0; i < P; ++i)
+                store(a.output + o * a.output_channel + i * LANES, sums[o][i]);
+        return;
+    }
     SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
         SMIDGEN_UNROLL for (int i = 0; i < P; ++i) {
             float* to = a.output + o * a.output_channel + i * LANES;
-            const Vec v = finished<O>(a.epilogue, sums[o][i], o);
+            const Vec v = finished(a.epilogue, sums[o][i], o);
             store(to, a.add ? load(to) + v : v);
         }
 }
 
-// A tile of few channels takes several places at once, so that the sums that do not wait for one
-// another are enough to hide the latency of a multiply-add.
-constexpr int places_of(int outputs) { return outputs >= 4 || outputs * 4 * PARTS > 16 ? 1 : 4; }
-
 using TileFunction = void (*)(const TileArgs&);
 
-template <int... I>
+template <class Products, int... I>
 TileFunction tile_function(int outputs, bool single, std::integer_sequence<int, I...>) {
-    static constexpr TileFunction one[] = {tile<I + 1, 1>...};
-    static constexpr TileFunction several[] = {tile<I + 1, places_of(I + 1)>...};
+    static constexpr TileFunction one[] = {tile<Products, I + 1, 1>...};
+    static constexpr TileFunction several[] = {tile<Products, I + 1, places_of(I + 1)>...};
     return single ? one[outputs - 1] : several[outputs - 1];
 }
 
-inline void gather(const Gather& g, const float* input, const float* packed, const Epilogue& epilogue, float* output,
-                   bool add) {
-    const Tiles tiles(g.outputs);
+// `inputs`: vectors that a group reads at a pixel: its channels, or pairs of them.
+template <class Products>
+void gather(const Gather& g, int inputs, const float* input, const float* packed, const Epilogue& epilogue,
+            float* output, bool add) {
+    const Tiles tiles(g.outputs, MOST_OUTPUTS);
     const auto all = std::make_integer_sequence<int, MOST_OUTPUTS>{};
     for (int group = 0; group < g.groups; ++group) {
-        const float* x = input + static_cast<int64_t>(group) * g.inputs * g.input_plane * LANES;
-        const float* weights = packed + static_cast<int64_t>(group) * g.outputs * g.inputs * g.positions;
+        const float* x = input + static_cast<int64_t>(group) * inputs * g.input_plane * LANES;
+        const float* weights = packed + static_cast<int64_t>(group) * g.outputs * inputs * g.positions;
         for (const Places& places : g.places)
             for (int t = 0; t < tiles.tiles; ++t) {
                 const int first = tiles.first(t), size = tiles.size(t), channel = group * g.outputs + first;
                 TileArgs a;
                 a.input = x + static_cast<int64_t>(places.input) * LANES;
                 a.channel = static_cast<int64_t>(g.input_plane) * LANES;
-                a.channels = g.inputs;
+                a.channels = inputs;
                 a.taps = g.taps[places.taps].data();
                 a.tap_count = static_cast<int>(g.taps[places.taps].size());
                 a.positions = g.positions;
-                a.weights = weights + static_cast<int64_t>(first) * g.inputs * g.positions;
+                a.weights = weights + static_cast<int64_t>(first) * inputs * g.positions;
                 a.step = static_cast<int64_t>(places.step) * LANES;
                 a.output_channel = static_cast<int64_t>(g.output_plane) * LANES;
                 a.output = output + (static_cast<int64_t>(channel) * g.output_plane + places.output) * LANES;
                 a.add = add;
                 a.epilogue = epilogue;
+                a.plain = !add && !epilogue.relu && !epilogue.before_scale && !epilogue.before_shift &&
+                          !epilogue.after_scale;
                 for (const float** values : {&a.epilogue.before_scale, &a.epilogue.before_shift,
                                              &a.epilogue.after_scale, &a.epilogue.after_shift})
                     if (*values) *values += channel;
                 const int several = places_of(size);
-                const TileFunction one = tile_function(size, true, all), many = tile_function(size, false, all);
+                const TileFunction one = tile_function<Products>(size, true, all);
+                const TileFunction many = tile_function<Products>(size, false, all);
                 int i = 0;
                 for (; i + several <= places.count; i += several) {
                     many(a);
@@ -179,11 +196,11 @@ inline void pack_backward(const Conv& c, const float* weights, float* packed) {
 
 inline void conv_forward(const Conv& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
                          float*) {
-    gather(c.forward, x, packed, epilogue, y, false);
+    gather<Products32>(c.forward, c.forward.inputs, x, packed, epilogue, y, false);
 }
 
 inline void conv_backward(const Conv& c, const float* dy, const float* packed, float* dx, bool add, float*) {
-    gather(c.backward, dy, packed, Epilogue{}, dx, add);
+    gather<Products32>(c.backward, c.backward.inputs, dy, packed, Epilogue{}, dx, add);
 }
 
 // The sums over lanes of several vectors at once. The order of additions is that of `sum`.
@@ -234,9 +251,18 @@ __attribute__((noinline)) void stream_tile(const StreamArgs& a) {
 
 using StreamFunction = void (*)(const StreamArgs&);
 
-template <int... I>
+struct Streams32 {
+    static constexpr int PIXEL = LANES;  // floats
+    template <int O, int S>
+    static void tile(const StreamArgs& a) {
+        stream_tile<O, S>(a);
+    }
+};
+
+template <class Streams, int... I>
 StreamFunction stream_function(int outputs, int streams, std::integer_sequence<int, I...>) {
-    static constexpr StreamFunction all[] = {stream_tile<I / GRADIENT_STREAMS + 1, I % GRADIENT_STREAMS + 1>...};
+    static constexpr StreamFunction all[] = {
+        Streams::template tile<I / GRADIENT_STREAMS + 1, I % GRADIENT_STREAMS + 1>...};
     return all[(outputs - 1) * GRADIENT_STREAMS + streams - 1];
 }
 
@@ -252,10 +278,12 @@ inline void channel_sums(const Shape& shape, const float* values, float* sums) {
     }
 }
 
-inline void conv_weights(const Conv& c, const float* x, const float* dy, float* dw, float* db, float*) {
+template <class Streams>
+void gradient_by_weights(const Conv& c, const float* x, const float* dy, float* dw) {
+    constexpr int PIXEL = Streams::PIXEL;
     const int positions = c.positions(), inputs = c.forward.inputs, outputs = c.forward.outputs;
-    const int64_t input_plane = static_cast<int64_t>(c.input.plane()) * LANES;
-    const int64_t output_plane = static_cast<int64_t>(c.output.plane()) * LANES;
+    const int64_t input_plane = static_cast<int64_t>(c.input.plane()) * PIXEL;
+    const int64_t output_plane = static_cast<int64_t>(c.output.plane()) * PIXEL;
     const auto all = std::make_integer_sequence<int, GRADIENT_OUTPUTS * GRADIENT_STREAMS>{};
     const Tiles output_tiles(outputs, GRADIENT_OUTPUTS);
     for (const Window& window : c.windows) {
@@ -269,30 +297,34 @@ inline void conv_weights(const Conv& c, const float* x, const float* dy, float* 
                 for (int i = 0; i < size; ++i) {
                     const int stream = stream_tiles.first(s) + i, channel = stream / taps;
                     const Tap& tap = window.taps[stream % taps];
-                    streams[i] = (group * inputs + channel) * input_plane + static_cast<int64_t>(tap.input) * LANES;
+                    streams[i] = (group * inputs + channel) * input_plane + static_cast<int64_t>(tap.input) * PIXEL;
                     places[i] = channel * positions + tap.position;
                 }
                 for (int t = 0; t < output_tiles.tiles; ++t) {
                     const int first = group * outputs + output_tiles.first(t), count = output_tiles.size(t);
                     float sums[GRADIENT_OUTPUTS * GRADIENT_STREAMS];
                     StreamArgs a;
-                    a.gradient = dy + first * output_plane + static_cast<int64_t>(window.output) * LANES;
+                    a.gradient = dy + first * output_plane + static_cast<int64_t>(window.output) * PIXEL;
                     a.channel = output_plane;
                     a.input = x;
                     a.streams = streams;
                     a.rows = window.rows;
                     a.columns = window.columns;
-                    a.gradient_row = static_cast<int64_t>(c.output.width) * LANES;
-                    a.input_row = static_cast<int64_t>(c.stride_height) * c.input.width * LANES;
-                    a.input_step = static_cast<int64_t>(c.stride_width) * LANES;
+                    a.gradient_row = static_cast<int64_t>(c.output.width) * PIXEL;
+                    a.input_row = static_cast<int64_t>(c.stride_height) * c.input.width * PIXEL;
+                    a.input_step = static_cast<int64_t>(c.stride_width) * PIXEL;
                     a.sums = sums;
-                    stream_function(count, size, all)(a);
+                    stream_function<Streams>(count, size, all)(a);
                     for (int o = 0; o < count; ++o)
                         for (int i = 0; i < size; ++i)
                             dw[static_cast<int64_t>(first + o) * inputs * positions + places[i]] = sums[o * size + i];
                 }
             }
     }
+}
+
+inline void conv_weights(const Conv& c, const float* x, const float* dy, float* dw, float* db, float*) {
+    gradient_by_weights<Streams32>(c, x, dy, dw);
     if (db) channel_sums(c.output, dy, db);
 }
 

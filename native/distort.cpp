@@ -58,9 +58,14 @@ void sampling_map(const Distortion& d, const uint64_t* words, const Shape& shape
 
 }  // namespace
 
-void load_images(Team& team, const Kernels& kernels, const uint8_t* images, int64_t available, const Shape& shape, const int64_t* picks,
-                 int64_t count, const Distortion& d, const Stream& stream, float scale, float shift, float* out,
-                 int64_t room) {
+void Loader::load(Team& team, const int64_t* picks, int64_t count, uint64_t epoch, uint64_t step, float* out,
+                  int64_t room, int64_t* chosen) const {
+    const Distortion& d = distortion;
+    const Stream stream{{seed, purpose}, {0, step, epoch, 0}};
+    for (int64_t i = 0; i < count; ++i) {
+        if (picks[i] < 0 || picks[i] >= available) throw std::out_of_range("a pick is beyond the images");
+        if (chosen) chosen[i] = labels[picks[i]];
+    }
     const int plane = shape.plane(), blocks = static_cast<int>((count + BLOCK - 1) / BLOCK);
     const bool elastic = d.elastic > 0.0;
     std::vector<float> gaussian;
@@ -85,12 +90,9 @@ void load_images(Team& team, const Kernels& kernels, const uint8_t* images, int6
     const int64_t field_floats = elastic ? 2LL * plane * BLOCK : 0, scratch_floats = elastic ? side * BLOCK : 0;
     std::vector<float> memory(static_cast<size_t>((field_floats + scratch_floats) * team.threads() + 16));
     float* aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
-    const int64_t room_bytes = kernels.distort_room(shape);
+    const int64_t room_bytes = kernels->distort_room(shape);
     std::vector<uint8_t> padded(static_cast<size_t>(room_bytes * team.threads()));
     std::vector<uint64_t> words(elastic ? static_cast<size_t>(2 * plane) * team.threads() : 0);
-
-    for (int64_t i = 0; i < count; ++i)
-        if (picks[i] < 0 || picks[i] >= available) throw std::out_of_range("a pick is beyond the images");
 
     team.run([&](int thread) {
         team.phase(
@@ -116,7 +118,7 @@ void load_images(Team& team, const Kernels& kernels, const uint8_t* images, int6
                             field[static_cast<int64_t>(p) * BLOCK + i] =
                                 (2.0f * static_cast<float>(uniform(noise[p])) - 1.0f) * static_cast<float>(strength);
                     }
-                    kernels.smooth(field, 2, shape.height, shape.width, gaussian.data(), radius, field + field_floats);
+                    kernels->smooth(field, 2, shape.height, shape.width, gaussian.data(), radius, field + field_floats);
                 }
                 DistortArgs a{};
                 a.channels = shape.channels;
@@ -129,7 +131,7 @@ void load_images(Team& team, const Kernels& kernels, const uint8_t* images, int6
                 a.nearest = d.nearest;
                 a.scale = scale;
                 a.shift = shift;
-                kernels.distort(a, padded.data() + thread * room_bytes, out + first, room);
+                kernels->distort(a, padded.data() + thread * room_bytes, out + first, room);
             },
             [] {});
     });

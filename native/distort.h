@@ -27,10 +27,22 @@ struct Stream {
     void words(int64_t first, int64_t count, uint64_t* out) const;
 };
 
-// images: uint8 [available][channels][height][width]; picks: which of them, in order.
-// Raises std::out_of_range for a pick that is not there.
-// out: float32 [channels][height][width][room], the image innermost: scale * pixel + shift.
-void load_images(Team&, const Kernels&, const uint8_t* images, int64_t available, const Shape&, const int64_t* picks,
-                 int64_t count, const Distortion&, const Stream&, float scale, float shift, float* out, int64_t room);
+// Loads batches of distorted images.
+struct Loader {
+    const uint8_t* images;  // [available][channels][height][width]
+    const int64_t* labels;  // [available], or null
+    int64_t available;
+    Shape shape;
+    Distortion distortion;
+    uint64_t seed, purpose;
+    float scale, shift;
+    const Kernels* kernels;
+
+    // picks: which images, in order. out: float32 [channels][height][width][room], the image
+    // innermost: scale * pixel + shift. chosen: their labels, or null. Raises std::out_of_range for a
+    // pick that is not there.
+    void load(Team&, const int64_t* picks, int64_t count, uint64_t epoch, uint64_t step, float* out, int64_t room,
+              int64_t* chosen) const;
+};
 
 }  // namespace smidgen

@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels.h"
+#include "random.h"
 #include "vector.h"
 
 namespace smidgen {
@@ -85,6 +86,35 @@ struct Quad {
     }
 };
 
+// One channel of `norm_forward` with dropout.
+inline void norm_dropout(const NormArgs& n, int channel, const float* y, float* a) {
+    const int plane = n.shape.plane(), draws = (plane + 7) / 8;
+    const float scale = n.scale[channel], more = kept_scale(n.dropped);
+    const Vec shift = splat(n.shift[channel]), floor = splat(n.relu ? 0.0f : -INFINITY);
+    uint16_t* kept = n.kept + static_cast<int64_t>(channel) * plane;
+    const auto value = [&](int i) SMIDGEN_LAMBDA { return max(load(y + i * LANES) * scale + shift, floor) * more; };
+    if (n.again) {
+        for (int i = 0; i < plane; ++i) store(a + i * LANES, where_bits(kept[i], value(i)));
+        return;
+    }
+    const Words least = static_cast<uint32_t>(n.dropped) - Words{};
+    for (int first = 0; first < plane; first += 8) {
+        VecWords words[4];
+        philox(n.key, static_cast<uint32_t>(channel * draws + first / 8), static_cast<uint32_t>(n.first_image),
+               static_cast<uint32_t>(n.layer), words);
+        const auto one = [&](int i) SMIDGEN_LAMBDA {
+            Ints keep[PARTS];
+            decide(words, i, least, keep);
+            kept[first + i] = bits_of(keep);
+            store(a + (first + i) * LANES, where_kept(keep, value(first + i)));
+        };
+        if (plane - first >= 8)
+            SMIDGEN_UNROLL for (int i = 0; i < 8; ++i) one(i);
+        else
+            for (int i = 0; i < plane - first; ++i) one(i);
+    }
+}
+
 inline void norm_forward(const NormArgs& n, const float* y, float* a) {
     const int width = n.shape.width, height = n.shape.height, plane = n.shape.plane();
     for (int c = 0; c < n.shape.channels; ++c, y += static_cast<int64_t>(plane) * LANES) {
@@ -95,6 +125,9 @@ inline void norm_forward(const NormArgs& n, const float* y, float* a) {
             for (int v = 0; v + 1 < height; v += 2)
                 for (int u = 0; u + 1 < width; u += 2, a += LANES)
                     store(a, max(Quad(y + v * row + u * LANES, row, scale, n.shift[c]).most, floor));
+        } else if (n.dropped) {
+            norm_dropout(n, c, y, a);
+            a += static_cast<int64_t>(plane) * LANES;
         } else if (n.relu) {
             for (int i = 0; i < plane; ++i, a += LANES) store(a, max(load(y + i * LANES) * scale + shift, zero()));
         } else {
@@ -104,12 +137,14 @@ inline void norm_forward(const NormArgs& n, const float* y, float* a) {
 }
 
 inline void norm_sums(const NormArgs& n, const float* y, const float* da, double* sums) {
+    const float more = kept_scale(n.dropped);
     const int width = n.shape.width, height = n.shape.height, plane = n.shape.plane();
     const int64_t row = static_cast<int64_t>(width) * LANES;
     for (int c = 0; c < n.shape.channels; ++c, y += static_cast<int64_t>(plane) * LANES) {
         const float scale = n.scale[c];
         const Vec shift = splat(n.shift[c]), mean = splat(n.mean[c]);
         const Vec floor = splat(n.relu ? 0.0f : -INFINITY);
+        const uint16_t* kept = n.kept + static_cast<int64_t>(c) * plane;
         Vec plain = zero(), product = zero();
         if (n.pool) {
             for (int v = 0; v + 1 < height; v += 2) {
@@ -133,6 +168,7 @@ inline void norm_sums(const NormArgs& n, const float* y, const float* da, double
                 in_turn(width, [&](int u, int k) SMIDGEN_LAMBDA {
                     const Vec value = load(from + u * LANES);
                     Vec g = load(da + u * LANES);
+                    if (n.dropped) g = where_bits(kept[v * width + u], g * more);
                     if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
                     plains[k] += g;
                     products[k] += g * (value - mean);
@@ -152,6 +188,7 @@ inline void norm_backward(const NormArgs& n, const float* y, const float* da, fl
     const int64_t row = static_cast<int64_t>(width) * LANES;
     const bool partial = n.images < LANES;
     const Vec valid = lane_mask(n.images);
+    const float more = kept_scale(n.dropped);
     for (int c = 0; c < n.shape.channels; ++c) {
         const float scale = n.scale[c], slope = n.slope[c];
         const Vec shift = splat(n.shift[c]), offset = splat(n.offset[c]), floor = splat(n.relu ? 0.0f : -INFINITY);
@@ -179,6 +216,14 @@ inline void norm_backward(const NormArgs& n, const float* y, const float* da, fl
                     const int64_t place = v * row + u * LANES;
                     put(y + place, dy + place, load(y + place) * slope + offset);
                 }
+        } else if (n.dropped) {
+            const uint16_t* kept = n.kept + static_cast<int64_t>(c) * plane;
+            for (int64_t i = 0; i < plane; ++i, da += LANES) {
+                const Vec value = load(y + i * LANES);
+                Vec g = where_bits(kept[i], load(da) * more);
+                if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
+                put(y + i * LANES, dy + i * LANES, g * scale + (value * slope + offset));
+            }
         } else if (n.relu && !partial && !add && !n.input_relu) {
             for (int64_t i = 0; i < static_cast<int64_t>(plane) * LANES; i += LANES, da += LANES) {
                 const Vec value = load(y + i);

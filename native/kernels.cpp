@@ -8,7 +8,7 @@
 #include "elementwise.h"
 #include "images.h"
 #include "random.h"
-#if defined(SMIDGEN_PRODUCTS16)
+#if defined(__AVX512BF16__)
 #include "conv16.h"
 #endif
 
@@ -27,8 +27,8 @@ static double peak(bool bfloat16, int64_t rounds) {
     volatile float factor = 0.999f, term = 0.001f;
     const auto began = now();
     if (bfloat16) {
-#if defined(SMIDGEN_PRODUCTS16)
-        peak16(chain, rounds);
+#if defined(__AVX512BF16__)
+        peak16(chain, CHAINS, rounds);
 #else
         return 0.0;
 #endif
@@ -48,7 +48,7 @@ static double peak(bool bfloat16, int64_t rounds) {
 extern const Kernels KERNELS = {
     SMIDGEN_NAME(SMIDGEN_LEVEL),
     {packed_room, pack_forward, pack_backward, scratch_room, conv_forward, conv_backward, conv_weights},
-#if defined(SMIDGEN_PRODUCTS16)
+#if defined(__AVX512BF16__)
     &PRODUCTS16,
 #else
     nullptr,

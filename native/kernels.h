@@ -32,6 +32,14 @@ struct NormArgs {
     int images;           // valid lanes
     const float *scale, *shift, *mean;  // a channel each
     const float *slope, *offset;        // gradient by input: scale * g + slope * y + offset
+    // Dropout after all that, not with pooling: of 65,536; 0 for none. Forward, `kept` is written,
+    // unless `again`, when it is read as the backward passes do.
+    int dropped;
+    bool again;
+    uint16_t* kept;  // [channel][pixel], a bit an image
+    uint64_t key;
+    int layer;
+    int64_t first_image;
 };
 
 // Random affine and elastic distortion of one block of uint8 images.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <new>
 #include <stdexcept>
 
@@ -103,24 +104,82 @@ void Program::plan_forward() {
         forward_.back().steps.push_back({Step::Run, i});
     }
     shared_ = !keep_ && forward_.size() == 1;
-    // Where a thread takes a block through the whole network, values share memory as they come and go.
-    std::vector<Span> spans;
-    for (int v = 0; v < static_cast<int>(values_.size()); ++v) {
-        const int last = shared_ ? -1 : static_cast<int>(operations_.size());
-        spans.push_back({v, v == 0 ? -1 : 0, last, floats_of(values_[v].shape)});
-    }
-    for (int i = 0; i < static_cast<int>(operations_.size()); ++i) {
+    find_passing_values();
+    // Where a thread takes a block through the whole network, values share memory as they come and
+    // go; so do passing values.
+    const int count = static_cast<int>(values_.size()), end = static_cast<int>(operations_.size());
+    std::vector<int> first(count, -1), last(count, -1);
+    for (int i = 0; i < end; ++i) {
         const Operation& op = operations_[i];
-        spans[op.output].first = shared_ ? i : -1;
-        spans[op.output].last = std::max(spans[op.output].last, i);
-        for (const int input : op.inputs) spans[input].last = std::max(spans[input].last, i);
+        if (same_[op.output] == op.output) first[op.output] = i;
+        last[same_[op.output]] = i;
+        for (const int input : op.inputs) last[same_[input]] = i;
     }
-    spans[output_].last = static_cast<int>(operations_.size());
-    block_floats_ = place_spans(spans);
-    for (const Span& span : spans) value_offset_.push_back(span.offset);
+    last[same_[output_]] = end;
+    std::vector<Span> lasting, passing;
+    value_offset_.assign(count, 0);
+    for (int v = 0; v < count; ++v) {
+        if (same_[v] != v) continue;
+        const int64_t floats = floats_of(values_[v].shape);
+        if (passing_[v])
+            passing.push_back({v, first[v], last[v], floats});
+        else if (shared_)
+            lasting.push_back({v, first[v], last[v], floats});
+        else
+            lasting.push_back({v, -1, end, floats});
+    }
+    block_floats_ = place_spans(lasting);
+    thread_floats_ = place_spans(passing);
+    for (const auto& spans : {lasting, passing})
+        for (const Span& span : spans) value_offset_[span.value] = span.offset;
+    for (int v = 0; v < count; ++v) value_offset_[v] = value_offset_[same_[v]];
     for (const Operation& op : operations_) {
         kept_offset_.push_back(block_floats_);
-        if (op.kind == Kind::Dropout) block_floats_ += (values_[op.output].shape.pixels() + 31) / 32 * 16;
+        if (op.dropped) block_floats_ += (values_[op.output].shape.pixels() + 31) / 32 * 16;
+    }
+}
+
+void Program::find_passing_values() {
+    const int count = static_cast<int>(values_.size());
+    passing_.assign(count, false);
+    same_.resize(count);
+    for (int v = 0; v < count; ++v) same_[v] = v;
+    if (!keep_) return;
+    std::vector<int> made(count, -1), first(count, 1 << 30), last(count, -1), readers(count, 0);
+    int phase = 0;
+    for (const Phase& p : forward_) {
+        for (const Step& step : p.steps) {
+            const Operation& op = operations_[step.operation];
+            for (const int input : op.inputs) {
+                first[input] = std::min(first[input], phase);
+                last[input] = std::max(last[input], phase);
+                if (step.what == Step::Run) ++readers[input];
+            }
+            if (step.what != Step::Run) continue;
+            const bool cheap = op.kind == Kind::Norm || op.kind == Kind::Activation || op.kind == Kind::Dropout;
+            if (cheap) made[op.output] = phase;
+        }
+        ++phase;
+    }
+    for (int v = 0; v < count; ++v)
+        passing_[v] = made[v] >= 0 && v != output_ && last[v] >= 0 && first[v] == made[v] && last[v] == made[v];
+    for (const Operation& op : operations_) {
+        const int input = op.inputs[0];
+        if (op.kind == Kind::Dropout && passing_[input] && passing_[op.output] && readers[input] == 1)
+            same_[op.output] = same_[input];
+    }
+}
+
+// The values, not gradients, that an operation's backward pass reads.
+std::vector<int> Program::read_by_gradient(const Operation& op) const {
+    switch (op.kind) {
+        case Kind::Conv:
+            if (op.relu && !op.input_relu) return {op.inputs[0], op.output};
+            return {op.inputs[0]};
+        case Kind::Norm:
+        case Kind::Activation:
+        case Kind::MaxPool: return {op.inputs[0]};
+        default: return {};
     }
 }
 
@@ -142,6 +201,21 @@ void Program::plan_backward() {
     backward_.emplace_back();
     adds_.resize(operations_.size());
     int step = 0;
+    std::vector<int> writer(count, -1), made_in(count, -1), made_at(count, -1), read_at(count, -1);
+    for (int i = 0; i < static_cast<int>(operations_.size()); ++i) writer[operations_[i].output] = i;
+    // Makes a passing value again in this phase, and before it those that it is made from.
+    const std::function<void(int)> make = [&](int v) {
+        if (!passing_[v]) return;
+        const int phase = static_cast<int>(backward_.size()) - 1, root = same_[v];
+        if (made_in[v] != phase) {
+            for (const int input : operations_[writer[v]].inputs) make(input);
+            backward_.back().steps.push_back({Step::Again, writer[v]});
+            made_in[v] = phase;
+            if (made_at[root] < 0) made_at[root] = step;
+            ++step;
+        }
+        read_at[root] = step;
+    };
     touch(output_, step++, 0);
     written[output_] = true;
     for (int i = static_cast<int>(operations_.size()) - 1; i >= 0; --i) {
@@ -150,12 +224,14 @@ void Program::plan_backward() {
         if (!needs_gradient_[op.output] || !written[op.output]) continue;
         const auto phase = [&] { return static_cast<int>(backward_.size()) - 1; };
         if (op.kind == Kind::Norm) {
+            for (const int v : read_by_gradient(op)) make(v);
             backward_.back().steps.push_back({Step::Sums, i});
             touch(op.output, step++, phase());
             backward_.back().finish = i;
             backward_.emplace_back();
             if (!needs_gradient_[op.inputs[0]]) continue;
         }
+        for (const int v : read_by_gradient(op)) make(v);
         backward_.back().steps.push_back({Step::Run, i});
         touch(op.output, step, phase());
         for (size_t k = 0; k < op.inputs.size(); ++k) {
@@ -176,17 +252,26 @@ void Program::plan_backward() {
         gradient_local_[v] = first_phase[v] == last_phase[v];
         (gradient_local_[v] ? local : lasting).push_back({v, first_step[v], last_step[v], floats_of(values_[v].shape)});
     }
+    const size_t gradients = local.size();
+    for (int v = 0; v < count; ++v)
+        if (made_at[v] >= 0) local.push_back({v, made_at[v], read_at[v], floats_of(values_[v].shape)});
     thread_gradients_ = place_spans(local);
     block_gradients_ = place_spans(lasting);
-    for (const auto& spans : {local, lasting})
-        for (const Span& span : spans) gradient_offset_[span.value] = span.offset;
+    again_offset_.assign(count, 0);
+    for (size_t i = 0; i < local.size(); ++i)
+        (i < gradients ? gradient_offset_ : again_offset_)[local[i].value] = local[i].offset;
+    for (const Span& span : lasting) gradient_offset_[span.value] = span.offset;
+    for (int v = 0; v < count; ++v) again_offset_[v] = again_offset_[same_[v]];
 }
 
 int Program::images_of(int block, const State& s) const {
     return static_cast<int>(std::min<int64_t>(BLOCK, s.images - static_cast<int64_t>(block) * BLOCK));
 }
 
-float* Program::value(int id, int block, int thread, const State& s) const {
+float* Program::value(int id, int block, int thread, const State& s, bool again) const {
+    if (passing_[id])
+        return again ? local_.at + thread * thread_gradients_ + again_offset_[id]
+                     : passing_values_.at + thread * thread_floats_ + value_offset_[id];
     return s.values + (shared_ ? thread : block) * block_floats_ + value_offset_[id];
 }
 
@@ -206,7 +291,7 @@ float* Program::scales(int operation, const State& s, int array) const {
     return const_cast<float*>(s.scales.data()) + scale_offset_[operation] + static_cast<int64_t>(array) * channels;
 }
 
-NormArgs Program::norm_args(int operation, int block, const State& s) const {
+NormArgs Program::norm_args(int operation, int block, int thread, const State& s, bool again) const {
     const Operation& op = operations_[operation];
     NormArgs a{};
     a.shape = values_[op.inputs[0]].shape;
@@ -219,6 +304,12 @@ NormArgs Program::norm_args(int operation, int block, const State& s) const {
     a.mean = scales(operation, s, 2);
     a.slope = scales(operation, s, 3);
     a.offset = scales(operation, s, 4);
+    a.dropped = op.dropped;
+    a.again = again;
+    a.kept = kept(operation, block, thread, s);
+    a.key = s.key;
+    a.layer = operation;
+    a.first_image = static_cast<int64_t>(block) * BLOCK;
     return a;
 }
 
@@ -315,11 +406,11 @@ void Program::finish_backward(int i, State& s, float* const* gradients) {
     }
 }
 
-void Program::run_forward(const Step& step, int block, int thread, State& s, float* const* pointers) {
+void Program::run_forward(const Step& step, int block, int thread, State& s, float* const* pointers, bool again) {
     const Operation& op = operations_[step.operation];
     const int input = op.inputs[0];
-    const float* x = value(input, block, thread, s);
-    float* y = value(op.output, block, thread, s);
+    const float* x = value(input, block, thread, s, again);
+    float* y = value(op.output, block, thread, s, again);
     const Shape& shape = values_[input].shape;
     if (step.what == Step::Moments)
         return kernels_.moments(shape, x, images_of(block, s),
@@ -341,11 +432,14 @@ void Program::run_forward(const Step& step, int block, int thread, State& s, flo
             return products().conv_forward(op.conv, x, packed_.at + packed_offset_[step.operation], e, y,
                                            scratch(thread));
         }
-        case Kind::Norm: return kernels_.norm_forward(norm_args(step.operation, block, s), x, y);
+        case Kind::Norm: return kernels_.norm_forward(norm_args(step.operation, block, thread, s, again), x, y);
         case Kind::Activation: return kernels_.activation_forward(op.activation, x, y, shape.pixels());
         case Kind::MaxPool: return kernels_.max_forward(op.window, x, y);
         case Kind::AveragePool: return kernels_.average_forward(op.window, x, y);
         case Kind::Dropout:
+            if (again)
+                return kernels_.dropout_backward(op.dropped, kept(step.operation, block, thread, s), x, y,
+                                                 shape.pixels(), false);
             return kernels_.dropout_forward(s.key, step.operation, static_cast<int64_t>(block) * BLOCK, op.dropped, x,
                                             y, kept(step.operation, block, thread, s), shape.pixels());
         case Kind::Add: return kernels_.sum(x, value(op.inputs[1], block, thread, s), y, shape.pixels());
@@ -358,22 +452,23 @@ void Program::run_forward(const Step& step, int block, int thread, State& s, flo
     }
 }
 
-void Program::run_backward(const Step& step, int block, int thread, State& s) {
+void Program::run_backward(const Step& step, int block, int thread, State& s, float* const* pointers) {
     const int i = step.operation;
     const Operation& op = operations_[i];
     const int input = op.inputs[0];
-    const float* x = value(input, block, thread, s);
+    if (step.what == Step::Again) return run_forward(step, block, thread, s, pointers, true);
+    const float* x = value(input, block, thread, s, true);
     float* dy = gradient(op.output, block, thread);
     const Shape& shape = values_[input].shape;
     if (step.what == Step::Sums)
-        return kernels_.norm_sums(norm_args(i, block, s), x, dy,
+        return kernels_.norm_sums(norm_args(i, block, thread, s, true), x, dy,
                                   sums_.data() + static_cast<size_t>(block) * shape.channels * 2);
     float* dx = needs_gradient_[input] ? gradient(input, block, thread) : nullptr;
     const bool add = adds_[i][0];
     switch (op.kind) {
         case Kind::Conv: {
             if (op.relu && !op.input_relu)
-                kernels_.relu_mask(value(op.output, block, thread, s), dy, values_[op.output].shape.pixels());
+                kernels_.relu_mask(value(op.output, block, thread, s, true), dy, values_[op.output].shape.pixels());
             float* partial = partial_.at + block * partial_floats_ + partial_offset_[i];
             clock(i, WeightGradient, thread, [&] {
                 products().conv_weights(op.conv, x, dy, partial, op.bias >= 0 ? partial + op.conv.weights() : nullptr,
@@ -385,7 +480,7 @@ void Program::run_backward(const Step& step, int block, int thread, State& s) {
                 });
             return;
         }
-        case Kind::Norm: return kernels_.norm_backward(norm_args(i, block, s), x, dy, dx, add);
+        case Kind::Norm: return kernels_.norm_backward(norm_args(i, block, thread, s, true), x, dy, dx, add);
         case Kind::Activation: return kernels_.activation_backward(op.activation, x, dy, dx, shape.pixels(), add);
         case Kind::MaxPool: return kernels_.max_backward(op.window, x, dy, dx, add);
         case Kind::AveragePool: return kernels_.average_backward(op.window, dy, dx, add);
@@ -424,6 +519,7 @@ void Program::start(Team& team, State& s, bool backward) {
         partial_.need(partial_floats_ * s.blocks);
         sums_.resize(channels * 2 * s.blocks);
     } else {
+        passing_values_.need(thread_floats_ * team.threads());
         moments_.resize(channels * s.blocks);
     }
     seconds_.resize(static_cast<size_t>(team.threads()) * operations * PASSES);
@@ -464,7 +560,7 @@ void Program::forward(Team& team, const Input& input, int64_t images, float* con
                     }
                     for (const Step& step : phase.steps)
                         clock(step.operation, step.what == Step::Moments ? Statistics : Forward, thread,
-                              [&] { run_forward(step, block, thread, s, pointers); });
+                              [&] { run_forward(step, block, thread, s, pointers, false); });
                     if (is_last) {
                         const Shape& shape = values_[output_].shape;
                         kernels_.scatter_block(value(output_, block, thread, s), shape, images_of(block, s),
@@ -506,10 +602,10 @@ void Program::backward(Team& team, const float* output_gradient, float* const* p
                     }
                     for (const Step& step : phase.steps) {
                         if (operations_[step.operation].kind == Kind::Conv)
-                            run_backward(step, block, thread, s);
+                            run_backward(step, block, thread, s, pointers);
                         else
-                            clock(step.operation, step.what == Step::Sums ? Statistics : InputGradient, thread,
-                                  [&] { run_backward(step, block, thread, s); });
+                            clock(step.operation, step.what == Step::Sums ? Statistics : step.what == Step::Again ? Forward : InputGradient, thread,
+                                  [&] { run_backward(step, block, thread, s, pointers); });
                     }
                     if (is_last && input_gradient && input_gradient_) {
                         const Shape& shape = values_[0].shape;

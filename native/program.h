@@ -40,7 +40,7 @@ struct Operation {
 
     ActivationKind activation;
     Pool window;
-    int dropped = 0;  // of 65,536, by dropout
+    int dropped = 0;  // of 65,536, by dropout; of BatchNorm: by dropout after it
 };
 
 struct Value {
@@ -110,7 +110,8 @@ public:
 
 private:
     struct Step {
-        enum What { Run, Moments, Sums } what;
+        // Again: a value that was not kept is made again for the backward pass.
+        enum What { Run, Moments, Sums, Again } what;
         int operation;
     };
     // Steps that a thread takes with one block after another; then all threads wait, and one joins
@@ -130,20 +131,22 @@ private:
     };
 
     void plan_forward();
+    void find_passing_values();
     void plan_backward();
+    std::vector<int> read_by_gradient(const Operation&) const;
     void start(Team&, State&, bool backward);
     void prepare_operation(int operation, State&, float* const* pointers, bool backward);
-    void run_forward(const Step&, int block, int thread, State&, float* const* pointers);
-    void run_backward(const Step&, int block, int thread, State&);
+    void run_forward(const Step&, int block, int thread, State&, float* const* pointers, bool again);
+    void run_backward(const Step&, int block, int thread, State&, float* const* pointers);
     void finish_forward(int operation, State&, float* const* pointers);
     void finish_backward(int operation, State&, float* const* gradients);
     void add_partials(int operation, const State&, float* const* gradients) const;
     void fold(const Operation& norm, int channels, float* const* pointers, float* scale, float* shift) const;
     template <class F>
     void clock(int operation, Pass pass, int thread, const F& work);
-    NormArgs norm_args(int operation, int block, const State&) const;
+    NormArgs norm_args(int operation, int block, int thread, const State&, bool again) const;
     int images_of(int block, const State&) const;
-    float* value(int id, int block, int thread, const State&) const;
+    float* value(int id, int block, int thread, const State&, bool again = false) const;
     float* gradient(int id, int block, int thread) const;
     float* scratch(int thread) const;
     uint16_t* kept(int operation, int block, int thread, const State&) const;
@@ -161,13 +164,19 @@ private:
 
     std::vector<Phase> forward_, backward_;
     // Floats: of a block's values, its gradients that outlive a phase, a thread's gradients.
-    int64_t block_floats_ = 0, block_gradients_ = 0, thread_gradients_ = 0;
+    int64_t block_floats_ = 0, thread_floats_ = 0, block_gradients_ = 0, thread_gradients_ = 0;
     int64_t scratch_floats_ = 0, packed_floats_ = 0, scale_floats_ = 0, partial_floats_ = 0;
     std::vector<int64_t> value_offset_, gradient_offset_, packed_offset_, scale_offset_, partial_offset_, kept_offset_;
     std::vector<bool> needs_gradient_, gradient_local_;
+    // A passing value is cheap to make from values that are kept, and needed only in the phase that
+    // makes it: it lies in a thread's memory, and the backward pass makes it again. That saves
+    // writing it to, and reading it from, memory beyond the core's own cache.
+    std::vector<bool> passing_;
+    std::vector<int> same_;  // the value whose memory a value shares, itself if none
+    std::vector<int64_t> again_offset_;
     std::vector<std::vector<bool>> adds_;  // whether an operation's gradient for an input is added to others
 
-    Memory packed_, gradients_, local_, scratch_, partial_;
+    Memory packed_, gradients_, local_, passing_values_, scratch_, partial_;
     std::vector<Moments> moments_;  // [block][channel] of the normalization at hand
     std::vector<double> sums_;      // likewise, two a channel
     std::vector<double> seconds_;   // [thread][operation][pass]

@@ -90,11 +90,27 @@ SMIDGEN_INLINE Vec where_bits(uint16_t bits, const Vec& v) {
     return out;
 }
 
+// 16 random bits a lane at or above `least`?
+SMIDGEN_INLINE void decide(const VecWords (&words)[4], int i, const Words& least, Ints (&keep)[PARTS]) {
+    SMIDGEN_EACH {
+        const Words bits = i % 2 ? words[i / 2].part[p] >> 16 : words[i / 2].part[p] & 0xFFFFu;
+        keep[p] = (Ints)(bits >= least);
+    }
+}
+
+SMIDGEN_INLINE Vec where_kept(const Ints (&keep)[PARTS], const Vec& v) {
+    Vec out;
+    SMIDGEN_EACH out.part[p] = keep[p] ? v.part[p] : Floats{};
+    return out;
+}
+
+SMIDGEN_INLINE float kept_scale(int dropped) { return 65536.0f / static_cast<float>(65536 - dropped); }
+
 // Drops each value with probability dropped / 65536 and scales the rest, by 16 random bits a value.
 // `kept` takes a word a pixel, a bit for each image whose value was kept.
 inline void dropout_forward(uint64_t key, int layer, int64_t first_image, int dropped, const float* x, float* y,
                             uint16_t* kept, int64_t pixels) {
-    const float scale = 65536.0f / static_cast<float>(65536 - dropped);
+    const float scale = kept_scale(dropped);
     const Words least = static_cast<uint32_t>(dropped) - Words{};
     for (int64_t first = 0; first < pixels; first += 8) {
         VecWords words[4];
@@ -103,15 +119,9 @@ inline void dropout_forward(uint64_t key, int layer, int64_t first_image, int dr
         const int count = static_cast<int>(pixels - first < 8 ? pixels - first : 8);
         const auto one = [&](int i) SMIDGEN_LAMBDA {
             Ints keep[PARTS];
-            const Vec v = load(x + (first + i) * LANES) * scale;
-            Vec out;
-            SMIDGEN_EACH {
-                const Words bits = i % 2 ? words[i / 2].part[p] >> 16 : words[i / 2].part[p] & 0xFFFFu;
-                keep[p] = (Ints)(bits >= least);
-                out.part[p] = keep[p] ? v.part[p] : Floats{};
-            }
+            decide(words, i, least, keep);
             kept[first + i] = bits_of(keep);
-            store(y + (first + i) * LANES, out);
+            store(y + (first + i) * LANES, where_kept(keep, load(x + (first + i) * LANES) * scale));
         };
         if (count == 8)
             SMIDGEN_UNROLL for (int i = 0; i < 8; ++i) one(i);
@@ -121,7 +131,7 @@ inline void dropout_forward(uint64_t key, int layer, int64_t first_image, int dr
 }
 
 inline void dropout_backward(int dropped, const uint16_t* kept, const float* dy, float* dx, int64_t pixels, bool add) {
-    const float scale = 65536.0f / static_cast<float>(65536 - dropped);
+    const float scale = kept_scale(dropped);
     for (int64_t i = 0; i < pixels; ++i) {
         Vec v = where_bits(kept[i], load(dy + i * LANES) * scale);
         if (add) v += load(dx + i * LANES);

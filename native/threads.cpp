@@ -2,19 +2,49 @@
 
 #include <chrono>
 
+#if defined(__linux__)
+#include <sched.h>
+#else
+#define CPU_SETSIZE 1024
+#endif
+
 namespace smidgen {
 
 namespace {
 
-// How long to look again and again before sleeping: about what waking up takes. Longer would take
-// the core from whoever else could use it.
-constexpr auto PATIENCE = std::chrono::microseconds(40);
+// How long a thread looks again and again before it sleeps. Waking up takes about as long as a small
+// layer, and a step has a dozen barriers; but longer would take the core from whoever else could use
+// it.
+constexpr auto PATIENCE = std::chrono::microseconds(100);
 
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
+#endif
+}
+
+// Linux may leave two threads that wake each other on one core for seconds while another is idle.
+// Moves the calling thread off the cores that are `taken`, and lets it run anywhere afterwards.
+void move_off(const std::vector<int>& taken) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t others = allowed;
+    for (const int cpu : taken) CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+    (void)taken;
+#endif
+}
+
+int this_cpu() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
 #endif
 }
 
@@ -39,6 +69,7 @@ Team::~Team() {
 
 void Team::run(const std::function<void(int)>& job) {
     job_ = &job;
+    counters_[0].cpu.store(this_cpu(), std::memory_order_relaxed);
     pass(job_number_, job_number_.load(std::memory_order_relaxed) + 1);
     job(0);
     barrier([] {});
@@ -48,9 +79,27 @@ void Team::work(int thread) {
     for (uint64_t seen = 0;; ++seen) {
         wait(job_number_, seen);
         if (stop_.load()) return;
+        spread(thread);
         (*job_)(thread);
         barrier([] {});
     }
+}
+
+void Team::spread(int thread) {
+    int cpu = this_cpu();
+    if (cpu < 0) return;
+    std::vector<int> taken;
+    bool together = false;
+    for (int i = 0; i < thread; ++i) {
+        const int other = counters_[i].cpu.load(std::memory_order_relaxed);
+        together = together || other == cpu;
+        if (other >= 0 && other < CPU_SETSIZE) taken.push_back(other);
+    }
+    if (together) {
+        move_off(taken);
+        cpu = this_cpu();
+    }
+    counters_[thread].cpu.store(cpu, std::memory_order_relaxed);
 }
 
 void Team::pass(std::atomic<uint64_t>& word, uint64_t value) {
@@ -63,12 +112,12 @@ void Team::pass(std::atomic<uint64_t>& word, uint64_t value) {
 
 void Team::wait(const std::atomic<uint64_t>& word, uint64_t old) {
     const auto began = std::chrono::steady_clock::now();
-    do {
-        for (int i = 0; i < 64; ++i) {
+    for (auto waited = began - began; waited < PATIENCE; waited = std::chrono::steady_clock::now() - began) {
+        for (int i = 0; i < 32; ++i) {
             if (word.load(std::memory_order_acquire) != old) return;
             relax();
         }
-    } while (std::chrono::steady_clock::now() - began < PATIENCE);
+    }
     std::unique_lock<std::mutex> hold(mutex_);
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     wake_.wait(hold, [&] { return word.load(std::memory_order_seq_cst) != old; });

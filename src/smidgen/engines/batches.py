@@ -2,52 +2,70 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from smidgen.data.augment import augment, normalize, to_float
-from smidgen.engines.native.images import load_images
+from smidgen.data.dataset import Examples
+from smidgen.engines.native.images import NativeLoader
 from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.prepare import Placement, memory_format
 from smidgen.randomness import Purpose, Stream
 from smidgen.trial import Augmentation
 
 
-def training_batch(
-    images: Tensor,
-    picks: Tensor,
-    settings: Augmentation,
-    stream: Stream,
-    mean: float,
-    std: float,
-    placement: Placement,
-) -> Tensor:
-    """Some training images, distorted and normalized.
+class Loader(Protocol):
+    """Gives distorted, normalized batches."""
+
+    def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """The picked images, float32 [count, channels, height, width], and their labels, int64 [count].
+
+        They are valid until the next call.
+        """
+
+
+class EagerLoader:
+    """Batches by PyTorch's operations, on any device."""
+
+    def __init__(
+        self, examples: Examples, settings: Augmentation, seed: int, mean: float, std: float, placement: Placement
+    ) -> None:
+        self.examples, self.settings, self.seed, self.mean, self.std = examples, settings, seed, mean, std
+        self.layout = memory_format(placement)
+
+    def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """As `Loader` says."""
+        stream = Stream(self.seed, Purpose.AUGMENTATION, epoch, step)
+        images = augment(to_float(self.examples.images[picks]), self.settings, stream)
+        images = normalize(images, self.mean, self.std).contiguous(memory_format=self.layout)
+        return images, self.examples.labels[picks]
+
+
+def make_loader(
+    examples: Examples, settings: Augmentation, seed: int, mean: float, std: float, placement: Placement
+) -> Loader:
+    """The loader of an engine.
 
     Args:
-        images: uint8 [any, channels, height, width].
-        picks: int64 [count], which images.
+        examples: on the placement's device.
         settings: strengths of the distortion.
-        stream: where its random numbers come from.
-        mean: the training set's, 0 to 1.
-        std: the training set's.
+        seed: of the run.
+        mean: of the training images, 0 to 1.
+        std: of the same.
         placement: engine, device, threads.
-
-    Returns:
-        float32 [count, channels, height, width].
     """
     if placement.engine == "native":
-        return load_images(images, picks, settings, stream, mean, std, placement.threads)
-    distorted = augment(to_float(images[picks]), settings, stream)
-    return normalize(distorted, mean, std).contiguous(memory_format=memory_format(placement))
+        return NativeLoader(examples.images, examples.labels, settings, seed, mean, std, placement.threads)
+    return EagerLoader(examples, settings, seed, mean, std, placement)
 
 
 def evaluation_batch(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
     """uint8 images as they are, normalized, for the engine that a network runs on."""
-    if isinstance(network, NativeNetwork):
-        everything = torch.arange(len(images))
-        return load_images(images, everything, Augmentation(), _UNUSED, mean, std, network.threads)
-    return normalize(to_float(images), mean, std)
-
-
-_UNUSED = Stream(0, Purpose.AUGMENTATION)
+    if not isinstance(network, NativeNetwork):
+        return normalize(to_float(images), mean, std)
+    count = len(images)
+    labels = torch.zeros(count, dtype=torch.int64)
+    loader = NativeLoader(images.contiguous(), labels, Augmentation(), 0, mean, std, network.threads)
+    return loader.load(torch.arange(count), 0, 0)[0]

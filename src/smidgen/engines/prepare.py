@@ -14,6 +14,7 @@ from smidgen.engines.native.core import find_core, has_bfloat16, level
 from smidgen.engines.native.lower import CannotLowerError
 from smidgen.engines.native.module import NativeNetwork
 from smidgen.errors import SmidgenError
+from smidgen.randomness import Stream
 
 EngineName = Literal["auto", "native", "eager"]
 Precision = Literal["fp32", "bf16"]
@@ -130,7 +131,7 @@ def without_engine(network: nn.Module) -> nn.Module:
 
 
 def loss_and_gradients(
-    network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float
+    network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float, stream: Stream
 ) -> tuple[float, int]:
     """Forward and backward over one batch; the gradients replace those that were there.
 
@@ -139,12 +140,17 @@ def loss_and_gradients(
         images: float32 [count, channels, height, width].
         labels: int64 [count].
         label_smoothing: 0 to 1.
+        stream: what layers that drop values at random draw from, so that they have no state.
 
     Returns:
         The mean cross-entropy (nats), and how many images have their highest score at their label.
     """
     if isinstance(network, NativeNetwork):
-        return network.loss_and_gradients(images, labels, label_smoothing)
+        return network.loss_and_gradients(images, labels, label_smoothing, stream)
+    # Not torch.manual_seed, which also sees to devices that are not used, and takes its time.
+    torch.default_generator.manual_seed(stream.torch_seed())
+    if images.is_cuda:
+        torch.cuda.manual_seed_all(stream.torch_seed())
     logits = network(images)
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     network.zero_grad(set_to_none=False)

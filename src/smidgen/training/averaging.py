@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from smidgen.engines.native.module import NativeNetwork
+from smidgen.engines.native.vectors import move_towards
 from smidgen.training.flat import FlatState
 
 
@@ -37,5 +39,11 @@ class WeightAverage:
     def update(self, steps: int) -> None:
         """Take in the weights after `steps` optimizer steps."""
         weight = 1 - min(self.decay, (1 + steps) / (10 + steps))
-        self._mean.floats.lerp_(self._state.floats, weight)
+        if isinstance(self.network, NativeNetwork):
+            move_towards(self._mean.floats, self._state.floats, weight)
+        else:
+            self._mean.floats.lerp_(self._state.floats, weight)
+
+    def settle(self) -> None:
+        """Take over the counters, which are not averaged; after the steps, before the network is used."""
         self._mean.integers.copy_(self._state.integers)

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.batches import training_batch
+from smidgen.engines.batches import make_loader
+from smidgen.engines.native.vectors import FlatSGD
 from smidgen.engines.prepare import Placement, loss_and_gradients, prepare
 from smidgen.errors import TrainingError
 from smidgen.nets.build import build_network
@@ -86,7 +87,7 @@ class Training:
     """
 
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | FlatSGD
     average: WeightAverage | None
     epoch: int = 0
 
@@ -113,8 +114,9 @@ def start(trial: Trial, network: nn.Module, placement: Placement) -> Training:
     """A training before its first step."""
     network = prepare(network, placement)
     state = FlatState(network)
+    optimizer = make_optimizer(trial.optimizer, [state.weights], [state.vectors], flat=placement.engine == "native")
     average = WeightAverage(network, state, trial.averaging) if trial.averaging else None
-    return Training(network, make_optimizer(trial.optimizer, [state.weights], [state.vectors]), average)
+    return Training(network, optimizer, average)
 
 
 def train(
@@ -134,6 +136,7 @@ def train(
         TrainingError: the loss is no longer a finite number; names epoch and step.
     """
     examples, held_out = dataset.train.to(placement.device), dataset.held_out.to(placement.device)
+    loader = make_loader(examples, trial.augmentation, seed, dataset.mean, dataset.std, placement)
     steps_per_epoch = math.ceil(len(examples) / trial.batch_size)
     for epoch in range(training.epoch + 1, trial.epochs + 1):
         began = time.perf_counter()
@@ -145,12 +148,9 @@ def train(
             rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
             for group in training.optimizer.param_groups:
                 group["lr"] = rate
-            stream = Stream(seed, Purpose.AUGMENTATION, epoch, step)
-            images = training_batch(
-                examples.images, picks, trial.augmentation, stream, dataset.mean, dataset.std, placement
-            )
-            _seed_torch(Stream(seed, Purpose.TORCH, epoch, step + 1), placement.device)
-            loss, hits = loss_and_gradients(training.network, images, examples.labels[picks], trial.label_smoothing)
+            images, labels = loader.load(picks, epoch, step)
+            stream = Stream(seed, Purpose.TORCH, epoch, step + 1)
+            loss, hits = loss_and_gradients(training.network, images, labels, trial.label_smoothing, stream)
             training.optimizer.step()
             if training.average:
                 training.average.update(overall + 1)
@@ -161,6 +161,8 @@ def train(
                 )
             loss_sum, correct, seen = loss_sum + loss * len(picks), correct + hits, seen + len(picks)
             watcher.step(epoch, seen, loss_sum / seen, 100 * correct / seen)
+        if training.average:
+            training.average.settle()
         trained = time.perf_counter()
         judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
         training.epoch = epoch
@@ -175,11 +177,3 @@ def train(
             seconds_training=trained - began,
             seconds_evaluation=time.perf_counter() - trained,
         )
-
-
-def _seed_torch(stream: Stream, device: torch.device) -> None:
-    """Seed PyTorch's generator for one step, so that any layer that draws from it has no state."""
-    # Not torch.manual_seed, which sees to devices that are not used and takes longer than the step's rest.
-    torch.default_generator.manual_seed(stream.torch_seed())
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(stream.torch_seed())

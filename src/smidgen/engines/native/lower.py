@@ -86,7 +86,7 @@ class Lowered:
     @property
     def random(self) -> bool:
         """Whether values are dropped at random."""
-        return any(op.kind == "dropout" for op in self.operations)
+        return any(op.settings.get("dropped") for op in self.operations)
 
 
 def lower(network: nn.Module, input_shape: Shape, *, keep: bool) -> Lowered:
@@ -552,6 +552,8 @@ def _fuse(lowered: Lowered, *, keep: bool) -> None:
                 source.settings["after" if source.settings.get("relu") else "before"] = op.settings
             elif op.kind == "max_pool":
                 source.settings["pool"] = True
+            elif op.kind == "dropout":
+                source.settings["dropped"] = op.settings["dropped"]
             else:
                 source.settings["relu"] = True
             absorb(source, op)
@@ -572,11 +574,14 @@ def _absorbs(source: Operation, op: Operation, keep: bool) -> bool:
         return op.kind == "norm" and not keep and not op.settings["batch"] and not has("before") and not has("after")
     if source.kind == "norm":
         if op.kind == "activation" and op.settings["which"] == _WHICH["relu"]:
-            return not has("relu") and not has("pool")
+            return not has("relu") and not has("pool") and not has("dropped")
+        if op.kind == "dropout":
+            return keep and not has("pool") and not has("dropped")
         settings = op.settings
         return (
             op.kind == "max_pool"
             and not has("pool")
+            and not has("dropped")
             and settings["kernel"] == (2, 2)
             and settings["stride"] == (2, 2)
             and settings["padding"] == (0, 0)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from smidgen.engines.native.core import find_core, level
 from smidgen.engines.native.lower import Lowered, Shape, lower
 from smidgen.errors import TrainingError
+from smidgen.randomness import Stream
 
 
 class NativeNetwork(nn.Module):
@@ -85,13 +86,16 @@ class NativeNetwork(nn.Module):
         output: Tensor = _Run.apply(program, images, *program.parameters)  # type: ignore[no-untyped-call]
         return output
 
-    def loss_and_gradients(self, images: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[float, int]:
+    def loss_and_gradients(
+        self, images: Tensor, labels: Tensor, label_smoothing: float = 0.0, stream: Stream | None = None
+    ) -> tuple[float, int]:
         """One pass forward and backward without autograd; overwrites the gradient of every parameter.
 
         Args:
             images: as for `forward`.
             labels: int64 [count], 0 to classes - 1.
             label_smoothing: 0 to 1, as in `torch.nn.functional.cross_entropy`.
+            stream: what dropout draws from; None: PyTorch's generator.
 
         Returns:
             The mean cross-entropy (nats), and how many images have their highest score at their
@@ -113,7 +117,7 @@ class NativeNetwork(nn.Module):
         try:
             loss, correct = program.core.step(
                 images.data_ptr(), images.stride(), count, labels.contiguous().data_ptr(), label_smoothing,
-                program.addresses(), program.key(), program.state, program.gradient_addresses(gradients), self.threads,
+                program.addresses(), program.key(stream), program.state, program.gradient_addresses(gradients), self.threads,
             )  # fmt: skip
         except RuntimeError as error:
             raise TrainingError(str(error)) from None
@@ -194,9 +198,11 @@ class _Program:
         filled = iter(addresses)
         return [next(filled) if learns else 0 for learns in self.lowered.learns]
 
-    def key(self) -> int:
-        """What dropout is drawn by. It comes from PyTorch's generator, so it follows `torch.manual_seed`."""
-        return int(torch.empty((), dtype=torch.int64).random_()) if self.random else 0
+    def key(self, stream: Stream | None = None) -> int:
+        """What dropout is drawn by: of the stream, or PyTorch's generator, which follows `torch.manual_seed`."""
+        if not self.random:
+            return 0
+        return stream.torch_seed() if stream else int(torch.empty((), dtype=torch.int64).random_())
 
     def forward(self, images: Tensor, state: Any) -> Tensor:
         count = images.shape[0]
