@@ -1,9 +1,8 @@
 """`smidgen bench`: images a second over whole training steps, each way measured in turn in one run.
 
-Every way trains the seed's network with trial 3's settings on bundled MNIST: batches of 128,
-rotation, translation, scaling, dropout, SGD with momentum. A step is everything from picking the
-images to the optimizer. Machines are noisy: what counts is the ratio of two ways measured in
-turn, and of that the median over the rounds.
+Every way trains a built-in trial's network with the trial's settings on bundled MNIST. A step is
+everything from picking the images to the optimizer and the average. Machines are noisy: what counts
+is the ratio of two ways measured in turn, and of that the median over the rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,19 +24,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from smidgen.data.augment import augment
 from smidgen.data.dataset import Dataset as Images
 from smidgen.data.dataset import load_dataset
+from smidgen.engines.batches import EagerLoader, make_loader
+from smidgen.engines.native.core import find_core, has_bfloat16, level
+from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.prepare import Placement, laid_out, memory_format, place
 from smidgen.errors import SmidgenError
 from smidgen.nets.build import build_network
 from smidgen.nets.layers import Dropout
-from smidgen.randomness import Purpose, Stream
 from smidgen.tables import render
-from smidgen.training.evaluation import normalize, to_float
-from smidgen.training.optimizer import make_optimizer
+from smidgen.training.loop import Training, start, take_step
 from smidgen.trial import SGD, Augmentation, Trial
-from smidgen.trials.mnist import augmented
+from smidgen.trials.mnist import augmented, strict
 from smidgen.version import VERSION
 
 STEPS = 25
@@ -71,106 +70,297 @@ class Way:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """Time of one pass of one layer in the native engine.
+
+    Attributes:
+        layer: its name.
+        run: which pass.
+        milliseconds: a step, added over threads.
+        gflops: billions of multiplications and additions a second and thread; 0 where there are next to none.
+        share: of the peak of one thread.
+    """
+
+    layer: str
+    run: str
+    milliseconds: float
+    gflops: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the native engine's time goes in one network.
+
+    Attributes:
+        layers: each layer's passes.
+        gflop_per_image: of a training step, by the textbook: two for each multiply-add of the
+            convolutions and linear layers, forward and by both gradients.
+        peak: what all threads together can do, measured, GFLOP/s.
+    """
+
+    layers: tuple[LayerTime, ...]
+    gflop_per_image: float
+    peak: float
+
+    def share_of(self, images_per_second: float) -> float:
+        """The share of the peak that whole steps at this rate come to."""
+        return images_per_second * self.gflop_per_image / self.peak
+
+    @property
+    def convolution_share(self) -> float:
+        """The share of the peak that the convolutions' and linear layers' passes come to by themselves."""
+        passes = [layer for layer in self.layers if layer.gflops]
+        busy = sum(layer.milliseconds for layer in passes)
+        return sum(layer.share * layer.milliseconds for layer in passes) / busy
+
+    def __str__(self) -> str:
+        rows = [
+            [t.layer, t.run, f"{t.milliseconds:.3f}", f"{t.gflops:.1f}" if t.gflops else "", f"{t.share:.0%}" if t.gflops else ""]
+            for t in self.layers
+        ]  # fmt: skip
+        return render(["layer", "pass", "ms a step", "GFLOP/s a thread", "of peak"], rows)
+
+
+@dataclass(frozen=True)
+class NetworkResults:
+    """What was measured with one trial's network.
+
+    Attributes:
+        trial: the trial's name.
+        batch_size: images a step.
+        ways: by key: `loader`, `eager`, `native`, `native_bf16`, `native_1_thread`, those that there are.
+        profile: of the native engine in float32, if it is there.
+        variants: other ways to run PyTorch eagerly, if asked for.
+    """
+
+    trial: str
+    batch_size: int
+    ways: dict[str, Way]
+    profile: Profile | None
+    variants: tuple[Way, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON data; None for what this machine or build lacks."""
+        ways = self.ways
+
+        def ratio(way: str, other: str) -> float | None:
+            return ways[way].ratio_to(ways[other]) if way in ways and other in ways else None
+
+        native = ways.get("native")
+        return {
+            "trial": self.trial,
+            "batch_size": self.batch_size,
+            "native_images_per_second": native.rate if native else None,
+            "native_bf16_images_per_second": ways["native_bf16"].rate if "native_bf16" in ways else None,
+            "eager_images_per_second": ways["eager"].rate,
+            "loader_images_per_second": ways["loader"].rate,
+            "ratio_to_eager": ratio("native", "eager"),
+            "ratio_to_loader": ratio("native", "loader"),
+            "ratio_to_eager_bf16": ratio("native_bf16", "eager"),
+            "ratio_to_loader_bf16": ratio("native_bf16", "loader"),
+            "ratio_to_one_thread": ratio("native", "native_1_thread"),
+            "ratio_eager_to_loader": ratio("eager", "loader"),
+            "peak_gflops": self.profile.peak if self.profile else None,
+            "peak_share": self.profile.share_of(native.rate) if self.profile and native else None,
+            "peak_share_convolutions": self.profile.convolution_share if self.profile else None,
+            "variants": [
+                {"name": w.name, "images_per_second": w.rate, "ratio_to_eager": w.ratio_to(ways["eager"])}
+                for w in self.variants
+            ],
+        }
+
+    def __str__(self) -> str:
+        eager, loader = self.ways["eager"], self.ways["loader"]
+        rows = [
+            [way.name, f"{way.rate:,.0f}", f"{min(way.rates):,.0f}", f"{max(way.rates):,.0f}",
+             f"{way.ratio_to(loader):.2f}", f"{way.ratio_to(eager):.2f}"]
+            for way in (*self.ways.values(), *self.variants)
+        ]  # fmt: skip
+        columns = ["way", "images/s, median", "least", "most", "times loader", "times eager"]
+        text = f"{self.trial}, batches of {self.batch_size}\n{render(columns, rows)}"
+        native = self.ways.get("native")
+        if self.profile and native:
+            text += (
+                f"\nnative: {self.profile.share_of(native.rate):.0%} of the measured peak of "
+                f"{self.profile.peak:.0f} GFLOP/s over whole steps, {self.profile.convolution_share:.0%} in the "
+                f"convolutions"
+            )
+        return text
+
+
+@dataclass(frozen=True)
 class Results:
     """What the bench measured.
 
     Attributes:
-        loader: the seed's way.
-        eager: smidgen's eager engine.
-        variants: other ways to run PyTorch eagerly, if asked for.
-        threads: of PyTorch's operations.
+        networks: the seed's network with trial 3's settings first.
+        threads: of every way but those that say otherwise.
+        rounds: measurements of each way.
     """
 
-    loader: Way
-    eager: Way
-    variants: tuple[Way, ...]
+    networks: tuple[NetworkResults, ...]
     threads: int
+    rounds: int
 
     def to_json(self) -> dict[str, Any]:
-        """The results as JSON data. The native engine's figures are None: this version has none."""
+        """The results as JSON data: those of the seed's network at the top, the others' below `others`."""
         return {
-            "native_images_per_second": None,
-            "eager_images_per_second": self.eager.rate,
-            "loader_images_per_second": self.loader.rate,
-            "ratio_to_eager": None,
-            "ratio_to_loader": None,
-            "ratio_to_eager_bf16": None,
-            "peak_share": None,
-            "ratio_eager_to_loader": self.eager.ratio_to(self.loader),
-            "variants": [
-                {"name": w.name, "images_per_second": w.rate, "ratio_to_eager": w.ratio_to(self.eager)}
-                for w in self.variants
-            ],
+            **self.networks[0].to_json(),
+            "others": [network.to_json() for network in self.networks[1:]],
             "threads": self.threads,
-            "rounds": len(self.eager.rates),
-            "batch_size": augmented().batch_size,
+            "rounds": self.rounds,
             **_versions(),
         }
 
+    def profiles(self) -> str:
+        """Tables of where the native engine's time goes."""
+        found = [f"{n.trial}, float32, {self.threads} thread(s)\n{n.profile}" for n in self.networks if n.profile]
+        return "\n\n".join(found)
+
     def __str__(self) -> str:
-        rows = [
-            [way.name, f"{way.rate:,.0f}", f"{min(way.rates):,.0f}", f"{max(way.rates):,.0f}",
-             f"{way.ratio_to(self.loader):.2f}", f"{way.ratio_to(self.eager):.2f}"]
-            for way in (self.loader, self.eager, *self.variants)
-        ]  # fmt: skip
-        columns = ["way", "images/s, median", "least", "most", "times loader", "times eager"]
         about = ", ".join(f"{name} {value}" for name, value in _versions().items())
+        tables = "\n\n".join(map(str, self.networks))
         return (
-            f"{render(columns, rows)}\n"
-            f"whole training steps of the seed's network with trial 3's settings, {STEPS} steps a "
-            f"measurement, {len(self.eager.rates)} rounds in turn, {self.threads} thread(s)\n{about}"
+            f"{tables}\n\nwhole training steps, {STEPS} steps a measurement, {self.rounds} rounds in turn, "
+            f"{self.threads} thread(s)\n{about}"
         )
 
 
 def benchmark(threads: int | None = None, rounds: int = 7, variants: bool = False) -> Results:
-    """Measure the seed's way and smidgen's eager engine in turn.
+    """Measure the seed's way and smidgen's engines in turn.
 
     Args:
-        threads: of PyTorch's operations; None takes the usable cores, at most 8.
+        threads: None takes the usable cores, at most 8.
         rounds: measurements of each way.
-        variants: also measure other memory layouts, optimizer steps, dropouts and thread counts.
+        variants: also measure other memory layouts, dropouts and thread counts of the eager engine.
 
     Raises:
         SmidgenError: no rounds, or a number of threads that is not allowed.
     """
     if rounds < 1:
         raise SmidgenError(f"--rounds is {rounds}; allowed: a whole number at least 1")
-    placement, trial, dataset = place("eager", threads=threads), augmented(), load_dataset()
+    placement, dataset = place("eager", threads=threads), load_dataset()
     before = torch.get_num_threads()
-    loader, eager = Way("loader (the seed's way)"), Way("eager (smidgen)")
-    others = [Way(name) for name, _ in _VARIANTS] if variants else []
     try:
-        with _loader_step(trial, dataset) as loader_step:
-            steps: list[tuple[Way, Step, int]] = [
-                (loader, loader_step, placement.threads),
-                (eager, _eager_step(trial, dataset, placement), placement.threads),
-            ]
-            for way, (_, change) in zip(others, _VARIANTS, strict=False):
-                options = change(placement.threads)
-                steps.append(
-                    (
-                        way,
-                        _eager_step(trial, dataset, placement, **options),
-                        options.get("threads", placement.threads),
-                    )
-                )
-            for _ in range(rounds):
-                for way, step, count in steps:
-                    torch.set_num_threads(count)
-                    way.rates.append(_rate(step, trial.batch_size))
+        networks = [
+            _measure(augmented(), dataset, placement, rounds, variants),
+            _measure(strict(), dataset, placement, rounds, variants=False),
+        ]
     finally:
         torch.set_num_threads(before)
-    return Results(loader, eager, tuple(others), placement.threads)
+    return Results(tuple(networks), placement.threads, rounds)
 
 
-_VARIANTS: list[tuple[str, Callable[[int], dict[str, Any]]]] = [
-    ("eager, the other memory layout", lambda _: {"other_layout": True}),
-    ("eager, unfused optimizer", lambda _: {"fused": False}),
-    ("eager, PyTorch's dropout", lambda _: {"torch_dropout": True}),
-    ("eager, no dropout", lambda _: {"no_dropout": True}),
-    ("eager, 1 thread", lambda _: {"threads": 1}),
-    ("eager, 1 thread, the other memory layout", lambda _: {"threads": 1, "other_layout": True}),
-]
+def _measure(trial: Trial, dataset: Images, eager: Placement, rounds: int, variants: bool) -> NetworkResults:
+    ways: dict[str, Way] = {"loader": Way("loader (the seed's way)"), "eager": Way("eager (smidgen)")}
+    native = replace(eager, engine="native")
+    steps: list[tuple[Way, Step, int]] = []
+    network: NativeNetwork | None = None
+    with _loader_step(trial, dataset) as loader_step:
+        steps.append((ways["loader"], loader_step, eager.threads))
+        steps.append((ways["eager"], _engine_step(_training(trial, dataset, eager), trial, dataset, eager), eager.threads))
+        if find_core():
+            training = _training(trial, dataset, native)
+            assert isinstance(training.network, NativeNetwork)
+            network = training.network
+            ways["native"] = Way("native")
+            steps.append((ways["native"], _engine_step(training, trial, dataset, native), 1))
+            if has_bfloat16():
+                rough = replace(native, precision="bf16")
+                ways["native_bf16"] = Way("native, bfloat16 products")
+                step = _engine_step(_training(trial, dataset, rough), trial, dataset, rough)
+                steps.append((ways["native_bf16"], step, 1))
+            if eager.threads > 1:
+                single = replace(native, threads=1)
+                ways["native_1_thread"] = Way("native, 1 thread")
+                step = _engine_step(_training(trial, dataset, single), trial, dataset, single)
+                steps.append((ways["native_1_thread"], step, 1))
+        others = _variants(trial, dataset, eager) if variants else []
+        steps += others
+        for _ in range(rounds):
+            for way, step, count in steps:
+                torch.set_num_threads(count)
+                way.rates.append(_rate(step, trial.batch_size))
+    torch.set_num_threads(1)
+    profile = _profile(network, trial, dataset, native) if network else None
+    return NetworkResults(trial.name, trial.batch_size, ways, profile, tuple(way for way, _, _ in others))
+
+
+def _training(trial: Trial, dataset: Images, placement: Placement, *, torch_dropout: bool = False) -> Training:
+    torch.manual_seed(0)
+    training = start(trial, _network(trial, dataset, trial.dropout, torch_dropout), placement)
+    training.network.train()
+    return training
+
+
+def _engine_step(
+    training: Training, trial: Trial, dataset: Images, placement: Placement, layout: torch.memory_format | None = None
+) -> Step:
+    """A step as the training loop takes it."""
+    loader = make_loader(dataset.train, trial.augmentation, 0, dataset.mean, dataset.std, placement)
+    if layout is not None:
+        assert isinstance(loader, EagerLoader)
+        loader.layout = layout
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
+    batches = itertools.cycle(order.split(trial.batch_size)[:-1])
+    counter = itertools.count()
+
+    def step() -> None:
+        number = next(counter)
+        take_step(training, loader, next(batches), trial.optimizer.lr, trial, 0, 1, number, number + 1)
+
+    return step
+
+
+def _variants(trial: Trial, dataset: Images, placement: Placement) -> list[tuple[Way, Step, int]]:
+    """Other ways to run PyTorch eagerly, each with one thing changed."""
+    single = replace(placement, threads=1)
+    plain = replace(trial, dropout=0.0)
+    other = {torch.channels_last: torch.contiguous_format, torch.contiguous_format: torch.channels_last}
+
+    def usual(trial: Trial, placement: Placement, **options: bool) -> Step:
+        return _engine_step(_training(trial, dataset, placement, **options), trial, dataset, placement)
+
+    def relaid(placement: Placement) -> Step:
+        layout = other[memory_format(placement)]
+        network = laid_out(_network(trial, dataset, trial.dropout, torch_dropout=False), layout)
+        training = start(trial, network, placement, prepared=True)
+        return _engine_step(training, trial, dataset, placement, layout)
+
+    return [
+        (Way("eager, the other memory layout"), relaid(placement), placement.threads),
+        (Way("eager, PyTorch's dropout"), usual(trial, placement, torch_dropout=True), placement.threads),
+        (Way("eager, no dropout"), usual(plain, placement), placement.threads),
+        (Way("eager, 1 thread"), usual(trial, single), 1),
+        (Way("eager, 1 thread, the other memory layout"), relaid(single), 1),
+    ]
+
+
+PROFILED = 40
+"""Steps over which the layers' times are taken."""
+
+
+def _profile(network: NativeNetwork, trial: Trial, dataset: Images, placement: Placement) -> Profile:
+    core = find_core()
+    assert core is not None
+    rounds = 20_000_000
+    peak = 2e-9 * max(core.peak(placement.threads, False, rounds, level()) for _ in range(3))
+    training = start(trial, network, placement, prepared=True)
+    step = _engine_step(training, trial, dataset, placement)
+    for _ in range(WARM_UP):
+        step()
+    network.time_layers()
+    for _ in range(PROFILED):
+        step()
+    layers = []
+    flop = 0.0
+    for name, run, seconds, products in network.timings():
+        each = seconds / PROFILED
+        gflops = 2e-9 * products * trial.batch_size / each
+        flop += 2e-9 * products
+        layers.append(LayerTime(name, run, 1e3 * each, gflops, gflops / (peak / placement.threads)))
+    return Profile(tuple(layers), flop, peak)
 
 
 def _rate(step: Step, batch_size: int) -> float:
@@ -180,42 +370,6 @@ def _rate(step: Step, batch_size: int) -> float:
     for _ in range(STEPS):
         step()
     return STEPS * batch_size / (time.perf_counter() - began)
-
-
-def _eager_step(
-    trial: Trial,
-    dataset: Images,
-    placement: Placement,
-    *,
-    threads: int | None = None,
-    other_layout: bool = False,
-    fused: bool = True,
-    torch_dropout: bool = False,
-    no_dropout: bool = False,
-) -> Step:
-    """A step as the training loop does it, or with one thing changed."""
-    if threads is not None:
-        placement = Placement(placement.engine, placement.device, threads, placement.precision)
-    layout = memory_format(placement)
-    if other_layout:
-        layout = torch.contiguous_format if layout == torch.channels_last else torch.channels_last
-    network = _network(trial, dataset, 0.0 if no_dropout else trial.dropout, torch_dropout)
-    network = laid_out(network, layout)
-    optimizer = make_optimizer(trial.optimizer, network, fused=fused)
-    counter = itertools.count()
-    examples = dataset.train
-
-    def step() -> None:
-        number = next(counter)
-        picks = torch.arange(number * trial.batch_size, (number + 1) * trial.batch_size) * 7919 % len(examples)
-        images = augment(
-            to_float(examples.images[picks]), trial.augmentation, Stream(0, Purpose.AUGMENTATION, 1, number)
-        )
-        images = normalize(images, dataset.mean, dataset.std).contiguous(memory_format=layout)
-        torch.manual_seed(Stream(0, Purpose.TORCH, 1, number).torch_seed())
-        _train_step(network, optimizer, images, examples.labels[picks])
-
-    return step
 
 
 @contextmanager

@@ -112,13 +112,13 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         choices=["auto", "native", "eager"],
         default="auto",
-        help="auto: the fastest there is, in this version eager",
+        help="auto: native where it is installed and has all the layers, else eager",
     )
     run.add_argument(
         "--precision",
         choices=["fp32", "bf16"],
         default="fp32",
-        help="bf16 needs the native engine, which this version lacks",
+        help="of the products; bf16 needs the native engine and a CPU with avx512_bf16",
     )
     run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     run.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
@@ -148,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run")
     bench.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each; default 7")
+    bench.add_argument("--profile", action="store_true", help="also show where the native engine's time goes")
     bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
     return parser
 
@@ -254,6 +255,8 @@ def _bench(options: argparse.Namespace) -> int:
         _print_json(results.to_json())
     else:
         print(results)
+    if options.profile:
+        print("\n" + results.profiles(), file=sys.stderr if options.json else sys.stdout)
     return DONE
 
 

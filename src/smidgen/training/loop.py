@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.batches import make_loader
+from smidgen.engines.batches import Loader, make_loader
 from smidgen.engines.native.vectors import FlatSGD
 from smidgen.engines.prepare import Placement, loss_and_gradients, prepare
 from smidgen.errors import TrainingError
@@ -110,9 +110,17 @@ def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
         )
 
 
-def start(trial: Trial, network: nn.Module, placement: Placement) -> Training:
-    """A training before its first step."""
-    network = prepare(network, placement)
+def start(trial: Trial, network: nn.Module, placement: Placement, *, prepared: bool = False) -> Training:
+    """A training before its first step.
+
+    Args:
+        trial: the recipe.
+        network: plain, or on its engine already.
+        placement: engine, device, threads.
+        prepared: the network is on its engine.
+    """
+    if not prepared:
+        network = prepare(network, placement)
     state = FlatState(network)
     optimizer = make_optimizer(trial.optimizer, [state.weights], [state.vectors], flat=placement.engine == "native")
     average = WeightAverage(network, state, trial.averaging) if trial.averaging else None
@@ -146,14 +154,7 @@ def train(
         for step, picks in enumerate(order.to(placement.device).split(trial.batch_size)):
             overall = (epoch - 1) * steps_per_epoch + step
             rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
-            for group in training.optimizer.param_groups:
-                group["lr"] = rate
-            images, labels = loader.load(picks, epoch, step)
-            stream = Stream(seed, Purpose.TORCH, epoch, step + 1)
-            loss, hits = loss_and_gradients(training.network, images, labels, trial.label_smoothing, stream)
-            training.optimizer.step()
-            if training.average:
-                training.average.update(overall + 1)
+            loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, overall + 1)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss} in epoch {epoch}, step {step + 1} of {steps_per_epoch}: training "
@@ -177,3 +178,41 @@ def train(
             seconds_training=trained - began,
             seconds_evaluation=time.perf_counter() - trained,
         )
+
+
+def take_step(
+    training: Training,
+    loader: Loader,
+    picks: Tensor,
+    rate: float,
+    trial: Trial,
+    seed: int,
+    epoch: int,
+    step: int,
+    taken: int,
+) -> tuple[float, int]:
+    """One optimizer step over the picked images, and the average's.
+
+    Args:
+        training: changed in place.
+        loader: gives the images.
+        picks: int64 [count], which of them.
+        rate: learning rate.
+        trial: the recipe.
+        seed: the run's.
+        epoch: counted from 1.
+        step: counted from 0 within the epoch.
+        taken: steps of the whole training, this one included.
+
+    Returns:
+        The batch's mean loss, and how many images were classified correctly.
+    """
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
+    images, labels = loader.load(picks, epoch, step)
+    stream = Stream(seed, Purpose.TORCH, epoch, step + 1)
+    loss, hits = loss_and_gradients(training.network, images, labels, trial.label_smoothing, stream)
+    training.optimizer.step()
+    if training.average:
+        training.average.update(taken)
+    return loss, hits
