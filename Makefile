@@ -1,4 +1,5 @@
 # Every target sets up .venv by itself; all that is needed is Python 3.11 to 3.14 with venv, and make.
+# With a C++ compiler, the native engine is built too; pip brings CMake and ninja where they are missing.
 #   make run PYTHON=python3.12                   another Python
 #   make run PIP_FLAGS='--extra-index-url URL'   another package index, as for PyTorch's CPU build
 
@@ -7,8 +8,10 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+NATIVE := CMakeLists.txt $(wildcard native/*)
+SANITIZE := build/sanitize
 
-.PHONY: run report test test-slow lint format bench results golden clean
+.PHONY: run report test test-slow sanitize lint format bench results golden clean
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -21,6 +24,21 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# The tests of the kernels under the address and undefined behaviour sanitizers, for GCC on Linux.
+# pip builds in isolation, which brings nanobind and CMake; the wheel is not installed: SMIDGEN_NATIVE_CORE
+# names the module in the build directory. Python has no sanitizer in it, so the sanitizers' libraries are loaded
+# before everything else, and libstdc++ with them, or the first exception would abort. Python leaves memory behind
+# when it ends, so leaks do not count. pytest must leave standard error alone: the report is the last thing written.
+sanitize: $(VENV)/installed-dev
+	rm -rf $(SANITIZE)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --wheel-dir $(SANITIZE)/wheel \
+	    -C build-dir=$(SANITIZE) -C cmake.build-type=Debug -C cmake.define.SMIDGEN_SANITIZE=ON .
+	@ls $(SANITIZE)/_core.*.so >/dev/null 2>&1 || { echo "make sanitize needs a C++ compiler and Python's headers"; exit 2; }
+	SMIDGEN_NATIVE_CORE="$$(ls $(SANITIZE)/_core.*.so)" \
+	LD_PRELOAD="$$(ldd $(SANITIZE)/_core.*.so | awk '/lib(a|ub)san|libstdc\+\+/ {print $$3}' | xargs)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(BIN)/python -m pytest tests/test_native_kernels.py -m 'not slow' --capture=sys
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -48,8 +66,6 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "smidgen needs Python 3.11 or newer, and $(PYTHON) is older; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-
-NATIVE := $(wildcard native/*.cpp native/*.h) native/CMakeLists.txt
 
 $(VENV)/installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	@echo "installing smidgen into $(VENV) (PyTorch is large: a few minutes the first time)"

@@ -11,7 +11,9 @@ from conftest import Command
 from smidgen import bench
 from smidgen.bench import Way, benchmark
 from smidgen.data.dataset import Dataset
-from smidgen.engines.prepare import place
+from smidgen.engines.native.core import find_core, has_bfloat16
+from smidgen.engines.prepare import EngineName, place
+from smidgen.training.loop import take_step
 from smidgen.trial import Augmentation
 from smidgen.trials.mnist import augmented
 
@@ -31,7 +33,15 @@ def test_the_bench_command_measures_both_ways(smidgen: Command) -> None:
         "native_images_per_second", "eager_images_per_second", "loader_images_per_second", "ratio_to_eager",
         "ratio_to_loader", "ratio_to_eager_bf16", "peak_share", "ratio_eager_to_loader", "threads", "torch",
     }  # fmt: skip
-    assert result["native_images_per_second"] is None
+    networks = [result, *result["others"]]
+    assert [network["trial"] for network in networks] == ["mnist-3-augmented", "mnist-4-strict"]
+    for network in networks if find_core() else []:
+        assert network["native_images_per_second"] > 0
+        assert network["ratio_to_eager"] > 0
+        assert 0 < network["peak_share"] < 1.5
+        assert 0 < network["peak_share_convolutions"] < 1.5
+        assert (network["ratio_to_eager_bf16"] is not None) == has_bfloat16()
+        assert network["ratio_to_one_thread"] is None  # one thread is all there was
     assert result["eager_images_per_second"] > 0
     assert result["loader_images_per_second"] > 0
     assert result["threads"] == 1
@@ -40,9 +50,10 @@ def test_the_bench_command_measures_both_ways(smidgen: Command) -> None:
 
 def test_variants_are_measured_beside_them() -> None:
     results = benchmark(threads=1, rounds=1, variants=True)
-    assert len(results.variants) == len(bench._VARIANTS)
+    variants = results.networks[0].variants
+    assert len(variants) == 5
     text = str(results)
-    for way in results.variants:
+    for way in variants:
         assert way.rate > 0
         assert way.name in text
 
@@ -75,19 +86,35 @@ def test_the_seeds_way_turns_about_the_centre(mnist: Dataset, monkeypatch: pytes
     assert (ours != pillow).mean() < 0.02
 
 
-def test_the_eager_step_is_the_training_loops(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bench's own step leaves out nothing that the loop does: it trains."""
-    trial = augmented()
-    step = bench._eager_step(trial, mnist, place(threads=1))
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_the_measured_step_is_the_training_loops(
+    engine: EngineName, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves out nothing that the loop does: it trains."""
+    trial, placement = augmented(), place(engine, threads=1)
     losses: list[float] = []
-    original = torch.nn.functional.cross_entropy
 
-    def watched(*arguments: Any) -> Any:
-        loss = original(*arguments)
-        losses.append(loss.item())
-        return loss
+    def watched(*arguments: Any) -> tuple[float, int]:
+        loss, hits = take_step(*arguments)
+        losses.append(loss)
+        return loss, hits
 
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+    monkeypatch.setattr(bench, "take_step", watched)
+    step = bench._engine_step(bench._training(trial, mnist, placement), trial, mnist, placement)
     for _ in range(25):
         step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_profile_names_every_layer_that_multiplies(smidgen: Command) -> None:
+    if not find_core():
+        pytest.skip("the native engine is not installed")
+    done = smidgen("bench", "--rounds", "1", "--threads", "2", "--profile")
+    assert done.status == 0
+    table = done.out[done.out.index("mnist-4-strict, float32, 2 thread(s)") :]
+    rows = [line.split() for line in table.splitlines() if line.startswith(("conv", "linear"))]
+    passes = [f"conv{i} {p}" for i in range(2, 7) for p in ("forward", "input", "weight")]
+    assert {f"{row[0]} {row[1]}" for row in rows} == {
+        "conv1 forward", "conv1 weight", *passes, "linear1 forward", "linear1 input", "linear1 weight",
+    }  # fmt: skip
+    assert all(row[-1].endswith("%") for row in rows)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import Command
-from smidgen.bench import Results, Way
+from smidgen.bench import LayerTime, NetworkResults, Profile, Results, Way
 from smidgen.reports.collect import Collection, Judgement, TrialRuns
 from smidgen.reports.document import Bullets, Table
 from smidgen.reports.markdown import _block
@@ -62,7 +62,13 @@ def test_the_bench(golden: Golden) -> None:
         Way("loader (the seed's way)", [1000.0, 1200.0, 1100.0]),
         Way("eager (smidgen)", [3000.0, 3600.0, 3100.0]),
     )
-    text = str(Results(loader, eager, (Way("another", [1500.0, 1800.0, 1700.0]),), threads=2))
+    native = Way("native", [20000.0, 21000.0, 22000.0])
+    times = (LayerTime("conv1", "forward", 0.25, 100.0, 0.8), LayerTime("norm1", "statistics", 0.125, 0.0, 0.0))
+    profile = Profile(times, gflop_per_image=0.005, peak=200.0)
+    ways = {"loader": loader, "eager": eager, "native": native}
+    network = NetworkResults("a-trial", 128, ways, profile, (Way("another", [1500.0, 1800.0, 1700.0]),))
+    results = Results((network,), threads=2, rounds=3)
+    text = f"{results.profiles()}\n\n{results}"
     golden("bench.txt", text.rsplit("\n", 1)[0] + "\n")
 
 
@@ -80,7 +86,7 @@ def test_the_reports_tables(golden: Golden, small_run: Run, small_trial: Trial) 
                 seed=seed,
                 history=(HISTORY[0], replace(HISTORY[1], test_correct=121 + seed)),
                 result=small_run.result
-                | {"seed": seed, "seconds_training": 3.0 + seed, "weights_sha256": f"{seed:064d}"},
+                | {"engine": "eager", "seed": seed, "seconds_training": 3.0 + seed, "weights_sha256": f"{seed:064d}"},
             )
             for seed in seeds
         ]

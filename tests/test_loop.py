@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from smidgen.data.augment import augment, normalize, to_float
 from smidgen.data.dataset import Dataset
+from smidgen.engines.batches import Loader, make_loader
+from smidgen.engines.native.core import find_core
 from smidgen.engines.prepare import place
 from smidgen.errors import RunError, SmidgenError, TrainingError
 from smidgen.randomness import Purpose, Stream
@@ -15,7 +19,6 @@ from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import weights_sha256
 from smidgen.training import checkpoint, loop
-from smidgen.training.evaluation import to_float
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
 from smidgen.trial import SGD, Adam, AdamW, Augmentation, Cosine, OneCycle, Step, Trial
 
@@ -27,12 +30,37 @@ def data(small_trial: Trial) -> Dataset:
     return load_trial_data(small_trial)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
+@pytest.fixture(autouse=True, params=["eager", "auto"])
+def _one_thread_on_each_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(sys.modules[__name__], "PLACE", place(request.param, threads=1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class WatchedLoader:
+    """Passes on a loader's batches, and keeps which images were asked for, when."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.calls = loader, list[tuple[list[int], int, int]]()
+
+    def load(self, picks: torch.Tensor, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls.append((picks.tolist(), epoch, step))
+        return self.loader.load(picks, epoch, step)
+
+
+@pytest.fixture
+def loaders(monkeypatch: pytest.MonkeyPatch) -> list[WatchedLoader]:
+    """The loaders of the trainings to come."""
+    made: list[WatchedLoader] = []
+
+    def make(*arguments: Any) -> WatchedLoader:
+        made.append(WatchedLoader(make_loader(*arguments)))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "make_loader", make)
+    return made
 
 
 class Watch(Silent):
@@ -70,43 +98,33 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(small_trial: Tr
     assert figures == [(r.train_loss, r.train_accuracy, r.test_loss, r.test_correct) for r in same_history]
 
 
-def test_each_image_is_drawn_once_an_epoch(small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[torch.Tensor] = []
-
-    def watched(images: torch.Tensor) -> torch.Tensor:
-        drawn.append(images.clone())
-        return to_float(images)
-
-    monkeypatch.setattr(loop, "to_float", watched)
+def test_each_image_is_drawn_once_an_epoch(small_trial: Trial, data: Dataset, loaders: list[WatchedLoader]) -> None:
     trial = replace(small_trial, batch_size=64)
     training = start(trial, new_network(trial, data, 0), PLACE)
     watch = Watch()
     epochs = train(training, trial, data, 0, PLACE, watch)
-    expected = sorted(map(bytes, data.train.images.numpy()))
     orders = []
-    for _ in range(2):
-        drawn.clear()
+    for epoch in (1, 2):
         next(epochs)
-        assert [len(images) for images in drawn] == [64] * 9 + [24]
-        images = [bytes(image) for batch in drawn for image in batch.numpy()]
-        assert sorted(images) == expected
-        orders.append(images)
+        calls = [call for call in loaders[0].calls if call[1] == epoch]
+        assert [len(picks) for picks, _, _ in calls] == [64] * 9 + [24]
+        order = [pick for picks, _, _ in calls for pick in picks]
+        assert sorted(order) == list(range(600))
+        orders.append(order)
     assert orders[0] != orders[1]
     assert watch.steps[9] == (1, 600)
 
 
 def test_each_step_is_distorted_by_a_stream_of_its_own(
-    small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch
+    small_trial: Trial, data: Dataset, loaders: list[WatchedLoader]
 ) -> None:
-    streams: list[Stream] = []
-
-    def watched(images: torch.Tensor, settings: Augmentation, stream: Stream) -> torch.Tensor:
-        streams.append(stream)
-        return images
-
-    monkeypatch.setattr(loop, "augment", watched)
     trained(small_trial, data, seed=6)
-    assert streams == [Stream(6, Purpose.AUGMENTATION, epoch, step) for epoch in (1, 2) for step in range(12)]
+    assert [call[1:] for call in loaders[0].calls] == [(epoch, step) for epoch in (1, 2) for step in range(12)]
+    strengths = Augmentation(rotation=10, translation=0.1, elastic=1.0)
+    loader = make_loader(data.train, strengths, 6, data.mean, data.std, PLACE)
+    images = loader.load(torch.arange(20), 2, 7)[0]
+    expected = augment(to_float(data.train.images[:20]), strengths, Stream(6, Purpose.AUGMENTATION, 2, 7))
+    assert torch.allclose(images, normalize(expected, data.mean, data.std), atol=2e-3)
 
 
 def test_a_step_is_what_plain_pytorch_does(small_trial: Trial, data: Dataset) -> None:
@@ -204,8 +222,8 @@ def test_the_callers_generator_is_left_alone_when_a_network_is_made(small_trial:
 
 def test_what_cannot_be_placed_is_one_line() -> None:
     for options, words in (
-        ({"engine": "native"}, "native engine"),
-        ({"precision": "bf16"}, "needs the native engine"),
+        ({"engine": "native", "device": "cuda"}, "CUDA|runs on the CPU"),
+        ({"engine": "eager", "precision": "bf16"}, "needs the native engine"),
         ({"threads": 0}, "1 to 256"),
     ):
         with pytest.raises(SmidgenError, match=words):
@@ -213,5 +231,6 @@ def test_what_cannot_be_placed_is_one_line() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(SmidgenError, match="no CUDA device"):
             place(device="cuda")
-    assert place().engine == "eager"
+    assert place().engine == ("native" if find_core() else "eager")
+    assert place("eager").engine == "eager"
     assert place(threads=3).threads == 3

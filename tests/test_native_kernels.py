@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native import LEVELS, compare
 from torch import nn
+
+from native import LEVELS, compare
 
 if not LEVELS:
     pytest.skip("the native engine is not installed", allow_module_level=True)
@@ -111,7 +112,7 @@ def test_batch_norm_and_what_is_fused_with_it(
         nn.init.uniform_(norm.bias, -1, 1)
     nn.init.uniform_(norm.running_mean, -1, 1)  # type: ignore[arg-type]
     nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
-    layers: list[nn.Module] = [nn.Conv2d(2, channels, 1)] + ([nn.ReLU()] if before else []) + [norm]
+    layers: list[nn.Module] = [nn.Conv2d(2, channels, 1, bias=False)] + ([nn.ReLU()] if before else []) + [norm]
     layers += [nn.ReLU()] if "relu" in after else []
     layers += [nn.MaxPool2d(2)] if "pool" in after and height > 1 and width > 1 else []
     compare(nn.Sequential(*layers).train(training), images(count, 2, height, width), 1e-3)
@@ -126,8 +127,8 @@ def test_batch_norm_of_values_far_from_zero() -> None:
 def test_batch_norm_after_flattening() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(
-        nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(),
-        nn.Linear(7, 3),
+        nn.Conv2d(1, 5, 3, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7, bias=False),
+        nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3),
     )  # fmt: skip
     compare(layers, images(33, 1, 6, 6), 1e-3)
 

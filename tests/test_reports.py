@@ -257,9 +257,8 @@ def test_the_contact_sheet_is_what_the_network_saw(mnist: Dataset, small_trial: 
 
     from PIL import Image
 
-    from smidgen.data.augment import augment
+    from smidgen.data.augment import augment, to_float
     from smidgen.randomness import Purpose, Stream
-    from smidgen.training.evaluation import to_float
 
     trial = replace(small_trial, augmentation=Augmentation(rotation=20, scale=0.1))
     _, after = pictures.contact_sheet(mnist, trial, seed=4)

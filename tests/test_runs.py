@@ -12,6 +12,7 @@ import torch
 
 from conftest import write_folder
 from smidgen.data.dataset import Dataset
+from smidgen.engines.prepare import place
 from smidgen.errors import DataError, RunError, SmidgenError, TrialError
 from smidgen.runs import weights as weights_module
 from smidgen.runs.directory import RunDirectory
@@ -57,7 +58,7 @@ def test_the_result_says_what_was_measured(small_run: Run, small_trial: Trial) -
     assert result["parameters"] == sum(p.numel() for p in small_run.network.parameters())
     assert result["weights_sha256"] == weights_sha256(small_run.network)
     assert result["goal_met"] is True
-    assert (result["trial"], result["seed"], result["engine"], result["epochs"]) == ("small", 3, "eager", 2)
+    assert (result["trial"], result["seed"], result["engine"], result["epochs"]) == ("small", 3, place().engine, 2)
     seconds = sum(r.seconds_training + r.seconds_evaluation for r in small_run.history)
     assert result["seconds_training"] == pytest.approx(seconds)
     assert result["images_per_second"] == pytest.approx(1200 / sum(r.seconds_training for r in small_run.history))
@@ -115,7 +116,7 @@ MISTAKES = {
     "no data": ({"data": "nowhere"}, DataError, "no data at 'nowhere'"),
     "negative seed": ({"seed": -1}, SmidgenError, "the seed is -1"),
     "seed that is no number": ({"seed": 1.5}, SmidgenError, "the seed is 1.5"),
-    "no such engine": ({"engine": "native"}, SmidgenError, "native"),
+    "no such precision": ({"engine": "eager", "precision": "bf16"}, SmidgenError, "native engine"),
     "network too small": ({"settings": ["network.blocks.0.kernel=29"]}, TrialError, "does not fit"),
 }
 

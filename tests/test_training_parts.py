@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from smidgen.data.dataset import Examples
 from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import evaluate, scores
+from smidgen.training.flat import FlatState
 from smidgen.training.optimizer import make_optimizer
 from smidgen.training.schedule import rate_factor
 from smidgen.trial import SGD, Adam, AdamW, Constant, Cosine, OneCycle, Optimizer, Schedule, Step
@@ -102,7 +103,9 @@ def test_optimizers_are_torchs_with_decay_on_weights_only(settings: Optimizer, r
         {"params": [conv.weight, linear.weight], "weight_decay": 0.01},
         {"params": [norm.weight, norm.bias, linear.bias], "weight_decay": 0.0},
     ]
-    optimizers = (make_optimizer(settings, mine, fused=fused), reference(groups))  # type: ignore[operator]
+    weights = [p for p in mine.parameters() if p.dim() > 1]
+    vectors = [p for p in mine.parameters() if p.dim() <= 1]
+    optimizers = (make_optimizer(settings, weights, vectors, fused=fused), reference(groups))  # type: ignore[operator]
     for step in range(5):
         x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(step))
         for network, optimizer in zip((mine, other), optimizers, strict=True):
@@ -115,7 +118,7 @@ def test_optimizers_are_torchs_with_decay_on_weights_only(settings: Optimizer, r
 
 def test_the_average_is_the_ramped_recurrence() -> None:
     network = small_network()
-    average = WeightAverage(network, decay=0.9)
+    average = WeightAverage(network, FlatState(network), decay=0.9)
     expected = {k: v.clone().double() for k, v in network.state_dict().items()}
     for step in range(1, 40):
         with torch.no_grad():
@@ -128,6 +131,7 @@ def test_the_average_is_the_ramped_recurrence() -> None:
             expected[name] = (
                 decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.double()
             )
+    average.settle()
     for name, value in average.network.state_dict().items():
         assert torch.allclose(value.double(), expected[name], atol=1e-5), name
     assert not average.network.training

@@ -116,9 +116,14 @@ class Profile:
 
     def __str__(self) -> str:
         rows = [
-            [t.layer, t.run, f"{t.milliseconds:.3f}", f"{t.gflops:.1f}" if t.gflops else "", f"{t.share:.0%}" if t.gflops else ""]
+            [
+                t.layer,
+                t.run,
+                f"{t.milliseconds:.3f}",
+                *([f"{t.gflops:.1f}", f"{t.share:.0%}"] if t.gflops else ["", ""]),
+            ]
             for t in self.layers
-        ]  # fmt: skip
+        ]
         return render(["layer", "pass", "ms a step", "GFLOP/s a thread", "of peak"], rows)
 
 
@@ -259,7 +264,9 @@ def _measure(trial: Trial, dataset: Images, eager: Placement, rounds: int, varia
     network: NativeNetwork | None = None
     with _loader_step(trial, dataset) as loader_step:
         steps.append((ways["loader"], loader_step, eager.threads))
-        steps.append((ways["eager"], _engine_step(_training(trial, dataset, eager), trial, dataset, eager), eager.threads))
+        steps.append(
+            (ways["eager"], _engine_step(_training(trial, dataset, eager), trial, dataset, eager), eager.threads)
+        )
         if find_core():
             training = _training(trial, dataset, native)
             assert isinstance(training.network, NativeNetwork)

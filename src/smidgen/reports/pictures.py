@@ -11,10 +11,9 @@ import numpy.typing as npt
 from PIL import Image
 from torch import nn
 
-from smidgen.data.augment import augment
+from smidgen.data.augment import augment, to_float
 from smidgen.data.dataset import Dataset
 from smidgen.randomness import Purpose, Stream
-from smidgen.training.evaluation import to_float
 from smidgen.trial import Trial
 
 _GAP = 2

@@ -6,6 +6,8 @@ values spends its time on the going.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
 
 
-def _leaf(part: Tensor, parameters: list[Tensor]) -> nn.Parameter:
+def _leaf(part: Tensor, parameters: Sequence[Tensor]) -> nn.Parameter:
     leaf = nn.Parameter(part.detach())
     leaf.grad = torch.zeros_like(part)
     start = 0

@@ -154,12 +154,15 @@ def train(
         for step, picks in enumerate(order.to(placement.device).split(trial.batch_size)):
             overall = (epoch - 1) * steps_per_epoch + step
             rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
-            loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, overall + 1)
-            if not math.isfinite(loss):
+            try:
+                loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, overall + 1)
+                if not math.isfinite(loss):
+                    raise TrainingError(f"the loss is {loss}")
+            except TrainingError as error:
                 raise TrainingError(
-                    f"the loss is {loss} in epoch {epoch}, step {step + 1} of {steps_per_epoch}: training "
-                    f"diverged; lower optimizer.lr (it is {trial.optimizer.lr:g})"
-                )
+                    f"training diverged in epoch {epoch}, step {step + 1} of {steps_per_epoch}: {error}; "
+                    f"lower optimizer.lr (it is {trial.optimizer.lr:g})"
+                ) from None
             loss_sum, correct, seen = loss_sum + loss * len(picks), correct + hits, seen + len(picks)
             watcher.step(epoch, seen, loss_sum / seen, 100 * correct / seen)
         if training.average:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -30,10 +31,9 @@ def find_core() -> ModuleType | None:
         spec.loader.exec_module(module)
         return module
     try:
-        from smidgen.engines.native import _core
+        return importlib.import_module("smidgen.engines.native._core")
     except ImportError:
         return None
-    return _core
 
 
 def level() -> str:
@@ -44,7 +44,7 @@ def level() -> str:
     """
     core = find_core()
     assert core is not None
-    there = [name for name, _ in core.levels()]
+    there: list[str] = [name for name, _ in core.levels()]
     wanted = os.environ.get(LEVEL_VARIABLE)
     if not wanted:
         return there[-1]
@@ -56,4 +56,4 @@ def level() -> str:
 def has_bfloat16() -> bool:
     """Whether the level to run at has bfloat16 products."""
     core = find_core()
-    return core is not None and dict(core.levels())[level()]
+    return core is not None and bool(dict(core.levels())[level()])

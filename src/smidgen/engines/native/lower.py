@@ -251,7 +251,8 @@ class _Lowering:
             self.overwrites(name, x)
         for kind, handler in _MODULES:
             if type(module) is kind or (kind is nn.Dropout and isinstance(module, nn.Dropout)):
-                return handler(self, name, module, x)
+                lowered: _Value = handler(self, name, module, x)
+                return lowered
         raise CannotLowerError(name, f"{type(module).__name__} is not among its layers")
 
     def conv(self, name: str, m: nn.Conv2d, x: _Value) -> _Value:
@@ -319,8 +320,8 @@ class _Lowering:
         x = self.value(name, x)
         return self.add("activation", name, [x], self.shape(x), x.flat, which=_WHICH[which], low=low, high=high)
 
-    def dropout(self, name: str, x: Any, p: float, active: bool) -> _Value:
-        x = self.value(name, x)
+    def dropout(self, name: str, input: Any, p: float, active: bool) -> _Value:
+        x = self.value(name, input)
         dropped = round(p * 2**16)
         if not active or dropped == 0:
             return x
@@ -349,8 +350,7 @@ class _Lowering:
         kernel = _pair(kernel)
         stride, padding = kernel if stride in (None, []) else _pair(stride), _pair(padding)
         sides = [
-            (side + 2 * p - k) // s + 1
-            for side, p, k, s in zip((height, width), padding, kernel, stride, strict=True)
+            (side + 2 * p - k) // s + 1 for side, p, k, s in zip((height, width), padding, kernel, stride, strict=True)
         ]
         shape = (channels, sides[0], sides[1])
         return self.add(kind, name, [x], shape, False, kernel=kernel, stride=stride, padding=padding, **more)
@@ -412,7 +412,7 @@ class _Lowering:
         channels = sum(shape[0] for shape in shapes)
         return self.add("concat", name, values, (channels, *shapes[0][1:]), values[0].flat)
 
-    def attribute(self, name: str, x: Any, attribute: str) -> Any:
+    def attribute(self, name: str, _x: Any, attribute: str) -> Any:
         raise CannotLowerError(name, f"the attribute {attribute!r} of a tensor")
 
 
@@ -429,23 +429,41 @@ def _gelu(low: _Lowering, name: str, x: Any, approximate: str = "none") -> _Valu
 
 _Handler = Callable[..., Any]
 
+
+def _acts(which: str, *limits: str) -> _Handler:
+    """A layer that is an activation, with the attributes that are its slope or limits."""
+    return lambda low, name, m, x: low.activation(name, which, x, *[getattr(m, limit) for limit in limits])
+
+
+def _acts_by_function(which: str, *limits: float) -> _Handler:
+    return lambda low, name, x, **_: low.activation(name, which, x, *limits)
+
+
+def _leaky(low: _Lowering, name: str, x: Any, negative_slope: float = 0.01, **_: Any) -> _Value:
+    return low.activation(name, "leaky_relu", x, negative_slope)
+
+
+def _same(low: _Lowering, name: str, *args: Any) -> _Value:
+    return low.value(name, args[-1])
+
+
 _MODULES: list[tuple[type[nn.Module], _Handler]] = [
     (nn.Conv2d, _Lowering.conv),
     (nn.Linear, _Lowering.linear),
     (nn.BatchNorm2d, _Lowering.norm),
     (nn.BatchNorm1d, _Lowering.norm),
     (nn.Dropout, lambda low, name, m, x: low.dropout(name, x, m.p, m.training)),
-    (nn.Identity, lambda low, name, m, x: x),
+    (nn.Identity, _same),
     (nn.Flatten, lambda low, name, m, x: low.flatten(name, x, m.start_dim, m.end_dim)),
-    (nn.ReLU, lambda low, name, m, x: low.activation(name, "relu", x)),
-    (nn.LeakyReLU, lambda low, name, m, x: low.activation(name, "leaky_relu", x, m.negative_slope)),
-    (nn.ReLU6, lambda low, name, m, x: low.activation(name, "clamp", x, 0.0, 6.0)),
-    (nn.Hardtanh, lambda low, name, m, x: low.activation(name, "clamp", x, m.min_val, m.max_val)),
-    (nn.Hardswish, lambda low, name, m, x: low.activation(name, "hardswish", x)),
+    (nn.ReLU, _acts("relu")),
+    (nn.LeakyReLU, _acts("leaky_relu", "negative_slope")),
+    (nn.ReLU6, _acts("clamp", "min_val", "max_val")),
+    (nn.Hardtanh, _acts("clamp", "min_val", "max_val")),
+    (nn.Hardswish, _acts("hardswish")),
     (nn.GELU, lambda low, name, m, x: _gelu(low, name, x, m.approximate)),
-    (nn.SiLU, lambda low, name, m, x: low.activation(name, "silu", x)),
-    (nn.Sigmoid, lambda low, name, m, x: low.activation(name, "sigmoid", x)),
-    (nn.Tanh, lambda low, name, m, x: low.activation(name, "tanh", x)),
+    (nn.SiLU, _acts("silu")),
+    (nn.Sigmoid, _acts("sigmoid")),
+    (nn.Tanh, _acts("tanh")),
     (
         nn.MaxPool2d,
         lambda low, name, m, x: low.max_pool(
@@ -470,20 +488,18 @@ _FUNCTIONS: dict[Any, _Handler] = {
     torch.flatten: _Lowering.flatten,
     torch.mean: _Lowering.mean,
     getattr: _Lowering.attribute,
-    torch.relu: lambda low, name, x: low.activation(name, "relu", x),
-    F.relu: lambda low, name, x, inplace=False: low.activation(name, "relu", x),
-    F.leaky_relu: lambda low, name, x, negative_slope=0.01, inplace=False: low.activation(
-        name, "leaky_relu", x, negative_slope
-    ),
-    F.relu6: lambda low, name, x, inplace=False: low.activation(name, "clamp", x, 0.0, 6.0),
-    F.hardswish: lambda low, name, x, inplace=False: low.activation(name, "hardswish", x),
+    torch.relu: _acts_by_function("relu"),
+    F.relu: _acts_by_function("relu"),
+    F.leaky_relu: _leaky,
+    F.relu6: _acts_by_function("clamp", 0.0, 6.0),
+    F.hardswish: _acts_by_function("hardswish"),
     F.gelu: _gelu,
-    F.silu: lambda low, name, x, inplace=False: low.activation(name, "silu", x),
-    F.sigmoid: lambda low, name, x: low.activation(name, "sigmoid", x),
-    torch.sigmoid: lambda low, name, x: low.activation(name, "sigmoid", x),
-    F.tanh: lambda low, name, x: low.activation(name, "tanh", x),
-    torch.tanh: lambda low, name, x: low.activation(name, "tanh", x),
-    F.dropout: lambda low, name, x, p=0.5, training=True, inplace=False: low.dropout(name, x, p, training),
+    F.silu: _acts_by_function("silu"),
+    F.sigmoid: _acts_by_function("sigmoid"),
+    torch.sigmoid: _acts_by_function("sigmoid"),
+    F.tanh: _acts_by_function("tanh"),
+    torch.tanh: _acts_by_function("tanh"),
+    F.dropout: lambda low, name, x, p=0.5, training=True, **_: low.dropout(name, x, p, training),
     F.max_pool2d: _Lowering.max_pool,
     torch.max_pool2d: _Lowering.max_pool,
     F.avg_pool2d: _Lowering.average_pool,
@@ -498,11 +514,11 @@ _METHODS: dict[str, _Handler] = {
     "reshape": _Lowering.view,
     "size": _Lowering.size,
     "mean": _Lowering.mean,
-    "contiguous": lambda low, name, x: low.value(name, x),
-    "relu": lambda low, name, x: low.activation(name, "relu", x),
-    "relu_": lambda low, name, x: low.activation(name, "relu", x),
-    "sigmoid": lambda low, name, x: low.activation(name, "sigmoid", x),
-    "tanh": lambda low, name, x: low.activation(name, "tanh", x),
+    "contiguous": _same,
+    "relu": _acts_by_function("relu"),
+    "relu_": _acts_by_function("relu"),
+    "sigmoid": _acts_by_function("sigmoid"),
+    "tanh": _acts_by_function("tanh"),
 }
 
 

@@ -45,7 +45,7 @@ class NativeNetwork(nn.Module):
         for name, buffer in network.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
         self.threads = threads
-        self.bfloat16 = bfloat16
+        self.products16 = bfloat16
         self._parts = list(network.modules())
         self._programs: dict[tuple[object, ...], _Program] = {}
         self.training = network.training
@@ -80,7 +80,8 @@ class NativeNetwork(nn.Module):
         _check_input(images)
         _, channels, height, width = images.shape
         learns = torch.is_grad_enabled() and (images.requires_grad or any(p.requires_grad for p in self.parameters()))
-        program = self._program((channels, height, width), keep=learns, input_gradient=learns and images.requires_grad)
+        down_to_images = learns and images.requires_grad
+        program = self._program((channels, height, width), keep=learns, input_gradient=down_to_images)
         if not learns:
             return program.forward(images, program.state)
         output: Tensor = _Run.apply(program, images, *program.parameters)  # type: ignore[no-untyped-call]
@@ -117,7 +118,8 @@ class NativeNetwork(nn.Module):
         try:
             loss, correct = program.core.step(
                 images.data_ptr(), images.stride(), count, labels.contiguous().data_ptr(), label_smoothing,
-                program.addresses(), program.key(stream), program.state, program.gradient_addresses(gradients), self.threads,
+                program.addresses(), program.key(stream), program.state, program.gradient_addresses(gradients),
+                self.threads,
             )  # fmt: skip
         except RuntimeError as error:
             raise TrainingError(str(error)) from None
@@ -142,7 +144,7 @@ class NativeNetwork(nn.Module):
             program.core.set_timed(True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeNetwork:
-        return NativeNetwork(copy.deepcopy(self.original, memo), self.threads, bfloat16=self.bfloat16)
+        return NativeNetwork(copy.deepcopy(self.original, memo), self.threads, bfloat16=self.products16)
 
 
 def _check_input(images: object) -> None:
@@ -169,7 +171,7 @@ class _Program:
             lowered.output,
             keep,
             input_gradient,
-            network.bfloat16,
+            network.products16,
             level(),
         )
         self.threads = network.threads
@@ -242,7 +244,7 @@ class _Run(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         program: _Program = ctx.program
         if ctx.state is None:

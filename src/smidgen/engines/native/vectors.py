@@ -46,5 +46,6 @@ class FlatSGD:
 def move_towards(means: Tensor, values: Tensor, weight: float) -> None:
     """`means.lerp_(values, weight)` for contiguous float32 vectors of one length."""
     core = find_core()
-    assert core is not None and means.shape == values.shape
+    assert core is not None
+    assert means.shape == values.shape
     core.average(means.data_ptr(), values.data_ptr(), means.numel(), weight)
