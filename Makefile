@@ -52,7 +52,7 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed
 	$(BIN)/smidgen bench
 
-# The runs behind docs/results.md: about an hour on 2 cores. Repeating it does what is missing.
+# The runs behind docs/results.md: about 40 minutes on 2 cores. Repeating it does what is missing.
 results: $(VENV)/installed
 	$(BIN)/python docs/results.py
 

@@ -341,6 +341,7 @@ def _environment(group: TrialRuns) -> list[Block]:
         "system",
         "machine",
         "cpu",
+        "instruction_level",
         "engine",
         "precision",
         "device",
@@ -366,11 +367,21 @@ def _command(trial: Trial, run: Run) -> str:
         elif with_settings(builtin.make(), changed).recipe_digest == trial.recipe_digest:
             name = " ".join([trial.name, *(f"--set {change}" for change in changed)])
     shown = name if name.startswith(trial.name) else shlex.quote(name)
-    return f"smidgen run {shown} --seed {run.seed} --threads {run.result['threads']} --engine {run.result['engine']}"
+    result = run.result
+    options = f"--seed {run.seed} --threads {result['threads']} --engine {result['engine']}"
+    if result.get("precision", "fp32") != "fp32":
+        options += f" --precision {result['precision']}"
+    return f"smidgen run {shown} {options}"
 
 
 def _engines(group: TrialRuns) -> str:
-    return ", ".join(sorted({f"{r.result['engine']}, {r.result['threads']} thread(s)" for r in group.runs}))
+    return ", ".join(sorted({f"{_engine(r)}, {r.result['threads']} thread(s)" for r in group.runs}))
+
+
+def _engine(run: Run) -> str:
+    """The engine, with its precision where that is not float32."""
+    precision = run.result.get("precision", "fp32")
+    return str(run.result["engine"]) + ("" if precision == "fp32" else f" with {precision} products")
 
 
 def _mean_sd(values: Sequence[float]) -> str:
