@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "moments.h"
 #include "vector.h"
 
 namespace smidgen {
@@ -114,15 +115,16 @@ TileFunction tile_function(int outputs, bool single, std::integer_sequence<int, 
 }
 
 // `inputs`: vectors that a group reads at a pixel: its channels, or pairs of them.
-template <class Products>
+// `row_done(row)` is called as soon as a row of the output is there, while the core's cache has it.
+template <class Products, class RowDone>
 void gather(const Gather& g, int inputs, const float* input, const float* packed, const Epilogue& epilogue,
-            float* output, bool add) {
+            float* output, bool add, int width, const RowDone& row_done) {
     const Tiles tiles(g.outputs, MOST_OUTPUTS);
     const auto all = std::make_integer_sequence<int, MOST_OUTPUTS>{};
     for (int group = 0; group < g.groups; ++group) {
         const float* x = input + static_cast<int64_t>(group) * inputs * g.input_plane * LANES;
         const float* weights = packed + static_cast<int64_t>(group) * g.outputs * inputs * g.positions;
-        for (const Places& places : g.places)
+        for (const Places& places : g.places) {
             for (int t = 0; t < tiles.tiles; ++t) {
                 const int first = tiles.first(t), size = tiles.size(t), channel = group * g.outputs + first;
                 TileArgs a;
@@ -158,7 +160,25 @@ void gather(const Gather& g, int inputs, const float* input, const float* packed
                     a.output += LANES;
                 }
             }
+            const int end = places.output + places.count;
+            if (end % width == 0 && group == g.groups - 1) row_done(end / width - 1);
+        }
     }
+}
+
+// A convolution forward, and its output's statistics if `moments` is not null.
+template <class Products>
+void gather_forward(const Conv& c, int inputs, const float* input, const float* packed, const Epilogue& epilogue,
+                    float* y, int images, Moments* moments, float* state) {
+    gather<Products>(c.forward, inputs, input, packed, epilogue, y, false, c.output.width, [&](int row) {
+        if (moments) moments_row(c.output, y, row, state);
+    });
+    if (moments) moments_end(c.output, state, images, moments);
+}
+
+template <class Products>
+void gather_backward(const Conv& c, int inputs, const float* dy, const float* packed, float* dx, bool add) {
+    gather<Products>(c.backward, inputs, dy, packed, Epilogue{}, dx, add, c.input.width, [](int) {});
 }
 
 inline int64_t packed_room(const Conv& c) { return c.weights(); }
@@ -195,12 +215,12 @@ inline void pack_backward(const Conv& c, const float* weights, float* packed) {
 }
 
 inline void conv_forward(const Conv& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
-                         float*) {
-    gather<Products32>(c.forward, c.forward.inputs, x, packed, epilogue, y, false);
+                         float*, int images, Moments* moments, float* state) {
+    gather_forward<Products32>(c, c.forward.inputs, x, packed, epilogue, y, images, moments, state);
 }
 
 inline void conv_backward(const Conv& c, const float* dy, const float* packed, float* dx, bool add, float*) {
-    gather<Products32>(c.backward, c.backward.inputs, dy, packed, Epilogue{}, dx, add);
+    gather_backward<Products32>(c, c.backward.inputs, dy, packed, dx, add);
 }
 
 // The sums over lanes of several vectors at once. The order of additions is that of `sum`.

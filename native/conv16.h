@@ -112,14 +112,14 @@ inline int64_t scratch_room16(const Conv& c) {
 }
 
 inline void conv_forward16(const Conv& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
-                           float* scratch) {
+                           float* scratch, int images, Moments* moments, float* state) {
     to_pairs(x, c.groups, c.forward.inputs, c.input.plane(), scratch);
-    gather<Products16>(c.forward, pairs_of(c.forward.inputs), scratch, packed, epilogue, y, false);
+    gather_forward<Products16>(c, pairs_of(c.forward.inputs), scratch, packed, epilogue, y, images, moments, state);
 }
 
 inline void conv_backward16(const Conv& c, const float* dy, const float* packed, float* dx, bool add, float* scratch) {
     to_pairs(dy, c.groups, c.forward.outputs, c.output.plane(), scratch);
-    gather<Products16>(c.backward, pairs_of(c.backward.inputs), scratch, packed, Epilogue{}, dx, add);
+    gather_backward<Products16>(c, pairs_of(c.backward.inputs), scratch, packed, dx, add);
 }
 
 // As `stream_tile`, two pixels at a time.

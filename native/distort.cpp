@@ -91,7 +91,8 @@ void Loader::load(Team& team, const int64_t* picks, int64_t count, uint64_t epoc
     std::vector<float> memory(static_cast<size_t>((field_floats + scratch_floats) * team.threads() + 16));
     float* aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
     const int64_t room_bytes = kernels->distort_room(shape);
-    std::vector<uint8_t> padded(static_cast<size_t>(room_bytes * team.threads()));
+    std::vector<uint8_t> rooms(static_cast<size_t>(room_bytes * team.threads() + 64));
+    uint8_t* first_room = rooms.data() + (64 - reinterpret_cast<uintptr_t>(rooms.data()) % 64) % 64;
     std::vector<uint64_t> words(elastic ? static_cast<size_t>(2 * plane) * team.threads() : 0);
 
     team.run([&](int thread) {
@@ -131,7 +132,7 @@ void Loader::load(Team& team, const int64_t* picks, int64_t count, uint64_t epoc
                 a.nearest = d.nearest;
                 a.scale = scale;
                 a.shift = shift;
-                kernels->distort(a, padded.data() + thread * room_bytes, out + first, room);
+                kernels->distort(a, first_room + thread * room_bytes, out + first, room);
             },
             [] {});
     });

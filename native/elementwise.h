@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels.h"
+#include "moments.h"
 #include "random.h"
 #include "vector.h"
 
@@ -19,50 +20,6 @@ namespace SMIDGEN_LEVEL {
 inline void relu_mask(const float* y, float* dy, int64_t pixels) {
     for (int64_t i = 0; i < pixels * LANES; i += LANES)
         store(dy + i, where_greater(load(y + i), zero(), load(dy + i), zero()));
-}
-
-// Calls f(i, accumulator) for i below count, with accumulators 0 to 3 in turn, so that additions do
-// not wait for one another.
-template <class F>
-SMIDGEN_INLINE void in_turn(int count, const F& f) {
-    int i = 0;
-    for (; i + 4 <= count; i += 4) SMIDGEN_UNROLL for (int k = 0; k < 4; ++k) f(i + k, k);
-    for (; i < count; ++i) f(i, i & 3);
-}
-
-SMIDGEN_INLINE Vec joined(const Vec (&v)[4]) { return (v[0] + v[2]) + (v[1] + v[3]); }
-
-// Each lane's mean and squares are gathered row by row (Chan, Golub and LeVeque 1979), then the
-// lanes are joined: no difference of large numbers, and no long sum in one float.
-inline void moments(const Shape& shape, const float* y, int images, Moments* out) {
-    const int width = shape.width, height = shape.height;
-    for (int c = 0; c < shape.channels; ++c) {
-        Vec mean = zero(), squares = zero();
-        for (int row = 0; row < height; ++row, y += static_cast<int64_t>(width) * LANES) {
-            Vec totals[4] = {zero(), zero(), zero(), zero()}, spreads[4] = {zero(), zero(), zero(), zero()};
-            in_turn(width, [&](int x, int k) SMIDGEN_LAMBDA { totals[k] += load(y + x * LANES); });
-            const Vec row_mean = joined(totals) * (1.0f / static_cast<float>(width));
-            in_turn(width, [&](int x, int k) SMIDGEN_LAMBDA {
-                const Vec d = load(y + x * LANES) - row_mean;
-                spreads[k] += d * d;
-            });
-            const Vec spread = joined(spreads), step = row_mean - mean;
-            const float rows = static_cast<float>(row + 1);
-            mean += step * (1.0f / rows);
-            squares += spread + step * step * (static_cast<float>(width) * static_cast<float>(row) / rows);
-        }
-        float means[LANES], lane_squares[LANES];
-        std::memcpy(means, &mean, sizeof means);
-        std::memcpy(lane_squares, &squares, sizeof lane_squares);
-        double middle = 0.0, sum_of_squares = 0.0;
-        for (int i = 0; i < images; ++i) middle += means[i];
-        middle /= images;
-        for (int i = 0; i < images; ++i) {
-            const double d = means[i] - middle;
-            sum_of_squares += lane_squares[i] + d * d * static_cast<double>(shape.plane());
-        }
-        out[c] = {middle, sum_of_squares};
-    }
 }
 
 inline Vec lane_mask(int images) {

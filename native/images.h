@@ -41,7 +41,8 @@ inline void scatter_block(const float* block, const Shape& shape, int images, fl
 constexpr int BEFORE = 2, AROUND = 5;
 
 inline int64_t distort_room(const Shape& shape) {
-    return static_cast<int64_t>(LANES) * shape.channels * (shape.height + AROUND) * (shape.width + AROUND);
+    const int64_t padded = static_cast<int64_t>(LANES) * shape.channels * (shape.height + AROUND) * (shape.width + AROUND);
+    return (padded + 63) / 64 * 64 + 5 * static_cast<int64_t>(shape.width) * LANES * 4;
 }
 
 inline void write_lanes(float* to, const Vec& v, int images) {
@@ -76,11 +77,17 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
         for (int k = 0; d.matrices && k < 6; ++k) lanes[k][i] = d.matrices[i * 6 + k];
     Vec m[6];
     std::memcpy(m, lanes, sizeof lanes);
-    alignas(64) int32_t corner[LANES];
-    alignas(64) uint32_t upper[LANES] = {}, lower[LANES] = {};
+    // Row by row, each step for the whole row: what a step stores, the next one would have to wait for.
+    const int64_t line_floats = static_cast<int64_t>(width) * LANES;
+    float* right = reinterpret_cast<float*>(room + (LANES * image + 63) / 64 * 64);  // fractions
+    float* low = right + line_floats;
+    int32_t* corner = reinterpret_cast<int32_t*>(low + line_floats);
+    uint32_t* upper = reinterpret_cast<uint32_t*>(corner + line_floats);
+    uint32_t* lower = upper + line_floats;
+    std::memset(corner, 0, static_cast<size_t>(3 * line_floats) * sizeof(int32_t));
     const float rounding = d.nearest ? 0.5f : 0.0f;
-    for (int y = 0; y < height; ++y)
-        for (int x = 0; x < width; ++x, to += pixel_stride) {
+    for (int y = 0; y < height; ++y, to += width * pixel_stride) {
+        for (int x = 0; x < width; ++x) {
             const float fx = static_cast<float>(x), fy = static_cast<float>(y);
             Vec u = splat(fx), v = splat(fy);
             if (d.matrices) {
@@ -94,30 +101,41 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
             // Further outside there are only zeros too; NaN goes there as well.
             u = min(splat(static_cast<float>(width) + 1.0f), max(splat(-2.0f), u)) + splat(2.0f + rounding);
             v = min(splat(static_cast<float>(height) + 1.0f), max(splat(-2.0f), v)) + splat(2.0f + rounding);
-            Vec right, low;  // fractions
             SMIDGEN_EACH {
+                const int at = x * LANES + p * WIDTH;
                 Ints column = __builtin_convertvector(u.part[p], Ints), line = __builtin_convertvector(v.part[p], Ints);
-                right.part[p] = u.part[p] - __builtin_convertvector(column, Floats);
-                low.part[p] = v.part[p] - __builtin_convertvector(line, Floats);
+                const Floats fraction_x = u.part[p] - __builtin_convertvector(column, Floats);
+                const Floats fraction_y = v.part[p] - __builtin_convertvector(line, Floats);
                 if (d.nearest) {  // halves go to the even pixel, as in PyTorch
-                    column = column - ((Ints)(right.part[p] == 0.0f) & (column & 1));
-                    line = line - ((Ints)(low.part[p] == 0.0f) & (line & 1));
+                    column = column - ((Ints)(fraction_x == 0.0f) & (column & 1));
+                    line = line - ((Ints)(fraction_y == 0.0f) & (line & 1));
                 }
-                *reinterpret_cast<Ints*>(corner + p * WIDTH) = line * row + column;
+                *reinterpret_cast<Floats*>(right + at) = fraction_x;
+                *reinterpret_cast<Floats*>(low + at) = fraction_y;
+                *reinterpret_cast<Ints*>(corner + at) = line * row + column;
             }
-            for (int c = 0; c < d.channels; ++c) {
-                const uint8_t* from = room + c * plane;
-                for (int i = 0; i < d.images; ++i, from += image) {
-                    uint16_t two[2];
-                    std::memcpy(&two[0], from + corner[i], 2);
-                    std::memcpy(&two[1], from + corner[i] + row, 2);
-                    upper[i] = two[0];
-                    lower[i] = two[1];
+        }
+        for (int c = 0; c < d.channels; ++c) {
+            for (int i = 0; i < d.images; ++i) {
+                const uint8_t* from = room + i * image + c * plane;
+                for (int64_t at = i; at < line_floats; at += LANES) {
+                    uint16_t two;
+                    std::memcpy(&two, from + corner[at], 2);
+                    upper[at] = two;
+                    if (d.nearest) continue;
+                    std::memcpy(&two, from + corner[at] + row, 2);
+                    lower[at] = two;
                 }
+            }
+            float* out = to + static_cast<int64_t>(c) * height * width * pixel_stride;
+            for (int x = 0; x < width; ++x, out += pixel_stride) {
                 Vec result;
                 SMIDGEN_EACH {
-                    const Ints top = *reinterpret_cast<const Ints*>(upper + p * WIDTH);
-                    const Ints bottom = *reinterpret_cast<const Ints*>(lower + p * WIDTH);
+                    const int at = x * LANES + p * WIDTH;
+                    const Ints top = *reinterpret_cast<const Ints*>(upper + at);
+                    const Ints bottom = *reinterpret_cast<const Ints*>(lower + at);
+                    const Floats across = *reinterpret_cast<const Floats*>(right + at);
+                    const Floats down = *reinterpret_cast<const Floats*>(low + at);
                     // The left pixel is in the low byte: both x86-64 and ARM are little-endian here.
                     const Floats a = __builtin_convertvector(top & 255, Floats);
                     if (d.nearest) {
@@ -126,14 +144,14 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
                         const Floats b = __builtin_convertvector(top >> 8, Floats);
                         const Floats e = __builtin_convertvector(bottom & 255, Floats);
                         const Floats f = __builtin_convertvector(bottom >> 8, Floats);
-                        const Floats above = a + (b - a) * right.part[p], below = e + (f - e) * right.part[p];
-                        result.part[p] = above + (below - above) * low.part[p];
+                        const Floats above = a + (b - a) * across, below = e + (f - e) * across;
+                        result.part[p] = above + (below - above) * down;
                     }
                 }
-                write_lanes(to + static_cast<int64_t>(c) * height * width * pixel_stride,
-                            result * d.scale + splat(d.shift), d.images);
+                write_lanes(out, result * d.scale + splat(d.shift), d.images);
             }
         }
+    }
 }
 
 inline void smooth_line(float* line, int count, int64_t stride, const float* kernel, int radius, float* scratch) {

@@ -22,6 +22,7 @@ struct Epilogue {
 struct Moments {
     double mean = 0.0, squares = 0.0;
 };
+constexpr int MOMENTS = 2 * BLOCK;  // floats of working memory, a channel
 
 // BatchNorm with what follows it fused in, for one block: z = scale * y + shift, then ReLU, then
 // 2x2 max pooling with stride 2.
@@ -59,7 +60,9 @@ struct Convolutions {
     void (*pack_forward)(const Conv&, const float* weights, float* packed);
     void (*pack_backward)(const Conv&, const float* weights, float* packed);
     int64_t (*scratch_room)(const Conv&);
-    void (*conv_forward)(const Conv&, const float* x, const float* packed, const Epilogue&, float* y, float* scratch);
+    // `moments`: where the output's statistics go, or null; `state`: room for them, MOMENTS floats a channel.
+    void (*conv_forward)(const Conv&, const float* x, const float* packed, const Epilogue&, float* y, float* scratch,
+                         int images, Moments* moments, float* state);
     void (*conv_backward)(const Conv&, const float* dy, const float* packed, float* dx, bool add, float* scratch);
     // Sums over the block's images and pixels, not over blocks.
     void (*conv_weights)(const Conv&, const float* x, const float* dy, float* dw, float* db, float* scratch);
@@ -71,7 +74,7 @@ struct Kernels {
     const Convolutions* products16;  // with bfloat16 products and float32 sums; null: not at this level
 
     void (*relu_mask)(const float* y, float* dy, int64_t pixels);
-    void (*moments)(const Shape&, const float* y, int images, Moments* out);
+    void (*moments)(const Shape&, const float* y, int images, Moments* out, float* state);
     void (*norm_forward)(const NormArgs&, const float* y, float* a);
     // Sums of g and of g * (y - mean) over the block, a channel each.
     void (*norm_sums)(const NormArgs&, const float* y, const float* da, double* sums);

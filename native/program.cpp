@@ -94,10 +94,17 @@ Program::Program(std::vector<Value> values, std::vector<Operation> operations, s
 
 void Program::plan_forward() {
     forward_.emplace_back();
+    gathers_moments_.assign(operations_.size(), false);
+    for (const Value& v : values_) most_channels_ = std::max(most_channels_, v.shape.channels);
     for (int i = 0; i < static_cast<int>(operations_.size()); ++i) {
         const Operation& op = operations_[i];
         if (op.kind == Kind::Norm && op.batch) {
-            forward_.back().steps.push_back({Step::Moments, i});
+            std::vector<Step>& steps = forward_.back().steps;
+            const int before = steps.empty() || steps.back().what != Step::Run ? -1 : steps.back().operation;
+            if (before >= 0 && operations_[before].kind == Kind::Conv && operations_[before].output == op.inputs[0])
+                gathers_moments_[before] = true;
+            else
+                steps.push_back({Step::Moments, i});
             forward_.back().finish = i;
             forward_.emplace_back();
         }
@@ -286,6 +293,10 @@ uint16_t* Program::kept(int operation, int block, int thread, const State& s) co
 
 float* Program::scratch(int thread) const { return scratch_.at + thread * scratch_floats_; }
 
+float* Program::moment_state(int thread) const {
+    return moment_state_.at + static_cast<int64_t>(thread) * most_channels_ * MOMENTS;
+}
+
 float* Program::scales(int operation, const State& s, int array) const {
     const int channels = values_[operations_[operation].output].shape.channels;
     return const_cast<float*>(s.scales.data()) + scale_offset_[operation] + static_cast<int64_t>(array) * channels;
@@ -414,7 +425,7 @@ void Program::run_forward(const Step& step, int block, int thread, State& s, flo
     const Shape& shape = values_[input].shape;
     if (step.what == Step::Moments)
         return kernels_.moments(shape, x, images_of(block, s),
-                                moments_.data() + static_cast<size_t>(block) * shape.channels);
+                                moments_.data() + static_cast<size_t>(block) * shape.channels, moment_state(thread));
     switch (op.kind) {
         case Kind::Conv: {
             Epilogue e;
@@ -430,7 +441,11 @@ void Program::run_forward(const Step& step, int block, int thread, State& s, flo
                 e.after_shift = scales(step.operation, s, 3);
             }
             return products().conv_forward(op.conv, x, packed_.at + packed_offset_[step.operation], e, y,
-                                           scratch(thread));
+                                           scratch(thread), images_of(block, s),
+                                           gathers_moments_[step.operation]
+                                               ? moments_.data() + static_cast<size_t>(block) * op.conv.output.channels
+                                               : nullptr,
+                                           moment_state(thread));
         }
         case Kind::Norm: return kernels_.norm_forward(norm_args(step.operation, block, thread, s, again), x, y);
         case Kind::Activation: return kernels_.activation_forward(op.activation, x, y, shape.pixels());
@@ -509,8 +524,7 @@ void Program::clock(int operation, Pass pass, int thread, const F& work) {
 
 void Program::start(Team& team, State& s, bool backward) {
     const int operations = static_cast<int>(operations_.size());
-    size_t channels = 1;
-    for (const Value& v : values_) channels = std::max(channels, static_cast<size_t>(v.shape.channels));
+    const size_t channels = static_cast<size_t>(most_channels_);
     packed_.need(packed_floats_);
     scratch_.need(scratch_floats_ * team.threads());
     if (backward) {
@@ -521,6 +535,7 @@ void Program::start(Team& team, State& s, bool backward) {
     } else {
         passing_values_.need(thread_floats_ * team.threads());
         moments_.resize(channels * s.blocks);
+        moment_state_.need(static_cast<int64_t>(most_channels_) * MOMENTS * team.threads());
     }
     seconds_.resize(static_cast<size_t>(team.threads()) * operations * PASSES);
     trouble_.clear();

@@ -149,6 +149,7 @@ private:
     float* value(int id, int block, int thread, const State&, bool again = false) const;
     float* gradient(int id, int block, int thread) const;
     float* scratch(int thread) const;
+    float* moment_state(int thread) const;
     uint16_t* kept(int operation, int block, int thread, const State&) const;
     float* scales(int operation, const State&, int array) const;
     const Convolutions& products() const { return bfloat16_ ? *kernels_.products16 : kernels_.products32; }
@@ -163,6 +164,7 @@ private:
     const Kernels& kernels_;
 
     std::vector<Phase> forward_, backward_;
+    std::vector<bool> gathers_moments_;  // convolutions whose output's statistics are gathered as it is made
     // Floats: of a block's values, its gradients that outlive a phase, a thread's gradients.
     int64_t block_floats_ = 0, thread_floats_ = 0, block_gradients_ = 0, thread_gradients_ = 0;
     int64_t scratch_floats_ = 0, packed_floats_ = 0, scale_floats_ = 0, partial_floats_ = 0;
@@ -176,10 +178,11 @@ private:
     std::vector<int64_t> again_offset_;
     std::vector<std::vector<bool>> adds_;  // whether an operation's gradient for an input is added to others
 
-    Memory packed_, gradients_, local_, passing_values_, scratch_, partial_;
+    Memory packed_, gradients_, local_, passing_values_, scratch_, moment_state_, partial_;
     std::vector<Moments> moments_;  // [block][channel] of the normalization at hand
     std::vector<double> sums_;      // likewise, two a channel
     std::vector<double> seconds_;   // [thread][operation][pass]
+    int most_channels_ = 1;
     bool timed_ = false;
     std::vector<float> scores_;
     std::string trouble_;
