@@ -2,12 +2,6 @@
 
 #include <chrono>
 
-#if defined(__linux__)
-#include <sched.h>
-#else
-#define CPU_SETSIZE 1024
-#endif
-
 namespace smidgen {
 
 namespace {
@@ -22,29 +16,6 @@ inline void relax() {
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
-#endif
-}
-
-// Linux may leave two threads that wake each other on one core for seconds while another is idle.
-// Moves the calling thread off the cores that are `taken`, and lets it run anywhere afterwards.
-void move_off(const std::vector<int>& taken) {
-#if defined(__linux__)
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    cpu_set_t others = allowed;
-    for (const int cpu : taken) CPU_CLR(cpu, &others);
-    if (CPU_COUNT(&others) == 0) return;
-    if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
-#else
-    (void)taken;
-#endif
-}
-
-int this_cpu() {
-#if defined(__linux__)
-    return sched_getcpu();
-#else
-    return -1;
 #endif
 }
 
@@ -69,7 +40,6 @@ Team::~Team() {
 
 void Team::run(const std::function<void(int)>& job) {
     job_ = &job;
-    counters_[0].cpu.store(this_cpu(), std::memory_order_relaxed);
     pass(job_number_, job_number_.load(std::memory_order_relaxed) + 1);
     job(0);
     barrier([] {});
@@ -79,27 +49,9 @@ void Team::work(int thread) {
     for (uint64_t seen = 0;; ++seen) {
         wait(job_number_, seen);
         if (stop_.load()) return;
-        spread(thread);
         (*job_)(thread);
         barrier([] {});
     }
-}
-
-void Team::spread(int thread) {
-    int cpu = this_cpu();
-    if (cpu < 0) return;
-    std::vector<int> taken;
-    bool together = false;
-    for (int i = 0; i < thread; ++i) {
-        const int other = counters_[i].cpu.load(std::memory_order_relaxed);
-        together = together || other == cpu;
-        if (other >= 0 && other < CPU_SETSIZE) taken.push_back(other);
-    }
-    if (together) {
-        move_off(taken);
-        cpu = this_cpu();
-    }
-    counters_[thread].cpu.store(cpu, std::memory_order_relaxed);
 }
 
 void Team::pass(std::atomic<uint64_t>& word, uint64_t value) {

@@ -37,7 +37,6 @@ public:
 private:
     struct alignas(64) Counter {
         std::atomic<int> next{0};
-        std::atomic<int> cpu{-1};  // where the thread began its last job
     };
 
     // Each thread begins with its own share, so that it finds in its cache what it left there, and
@@ -72,7 +71,6 @@ private:
     void pass(std::atomic<uint64_t>& word, uint64_t value);
     void wait(const std::atomic<uint64_t>& word, uint64_t old);
     void work(int thread);
-    void spread(int thread);
 
     int count_;
     std::vector<std::thread> others_;
