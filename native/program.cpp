@@ -207,6 +207,7 @@ void Program::plan_backward() {
     };
     backward_.emplace_back();
     adds_.resize(operations_.size());
+    goes_back_.assign(operations_.size(), false);
     int step = 0;
     std::vector<int> writer(count, -1), made_in(count, -1), made_at(count, -1), read_at(count, -1);
     for (int i = 0; i < static_cast<int>(operations_.size()); ++i) writer[operations_[i].output] = i;
@@ -229,6 +230,7 @@ void Program::plan_backward() {
         const Operation& op = operations_[i];
         adds_[i].assign(op.inputs.size(), false);
         if (!needs_gradient_[op.output] || !written[op.output]) continue;
+        goes_back_[i] = true;
         const auto phase = [&] { return static_cast<int>(backward_.size()) - 1; };
         if (op.kind == Kind::Norm) {
             for (const int v : read_by_gradient(op)) make(v);
@@ -638,12 +640,12 @@ void Program::backward(Team& team, const float* output_gradient, float* const* p
             thread, operations,
             [&](int i) {
                 const Operation& op = operations_[i];
-                if (op.kind != Kind::Conv || !needs_gradient_[op.output] || shares_weights_) return;
+                if (op.kind != Kind::Conv || !goes_back_[i] || shares_weights_) return;
                 add_partials(i, s, gradients);
             },
             [&] {
                 for (int i = 0; shares_weights_ && i < operations; ++i)
-                    if (operations_[i].kind == Kind::Conv) add_partials(i, s, gradients);
+                    if (operations_[i].kind == Kind::Conv && goes_back_[i]) add_partials(i, s, gradients);
             });
     });
 }

@@ -170,6 +170,7 @@ private:
     int64_t scratch_floats_ = 0, packed_floats_ = 0, scale_floats_ = 0, partial_floats_ = 0;
     std::vector<int64_t> value_offset_, gradient_offset_, packed_offset_, scale_offset_, partial_offset_, kept_offset_;
     std::vector<bool> needs_gradient_, gradient_local_;
+    std::vector<bool> goes_back_;  // operations that the backward pass comes to
     // A passing value is cheap to make from values that are kept, and needed only in the phase that
     // makes it: it lies in a thread's memory, and the backward pass makes it again. That saves
     // writing it to, and reading it from, memory beyond the core's own cache.

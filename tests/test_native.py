@@ -444,9 +444,53 @@ def test_parameters_of_another_type_are_refused() -> None:
     native = NativeNetwork(network_of(strict()), 2)
     images, _ = batch(5)
     native(images)
-    native.get_parameter("conv1.weight").data = native.get_parameter("conv1.weight").data.double()
+    weight = native.get_parameter("conv1.weight")
+    weight.data = weight.data.double()
     with pytest.raises(TypeError, match=r"conv1\.weight: .*float32"):
         native(images)
+    weight.data = torch.zeros(3, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"conv1\.weight: its shape was \[10, 1, 3, 3\] and is now \[3"):
+        native(images)
+    with pytest.raises(ValueError, match="threads is 0"):
+        NativeNetwork(network_of(strict()), 0)
+
+
+def test_a_gradient_that_cannot_be_written_into_is_replaced() -> None:
+    native = NativeNetwork(network_of(strict()), 2)
+    images, labels = batch(20)
+    weight = native.get_parameter("conv2.weight")
+    weight.grad = torch.zeros(1).expand(weight.shape)
+    native.loss_and_gradients(images, labels)
+    assert weight.grad.is_contiguous()
+    assert weight.grad.abs().max() > 0
+
+
+class UnusedBranch(nn.Module):
+    """A branch whose result nothing uses: its statistics are gathered, its weights have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main, self.side, self.norm = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(self.side(x))
+        return torch.relu(self.main(x))
+
+
+def test_a_branch_that_nothing_uses() -> None:
+    images, _ = batch(20)
+    plain = UnusedBranch()
+    native = NativeNetwork(copy.deepcopy(plain), 2)
+    plain(images)
+    for _ in range(2):
+        native.zero_grad()
+        native(images).sum().backward()
+    side = native.get_parameter("side.weight").grad
+    assert side is None or not side.any()
+    assert native.get_parameter("main.weight").grad is not None
+    native(images)
+    assert int(native.get_buffer("norm.num_batches_tracked")) == 3
+    assert native.get_buffer("norm.running_mean").abs().max() > 0
 
 
 def test_it_works_in_a_forked_process() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smidgen.engines.native.core import find_core, has_bfloat16, level
 from smidgen.engines.native.lower import CannotLowerError
-from smidgen.engines.native.module import NativeNetwork
+from smidgen.engines.native.module import MOST_THREADS, NativeNetwork
 from smidgen.errors import SmidgenError
 from smidgen.randomness import Stream
 
@@ -20,7 +20,6 @@ EngineName = Literal["auto", "native", "eager"]
 Precision = Literal["fp32", "bf16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
-MOST_THREADS = 256
 NOT_INSTALLED = (
     "the native engine is not installed, as no C++ compiler was found when smidgen was; install g++ or clang and "
     "smidgen again"

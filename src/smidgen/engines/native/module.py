@@ -15,6 +15,8 @@ from smidgen.engines.native.lower import Lowered, Shape, lower
 from smidgen.errors import TrainingError
 from smidgen.randomness import Stream
 
+MOST_THREADS = 256
+
 
 class NativeNetwork(nn.Module):
     """A network in the native engine.
@@ -44,6 +46,8 @@ class NativeNetwork(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in network.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
+        if not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads is {threads}; allowed: 1 to {MOST_THREADS}")
         self.threads = threads
         self.products16 = bfloat16
         self._parts = list(network.modules())
@@ -108,12 +112,12 @@ class NativeNetwork(nn.Module):
         """
         _check_input(images)
         count, channels, height, width = images.shape
-        if labels.dtype != torch.int64 or labels.shape != (count,) or not count:
-            raise ValueError(f"labels: they must be int64 [{count}], at least one")
+        if labels.dtype != torch.int64 or labels.device.type != "cpu" or labels.shape != (count,) or not count:
+            raise ValueError(f"labels: they must be int64 [{count}] on the CPU, at least one")
         program = self._program((channels, height, width), keep=True, input_gradient=False)
         for parameter in program.parameters:
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad and not _can_take_gradient(parameter):
+                parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         gradients = [p.grad if p.requires_grad else None for p in program.parameters]
         try:
             loss, correct = program.core.step(
@@ -183,15 +187,18 @@ class _Program:
         self.random = lowered.random
         self.state = core.State()
         self.free: list[Any] = []
-        self._checked: list[int] = []
+        self._checked: tuple[list[int], list[int]] = [], []
+        self._shapes = [t.shape for t in lowered.tensors]
         self._new_state: Callable[[], Any] = core.State
 
     def addresses(self) -> list[int]:
         """Where the parameters and buffers lie; what they are is checked when that changes."""
-        addresses = [t.data_ptr() for t in self.lowered.tensors]
-        if addresses != self._checked:
-            _check_tensors(self.lowered)
-            self._checked = addresses
+        tensors = self.lowered.tensors
+        addresses = [t.data_ptr() for t in tensors]
+        found = addresses, [t.numel() for t in tensors]
+        if found != self._checked:
+            _check_tensors(self.lowered, self._shapes)
+            self._checked = found
         return addresses
 
     def gradient_addresses(self, gradients: Sequence[Tensor | None]) -> list[int]:
@@ -225,8 +232,16 @@ class _Program:
         return self.free.pop() if self.free else self._new_state()
 
 
-def _check_tensors(lowered: Lowered) -> None:
-    for name, tensor in zip(lowered.names, lowered.tensors, strict=True):
+def _can_take_gradient(parameter: Tensor) -> bool:
+    """Whether the kernels can write into the gradient that a parameter has."""
+    grad = parameter.grad
+    return grad is not None and grad.dtype == torch.float32 and grad.is_contiguous() and grad.device.type == "cpu"
+
+
+def _check_tensors(lowered: Lowered, shapes: list[torch.Size]) -> None:
+    for name, tensor, shape in zip(lowered.names, lowered.tensors, shapes, strict=True):
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: its shape was {list(shape)} and is now {list(tensor.shape)}")
         wanted = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
         if tensor.dtype != wanted or tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise TypeError(f"{name}: the native engine takes contiguous {wanted} tensors on the CPU")
