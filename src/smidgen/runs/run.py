@@ -174,7 +174,8 @@ class _Runner:
             log.end(finished.summary)
             return finished
         except KeyboardInterrupt:
-            raise RunInterruptedError(directory.path, len(history)) from None
+            # What is on disk counts: the interruption may have come just after an epoch was written.
+            raise RunInterruptedError(directory.path, len(directory.read_epochs())) from None
         finally:
             self.progress.end(finished.summary if finished else None)
 
