@@ -25,6 +25,7 @@ namespace {
 std::mutex running;
 
 Team& team_of(int threads) {
+    if (threads < 1) throw std::invalid_argument("there must be at least one thread");
     static std::map<int, Team*>* teams = new std::map<int, Team*>;
     static pid_t owner = getpid();
     if (owner != getpid()) {  // after a fork the child has none of the threads

@@ -335,7 +335,7 @@ inline void max_forward(const Pool& p, const float* x, float* y) {
             Vec most = splat(-INFINITY);
             for (int v = first_row; v < end_row; ++v)
                 for (int u = first_column; u < end_column; ++u)
-                    most = max(most, load(x + (v * p.input.width + u) * LANES));
+                    most = max_or_nan(most, load(x + (v * p.input.width + u) * LANES));
             store(y + to * LANES, most);
         });
         x += static_cast<int64_t>(p.input.plane()) * LANES;
@@ -371,7 +371,7 @@ inline void max_backward(const Pool& p, const float* x, const float* dy, float* 
             Vec most = splat(-INFINITY);
             for (int v = first_row; v < end_row; ++v)
                 for (int u = first_column; u < end_column; ++u)
-                    most = max(most, load(x + (v * p.input.width + u) * LANES));
+                    most = max_or_nan(most, load(x + (v * p.input.width + u) * LANES));
             // The gradient goes to the first of the greatest, as in PyTorch.
             Vec left = load(dy + from * LANES);
             for (int v = first_row; v < end_row; ++v)

@@ -81,6 +81,12 @@ SMIDGEN_INLINE Vec where_greater(const Vec& a, const Vec& b, const Vec& x, const
 }
 // Where `a` is NaN the result is NaN.
 SMIDGEN_INLINE Vec max(const Vec& a, const Vec& b) { return where_greater(b, a, b, a); }
+// Where either is NaN the result is NaN.
+SMIDGEN_INLINE Vec max_or_nan(const Vec& a, const Vec& b) {
+    Vec v = max(a, b);
+    SMIDGEN_EACH v.part[p] = b.part[p] == b.part[p] ? v.part[p] : b.part[p];
+    return v;
+}
 SMIDGEN_INLINE Vec min(const Vec& a, const Vec& b) { return where_greater(a, b, b, a); }
 
 // Added in a fixed order, so the sum is the same on every instruction level.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -326,6 +327,7 @@ UNSUPPORTED = [
     (module_of(lambda m, x: m.conv(x) if x.sum() > 0 else x), "Custom", "control flow"),  # type: ignore[operator]
     (module_of(lambda m, x: m.conv(x) + 1), "add", "not the network's data"),  # type: ignore[operator]
     (module_of(lambda m, x: (y := m.conv(x)).relu_() + y), "relu_", "in place"),  # type: ignore[operator]
+    (module_of(lambda m, x: (y := m.conv(x), y.relu_())[0]), "relu_", "in place"),  # type: ignore[operator]
     (module_of(lambda m, x: torch.cat([m.conv(x), m.conv(x)], 2)), "cat", "channels"),  # type: ignore[operator]
 ]
 
@@ -463,6 +465,63 @@ def test_a_gradient_that_cannot_be_written_into_is_replaced() -> None:
     native.loss_and_gradients(images, labels)
     assert weight.grad.is_contiguous()
     assert weight.grad.abs().max() > 0
+
+
+def test_replaced_parameters_and_buffers_are_followed() -> None:
+    plain = network_of(strict())
+    native = NativeNetwork(plain, 2)
+    images, labels = batch(20)
+    native(images)
+    torch.manual_seed(9)
+    fresh = {n: torch.randn_like(t) if t.is_floating_point() else t for n, t in plain.state_dict().items()}
+    fresh = {n: t.abs() + 0.1 if n.endswith("var") else t for n, t in fresh.items()}
+    native.load_state_dict(fresh, assign=True)
+    assert (
+        largest_difference(native.eval()(images).detach(), copy.deepcopy(plain).double()(images.double()).detach())
+        < 1e-3
+    )
+    native.train()
+    native.double()
+    native.float()
+    before = plain.get_buffer("norm1.running_mean").clone()
+    native.loss_and_gradients(images, labels)
+    assert not torch.equal(plain.get_buffer("norm1.running_mean"), before)
+
+
+def test_tensors_that_contradict_their_layer_are_refused() -> None:
+    layers = nn.Sequential(nn.Conv2d(1, 8, 3))
+    layers[0].weight = nn.Parameter(layers[0].weight[:4])  # type: ignore[index]
+    with pytest.raises(CannotLowerError, match=r"0\.weight: its shape is \[4, 1, 3, 3\], not \[8, 1, 3, 3\]"):
+        NativeNetwork(layers, 1)(batch(2)[0])
+
+
+def test_labels_and_picks_may_be_slices(mnist: Dataset) -> None:
+    native = NativeNetwork(network_of(strict()), 2)
+    images, labels = batch(20)
+    wide = torch.stack([labels, labels + 100], 1)
+    assert native.loss_and_gradients(images, wide[:, 0]) == native.loss_and_gradients(images, labels)
+    loader = NativeLoader(mnist.train.images, mnist.train.labels, Augmentation(), 0, 0.0, 1.0, 1)
+    assert torch.equal(loader.load(torch.arange(8)[::2], 1, 0)[1], mnist.train.labels[:8:2])
+    with pytest.raises(TypeError, match="picks must be int64"):
+        loader.load(torch.arange(8, dtype=torch.int32), 1, 0)
+
+
+def test_a_nan_passes_through_pooling() -> None:
+    images, labels = batch(20)
+    native = NativeNetwork(
+        nn.Sequential(nn.Conv2d(1, 10, 3), nn.MaxPool2d(2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 2
+    )
+    with torch.no_grad():
+        native.get_parameter("0.weight").fill_(float("nan"))
+    assert math.isnan(native.loss_and_gradients(images, labels)[0])
+
+
+def test_statistics_that_are_not_tracked_are_left_alone() -> None:
+    norm = nn.BatchNorm2d(1)
+    norm.track_running_stats = False
+    NativeNetwork(nn.Sequential(norm), 1)(batch(8)[0])
+    assert int(norm.num_batches_tracked or 0) == 0
+    assert torch.equal(norm.running_mean, torch.zeros(1))  # type: ignore[arg-type]
 
 
 class UnusedBranch(nn.Module):

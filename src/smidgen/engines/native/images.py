@@ -52,7 +52,7 @@ class NativeLoader:
         """The picked images and their labels, valid until the next call.
 
         Args:
-            picks: int64 [count], contiguous.
+            picks: int64 [count].
             epoch: of the random numbers.
             step: of the random numbers.
 
@@ -61,8 +61,11 @@ class NativeLoader:
 
         Raises:
             IndexError: a pick that is not there.
+            TypeError: picks of another type.
         """
-        count = len(picks)
+        if picks.dtype != torch.int64 or picks.dim() != 1 or picks.device.type != "cpu":
+            raise TypeError("picks must be int64 [count] on the CPU")
+        picks, count = picks.contiguous(), len(picks)
         if self._labels.shape[0] != count:
             self._images = torch.empty((*self._shape, count)).permute(3, 0, 1, 2)
             self._labels = torch.empty(count, dtype=torch.int64)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from smidgen.errors import SmidgenError
+from smidgen.nets.layers import Dropout
 
 Shape = tuple[int, int, int]
 Pair = tuple[int, int]
@@ -66,6 +67,7 @@ class Lowered:
         tensors: parameters and buffers, each once.
         names: of those tensors, for messages.
         learns: for each tensor, whether it is a parameter.
+        homes: for each tensor the module's dictionary that holds it, and its name there.
         batch: whether any normalization uses the statistics of the batch.
         random: whether there is any dropout.
     """
@@ -77,6 +79,7 @@ class Lowered:
     tensors: list[Tensor]
     names: list[str]
     learns: list[bool]
+    homes: list[tuple[dict[str, Any], str]]
 
     @property
     def batch(self) -> bool:
@@ -101,16 +104,19 @@ def lower(network: nn.Module, input_shape: Shape, *, keep: bool) -> Lowered:
     Raises:
         CannotLowerError: names the layer and the reason.
     """
+    for name, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise CannotLowerError(name or type(network).__name__, "it has hooks, which the engine would not call")
     try:
         graph = _Tracer().trace(network)
+        lowering = _Lowering(network, input_shape)
+        lowered = lowering.lower(graph)
     except CannotLowerError:
         raise
-    except Exception as error:  # fx raises whatever the module's own code raises when traced
+    except Exception as error:  # whatever the module's own code raises when traced
         raise CannotLowerError(type(network).__name__, f"it cannot be traced ({_first_line(error)})") from error
-    lowering = _Lowering(network, input_shape)
-    lowered = lowering.lower(graph)
-    _drop_unused(lowered)
     _refuse_shared_overwriting(lowered, lowering.overwritten)
+    _drop_unused(lowered)
     _fuse(lowered, keep=keep)
     return lowered
 
@@ -120,10 +126,10 @@ def _first_line(error: Exception) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """PyTorch's own layers, and anything that is a Dropout, are not looked into."""
+    """PyTorch's own layers, and the project's Dropout, are not looked into."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Dropout) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Dropout) or super().is_leaf_module(m, module_qualified_name)
 
 
 # What a node of the graph stands for.
@@ -152,7 +158,7 @@ class _Lowering:
     def __init__(self, network: nn.Module, input_shape: Shape) -> None:
         self.network = network
         self.modules = dict(network.named_modules())
-        self.lowered = Lowered([input_shape], [], 0, False, [], [], [])
+        self.lowered = Lowered([input_shape], [], 0, False, [], [], [], [])
         self.places: dict[int, int] = {}
         self.env: dict[fx.Node, Any] = {}
         self.overwritten: dict[int, str] = {}
@@ -199,9 +205,17 @@ class _Lowering:
 
     # Bookkeeping.
 
-    def tensor(self, name: str, value: Tensor | None, learns: bool) -> int:
+    def tensor(self, layer: str, module: nn.Module, attribute: str, shape: tuple[int, ...]) -> int:
+        """The place of a module's parameter or buffer among the tensors; -1 where it has none."""
+        learns = attribute in module._parameters
+        home: dict[str, Any] = module._parameters if learns else module._buffers
+        value, name = home.get(attribute), f"{layer}.{attribute}"
         if value is None:
             return -1
+        if value.shape != shape:
+            raise CannotLowerError(
+                name, f"its shape is {list(value.shape)}, not {list(shape)} as the layer's sizes say"
+            )
         if id(value) not in self.places:
             wanted = torch.int64 if value.dtype == torch.int64 and not learns else torch.float32
             if value.dtype != wanted:
@@ -210,6 +224,7 @@ class _Lowering:
             self.lowered.tensors.append(value)
             self.lowered.names.append(name)
             self.lowered.learns.append(learns)
+            self.lowered.homes.append((home, attribute))
         return self.places[id(value)]
 
     def shape(self, value: _Value) -> Shape:
@@ -245,12 +260,10 @@ class _Lowering:
         if len(args) != 1 or kwargs:
             raise CannotLowerError(name, "it is called with more than one input")
         x = self.value(name, args[0])
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise CannotLowerError(name, "it has hooks, which the engine would not call")
         if getattr(module, "inplace", False):
             self.overwrites(name, x)
         for kind, handler in _MODULES:
-            if type(module) is kind or (kind is nn.Dropout and isinstance(module, nn.Dropout)):
+            if type(module) is kind or (kind is nn.Dropout and type(module) is Dropout):
                 lowered: _Value = handler(self, name, module, x)
                 return lowered
         raise CannotLowerError(name, f"{type(module).__name__} is not among its layers")
@@ -275,7 +288,8 @@ class _Lowering:
         ]
         return self.add(
             "conv", name, [x], (m.out_channels, sides[0], sides[1]), False,
-            weight=self.tensor(f"{name}.weight", m.weight, True), bias=self.tensor(f"{name}.bias", m.bias, True),
+            weight=self.tensor(name, m, "weight", (m.out_channels, channels // m.groups, *kernel)),
+            bias=self.tensor(name, m, "bias", (m.out_channels,)),
             kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=m.groups,
         )  # fmt: skip
 
@@ -288,7 +302,8 @@ class _Lowering:
             raise CannotLowerError(name, f"it takes {m.in_features} values, but gets {channels * height * width}")
         return self.add(
             "conv", name, [x], (m.out_features, 1, 1), True,
-            weight=self.tensor(f"{name}.weight", m.weight, True), bias=self.tensor(f"{name}.bias", m.bias, True),
+            weight=self.tensor(name, m, "weight", (m.out_features, m.in_features)),
+            bias=self.tensor(name, m, "bias", (m.out_features,)),
             kernel=(height, width),
         )  # fmt: skip
 
@@ -302,17 +317,18 @@ class _Lowering:
             raise CannotLowerError(name, f"it takes {m.num_features} channels, but gets {shape[0]}")
         if m.momentum is None and m.track_running_stats:
             raise CannotLowerError(name, "momentum None (a cumulative average)")
+        one = (m.num_features,)
         batch = m.training or m.running_mean is None
         running: dict[str, int] = {}
-        if m.running_mean is not None:
+        if m.running_mean is not None and (m.track_running_stats or not m.training):
             running = {
-                "running_mean": self.tensor(f"{name}.running_mean", m.running_mean, False),
-                "running_var": self.tensor(f"{name}.running_var", m.running_var, False),
-                "batches": self.tensor(f"{name}.num_batches_tracked", m.num_batches_tracked, False),
+                "running_mean": self.tensor(name, m, "running_mean", one),
+                "running_var": self.tensor(name, m, "running_var", one),
+                "batches": self.tensor(name, m, "num_batches_tracked", ()),
             }
         return self.add(
             "norm", name, [x], shape, x.flat,
-            weight=self.tensor(f"{name}.weight", m.weight, True), bias=self.tensor(f"{name}.bias", m.bias, True),
+            weight=self.tensor(name, m, "weight", one), bias=self.tensor(name, m, "bias", one),
             momentum=m.momentum or 0.0, epsilon=m.eps, batch=batch, **running,
         )  # fmt: skip
 

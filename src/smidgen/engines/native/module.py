@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from smidgen.engines.native.core import find_core, level
-from smidgen.engines.native.lower import Lowered, Shape, lower
+from smidgen.engines.native.lower import CannotLowerError, Lowered, Shape, lower
 from smidgen.errors import TrainingError
 from smidgen.randomness import Stream
 
@@ -27,7 +27,8 @@ class NativeNetwork(nn.Module):
 
     Args:
         network: what to run; it is traced again when its modules change between training and
-            evaluation, or the images' size changes.
+            evaluation, when their parameters are replaced, or the images' size changes. Settings of
+            its layers (a dropout's rate, say) and hooks are looked at only then.
         threads: that take part; the results do not depend on it.
         bfloat16: multiply in bfloat16, add in float32.
 
@@ -41,6 +42,8 @@ class NativeNetwork(nn.Module):
         # Not registered as a submodule, so that names stay what they are in `network`.
         self.__dict__["original"] = network
         for name, child in network.named_children():
+            if hasattr(type(self), name) or name in ("original", "threads", "products16"):
+                raise CannotLowerError(name, "a layer of this name would hide a part of the engine")
             self.add_module(name, child)
         for name, parameter in network.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
@@ -112,16 +115,21 @@ class NativeNetwork(nn.Module):
         """
         _check_input(images)
         count, channels, height, width = images.shape
+        labels = labels.contiguous()
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}; allowed: 0 to 1")
         if labels.dtype != torch.int64 or labels.device.type != "cpu" or labels.shape != (count,) or not count:
             raise ValueError(f"labels: they must be int64 [{count}] on the CPU, at least one")
         program = self._program((channels, height, width), keep=True, input_gradient=False)
+        if not program.lowered.flat and program.output_shape[1:] != (1, 1):
+            raise ValueError("output: for a loss the network must give one score a class")
         for parameter in program.parameters:
             if parameter.requires_grad and not _can_take_gradient(parameter):
                 parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         gradients = [p.grad if p.requires_grad else None for p in program.parameters]
         try:
             loss, correct = program.core.step(
-                images.data_ptr(), images.stride(), count, labels.contiguous().data_ptr(), label_smoothing,
+                images.data_ptr(), images.stride(), count, labels.data_ptr(), label_smoothing,
                 program.addresses(), program.key(stream), program.state, program.gradient_addresses(gradients),
                 self.threads,
             )  # fmt: skip
@@ -134,7 +142,7 @@ class NativeNetwork(nn.Module):
     def _program(self, shape: Shape, *, keep: bool, input_gradient: bool) -> _Program:
         key = (shape, keep, input_gradient, *[part.training for part in self._parts])
         program = self._programs.get(key)
-        if program is None:
+        if program is None or not program.is_current():
             program = self._programs[key] = _Program(self, shape, keep=keep, input_gradient=input_gradient)
         return program
 
@@ -146,6 +154,9 @@ class NativeNetwork(nn.Module):
         """Take the time of every layer's passes from now on."""
         for program in self._programs.values():
             program.core.set_timed(True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NativeNetwork:
         return NativeNetwork(copy.deepcopy(self.original, memo), self.threads, bfloat16=self.products16)
@@ -190,6 +201,12 @@ class _Program:
         self._checked: tuple[list[int], list[int]] = [], []
         self._shapes = [t.shape for t in lowered.tensors]
         self._new_state: Callable[[], Any] = core.State
+
+    def is_current(self) -> bool:
+        """Whether the modules still hold the tensors that were there when they were traced."""
+        return all(
+            home.get(name) is t for (home, name), t in zip(self.lowered.homes, self.lowered.tensors, strict=True)
+        )
 
     def addresses(self) -> list[int]:
         """Where the parameters and buffers lie; what they are is checked when that changes."""
