@@ -178,11 +178,16 @@ def test_an_interruption_keeps_what_is_finished(
     assert "Traceback" not in errors
     finished = len((out / "epochs.jsonl").read_text().splitlines())
     assert finished >= 1
-    assert f"interrupted after {finished} finished epoch(s)" in errors
+    assert f"interrupted after {finished} finished epoch(s); to go on: smidgen run --resume {out}" in errors
     assert not (out / "result.json").exists()
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
     if as_json:
-        assert json.loads(printed) == {"interrupted": True, "run_dir": str(out), "epochs": finished}
+        assert json.loads(printed) == {
+            "interrupted": True,
+            "run_dir": str(out),
+            "epochs": finished,
+            "resume": f"smidgen run --resume {out}",
+        }
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

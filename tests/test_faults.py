@@ -13,7 +13,7 @@ import pytest
 
 from conftest import start_smidgen
 from smidgen.errors import RunError
-from smidgen.runs.files import append_line, write_atomic
+from smidgen.files import append_line, write_atomic
 from smidgen.trial import Trial
 
 can_mount = os.name == "posix" and os.geteuid() == 0 and shutil.which("mount") is not None
@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("smidgen.runs.files.os.fsync", full)
+    monkeypatch.setattr("smidgen.files.os.fsync", full)
     with pytest.raises(RunError, match="No space left"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
@@ -96,7 +96,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
 
 def test_an_atomic_write_is_synced_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, events = tmp_path / "x", []
-    monkeypatch.setattr("smidgen.runs.files.os.fsync", lambda handle: events.append(("sync", path.exists())))
+    monkeypatch.setattr("smidgen.files.os.fsync", lambda handle: events.append(("sync", path.exists())))
     write_atomic(path, b"new")
     assert events == [("sync", False), ("sync", True)]  # the file before the rename, the directory after
     assert path.read_bytes() == b"new"
@@ -108,7 +108,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     write_atomic(path, b"a" * 100_000)
     code = f"""
 from pathlib import Path
-from smidgen.runs.files import write_atomic
+from smidgen.files import write_atomic
 for i in range(150):
     write_atomic(Path({str(path)!r}), (b"a" if i % 2 else b"b") * 100_000)
 """
@@ -147,4 +147,8 @@ def test_a_killed_run_is_told_from_a_finished_one(small_trial: Trial, tmp_path: 
     lines = (out / "epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, len(lines) + 1))
     assert len(lines) >= 3
-    assert start_smidgen("predict", out, "x.png").communicate()[1].endswith("the run is unfinished\n")
+    assert (
+        start_smidgen("predict", out, "x.png")
+        .communicate()[1]
+        .endswith(f"the run is unfinished; smidgen run --resume {out} goes on with it\n")
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import weights_sha256
 from smidgen.training import checkpoint, loop
+from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
 from smidgen.trial import SGD, Adam, AdamW, Augmentation, Cosine, OneCycle, Step, Trial
 
@@ -173,6 +175,22 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(small_trial: Trial, d
         trained(replace(small_trial, optimizer=SGD(lr=1000, momentum=0.99)), data)
 
 
+class Stop(Silent):
+    """Ends a training after a number of steps, as a kill does."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+ORIGIN = Origin("recipe", "data", 5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 12, 19])
 @pytest.mark.parametrize(
     "change",
     [
@@ -183,33 +201,55 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(small_trial: Trial, d
     ],
 )
 def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
-    small_trial: Trial, data: Dataset, change: dict[str, object]
+    small_trial: Trial, data: Dataset, tmp_path: Path, change: dict[str, object], steps: int
 ) -> None:
+    """After steps within an epoch, at its end before it is judged, and in the next one."""
     trial = replace(everything(small_trial), epochs=3, **change)  # type: ignore[arg-type]
     whole, history = trained(trial, data, seed=5)
     first = start(trial, new_network(trial, data, 5), PLACE)
-    next(train(first, trial, data, 5, PLACE, Silent()))
-    saved = checkpoint.to_bytes(first, trial.recipe_digest, 5)
-    second = start(trial, new_network(trial, data, 5), PLACE)
-    checkpoint.restore(second, saved, trial.recipe_digest, 5)
+    with pytest.raises(KeyboardInterrupt):
+        list(train(first, trial, data, 5, PLACE, Stop(steps)))
+    path = tmp_path / "checkpoint"
+    path.write_bytes(checkpoint.to_bytes(first, ORIGIN))
+    second = start(trial, new_network(trial, data, 6), PLACE)
+    checkpoint.restore(second, path, ORIGIN, epochs=3, steps=12)
+    assert (len(second.history), second.step) == divmod(steps, 12) if steps != 12 else (0, 12)
     rest = list(train(second, trial, data, 5, PLACE, Silent()))
-    assert [r.epoch for r in rest] == [2, 3]
+    assert [r.epoch for r in rest] == ([1, 2, 3] if steps <= 12 else [2, 3])
     assert weights_sha256(second.judged) == weights_sha256(whole.judged)
-    assert rest[-1].train_loss == history[-1].train_loss
+
+    def figures(records: list[EpochRecord]) -> list[tuple[float, ...]]:
+        return [(r.train_loss, r.train_accuracy, r.test_loss, r.test_correct, r.learning_rate) for r in records]
+
+    assert figures(second.history) == figures(history)
 
 
-def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dataset) -> None:
+def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dataset, tmp_path: Path) -> None:
     training, _ = trained(replace(small_trial, epochs=1), data)
-    saved = checkpoint.to_bytes(training, "a", 1)
+    saved = checkpoint.to_bytes(training, ORIGIN)
     fresh = start(small_trial, new_network(small_trial, data, 0), PLACE)
-    with pytest.raises(RunError, match="another trial or seed"):
-        checkpoint.restore(fresh, saved, "b", 1)
+    path = tmp_path / "checkpoint"
+    path.write_bytes(saved)
+    with pytest.raises(RunError, match="another trial, seed or data"):
+        checkpoint.restore(fresh, path, replace(ORIGIN, seed=1), epochs=2, steps=12)
     for broken in (b"", saved[:100], saved[:-10], b"x" * 100):
+        path.write_bytes(broken)
         with pytest.raises(RunError, match="damaged"):
-            checkpoint.restore(fresh, broken, "a", 1)
+            checkpoint.restore(fresh, path, ORIGIN, epochs=2, steps=12)
+    path.write_bytes(saved)
     other = start(replace(small_trial, averaging=0.0), new_network(small_trial, data, 0), PLACE)
     with pytest.raises(RunError, match="does not fit"):
-        checkpoint.restore(other, saved, "a", 1)
+        checkpoint.restore(other, path, ORIGIN, epochs=2, steps=12)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.restore(fresh, tmp_path / "nothing", ORIGIN, epochs=2, steps=12)
+
+
+def test_a_state_that_is_not_finite_is_no_checkpoint(small_trial: Trial, data: Dataset) -> None:
+    training, _ = trained(replace(small_trial, epochs=1), data)
+    with torch.no_grad():
+        next(iter(training.network.parameters()))[0, 0, 0, 0] = float("inf")
+    with pytest.raises(TrainingError, match="no longer finite"):
+        checkpoint.to_bytes(training, ORIGIN)
 
 
 def test_the_callers_generator_is_left_alone_when_a_network_is_made(small_trial: Trial, data: Dataset) -> None:

@@ -20,7 +20,8 @@ SOURCE = ROOT / "src" / "smidgen"
 
 LAYERS = [
     ["errors", "version"],
-    ["settings", "tables"],
+    ["settings", "tables", "files"],
+    ["tensorfile"],
     ["trial", "randomness"],
     ["data"],
     ["nets"],

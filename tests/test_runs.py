@@ -14,12 +14,12 @@ from conftest import write_folder
 from smidgen.data.dataset import Dataset
 from smidgen.engines.prepare import place
 from smidgen.errors import DataError, RunError, SmidgenError, TrialError
-from smidgen.runs import weights as weights_module
 from smidgen.runs.directory import RunDirectory
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import RunInterruptedError, load_trial_data, run
 from smidgen.runs.weights import read_weights, weights_sha256
+from smidgen.tensorfile import read_header, sealed_bytes
 from smidgen.training.evaluation import evaluate
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Goal, Trial
@@ -27,7 +27,7 @@ from smidgen.trials.find import read_trial
 from smidgen.verdict import judge, percent
 
 FILES = {
-    "trial.json", "environment.json", "epochs.jsonl", "checkpoint.safetensors",
+    "trial.json", "environment.json", "epochs.jsonl", "checkpoint.safetensors", "checkpoint-previous.safetensors",
     "weights.safetensors", "result.json", "log.txt",
 }  # fmt: skip
 
@@ -75,8 +75,11 @@ def test_a_run_reads_back_equal(small_run: Run) -> None:
 def test_the_same_run_twice_is_the_same_to_the_last_byte(small_run: Run, small_trial: Trial, tmp_path: Path) -> None:
     again = run(small_trial, seed=3, out=tmp_path / "again", threads=1, progress=Silent())
     assert again.result["weights_sha256"] == small_run.result["weights_sha256"]
-    for name in ("weights.safetensors", "trial.json", "checkpoint.safetensors"):
+    for name in ("weights.safetensors", "trial.json"):
         assert (again.directory / name).read_bytes() == (small_run.directory / name).read_bytes(), name
+    one, other = (safetensors.torch.load_file(r.directory / "checkpoint.safetensors") for r in (again, small_run))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one if name != "history")  # which tells times
 
 
 def test_tuning_on_the_validation_split_leaves_the_goal_open(small_trial: Trial, tmp_path: Path) -> None:
@@ -138,9 +141,6 @@ class TestDirectory:
     def test_an_empty_directory_is_used_and_a_full_one_is_not(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         assert RunDirectory.create(tmp_path / "empty", "t", 0).path.is_dir()
-        (tmp_path / "empty" / "trial.json").touch()
-        with pytest.raises(RunError, match="already holds another run"):
-            RunDirectory.create(tmp_path / "empty", "t", 0)
         (tmp_path / "letters").mkdir()
         (tmp_path / "letters" / "a.txt").touch()
         with pytest.raises(RunError, match="already holds other files"):
@@ -186,14 +186,22 @@ def test_weights_that_were_changed_are_noticed(small_run: Run, tmp_path: Path) -
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunError, match="hash differs"):
+    with pytest.raises(RunError, match="does not have the hash"):
         load_run(path.parent)
 
 
+def test_weights_of_another_run_are_noticed(small_run: Run, small_trial: Trial, tmp_path: Path) -> None:
+    other = run(small_trial, seed=4, out=tmp_path / "other", progress=Silent())
+    directory = broken(small_run, tmp_path)
+    shutil.copy(other.directory / "weights.safetensors", directory)
+    with pytest.raises(RunError, match="its hash differs from result.json"):
+        load_run(directory)
+
+
 def changed_weights(small_run: Run, tmp_path: Path, **changes: torch.Tensor | None) -> Path:
-    with safetensors.safe_open(small_run.directory / "weights.safetensors", "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    source = small_run.directory / "weights.safetensors"
+    tensors, about = safetensors.torch.load_file(source), read_header(source).about
+    del about["seal"]
     for name, tensor in changes.items():
         name = name.replace("__", ".")
         if tensor is None:
@@ -201,7 +209,7 @@ def changed_weights(small_run: Run, tmp_path: Path, **changes: torch.Tensor | No
         else:
             tensors[name] = tensor
     path = tmp_path / "w.safetensors"
-    safetensors.torch.save_file(tensors, path, metadata)
+    path.write_bytes(sealed_bytes(tensors, about))
     return path
 
 
@@ -250,10 +258,10 @@ def test_metadata_from_anywhere_are_checked(small_run: Run, tmp_path: Path, name
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_module, "MOST_BYTES", 1000)
+    monkeypatch.setattr("smidgen.tensorfile.MOST_BYTES", 1000)
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"\0" * 1001)
-    with pytest.raises(RunError, match="1,001 bytes"):
+    with pytest.raises(RunError, match="1,001 bytes; at most 1,000 are read"):
         read_weights(path)
 
 
@@ -267,7 +275,7 @@ def test_an_interrupted_run_keeps_what_is_finished(small_trial: Trial, tmp_path:
         run(small_trial, out=tmp_path / "r", progress=Impatient())
     assert (caught.value.directory, caught.value.epochs) == (tmp_path / "r", 1)
     kept = {path.name for path in (tmp_path / "r").iterdir()}
-    assert kept == FILES - {"result.json", "weights.safetensors"}
+    assert kept == FILES - {"result.json", "weights.safetensors", "checkpoint-previous.safetensors"}
     assert len((tmp_path / "r" / "epochs.jsonl").read_text().splitlines()) == 1
     with pytest.raises(RunError, match="unfinished"):
         load_run(tmp_path / "r")

@@ -50,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISTAKE
     except KeyboardInterrupt as interruption:
         about = vars(interruption)
-        print(f"smidgen: {_interrupted(about)}", file=sys.stderr)
+        print(f"smidgen: {str(interruption) or 'interrupted'}", file=sys.stderr)
         if wants_json:
             directory = str(about["directory"]) if about else None
-            print(json.dumps({"interrupted": True, "run_dir": directory, "epochs": about.get("epochs")}))
+            shown = {"run_dir": directory, "epochs": about.get("epochs"), "resume": about.get("resume")}
+            print(json.dumps({"interrupted": True, **shown}))
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell it to.
@@ -68,15 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _interrupted(about: dict[str, Any]) -> str:
-    if not about:
-        return "interrupted"
-    return (
-        f"interrupted after {about['epochs']} finished epoch(s), which {about['directory']} holds; "
-        f"run again with another --out to start over"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     trial_help = "a built-in name, FILE.py:NAME, or the trial.json of a run"
 
     run = command("run", _run, "train a trial with one seed and judge it")
-    run.add_argument("trial", nargs="?", metavar="TRIAL", default="mnist-4-strict", help=trial_help)
+    run.add_argument("trial", nargs="?", metavar="TRIAL", help=trial_help + "; default: mnist-4-strict, the flagship")
     run.add_argument("--data", metavar="PATH", help="a bundled data set, or a folder of four IDX files")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    run.add_argument("--seed", type=int, metavar="N", help="default 0")
     run.add_argument("--epochs", type=int, metavar="N", help="instead of the trial's")
     run.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings",
@@ -117,14 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--precision",
         choices=["fp32", "bf16"],
-        default="fp32",
-        help="of the products; bf16 needs the native engine and a CPU with avx512_bf16",
+        help="of the products; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
     )
     run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     run.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
     run.add_argument(
-        "--out", metavar="DIR", help="new directory of the run; default: runs/TRIAL-seedN, numbered if taken"
+        "--out",
+        metavar="DIR",
+        help="directory of the run: new, or of this very run, which then goes on; default: runs/TRIAL-seedN, "
+        "numbered if taken",
     )
+    run.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted or killed")
+    run.add_argument(
+        "--checkpoint-seconds", type=float, default=30, metavar="S",
+        help="time between checkpoints within an epoch; default 30",
+    )  # fmt: skip
 
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
@@ -178,6 +177,8 @@ def _run(options: argparse.Namespace) -> int:
         device=options.device,
         threads=options.threads,
         out=options.out,
+        resume=options.resume,
+        checkpoint_seconds=options.checkpoint_seconds,
         progress=best_progress(sys.stderr if options.json else sys.stdout),
     )
     if options.json:

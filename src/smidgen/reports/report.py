@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.errors import RunError
+from smidgen.files import cannot_write, write_atomic
 from smidgen.reports.collect import TrialRuns, collect
 from smidgen.reports.markdown import to_markdown
 from smidgen.reports.page import to_html
 from smidgen.reports.write import write
-from smidgen.runs.files import cannot_write, write_atomic
 from smidgen.runs.record import Run
 
 DEFAULT = Path("report.html")

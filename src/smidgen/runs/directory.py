@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from smidgen.errors import RunError
-from smidgen.runs.files import append_line, cannot_write, write_atomic
+from smidgen.files import (
+    TEMPORARY,
+    append_line,
+    cannot_read,
+    cannot_write,
+    read_bounded,
+    remove_temporaries,
+    write_atomic,
+)
+from smidgen.runs.lock import Lock
 
 TRIAL = "trial.json"
 ENVIRONMENT = "environment.json"
 EPOCHS = "epochs.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS_CHECKPOINT = "checkpoint-previous.safetensors"
 WEIGHTS = "weights.safetensors"
 RESULT = "result.json"
 LOG = "log.txt"
 
 DEFAULT_ROOT = Path("runs")
-MOST_JSON_BYTES = 64 * 2**20
+MOST_JSON_BYTES = 2**20
+MOST_EPOCHS_BYTES = 64 * 2**20
+MOST_LINE_BYTES = 2**16
 
 
 class RunDirectory:
-    """The directory of one run. `result.json` is written last: with it the run is finished.
+    """The directory of one run.
+
+    `trial.json` is there once the run has begun, and can be resumed; `result.json` is written last:
+    with it the run is finished.
 
     Attributes:
         path: of the directory.
@@ -31,33 +48,74 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, out: Path | None, trial: str, seed: int) -> RunDirectory:
-        """Make the directory of a new run.
+        """Make the directory of a new run, or take one in which none has begun, and lock it.
 
         Args:
-            out: where; it must not exist yet or be empty. None chooses a new one,
-                `runs/<trial>-seed<seed>`, with a number added if that is taken.
+            out: where. None chooses a new one, `runs/<trial>-seed<seed>`, with a number added if
+                that is taken.
             trial: the trial's name.
             seed: the run's.
 
+        Returns:
+            The directory, locked. Between a look at it and this call another process may have run
+            there: ask whether a run has `begun`.
+
         Raises:
-            RunError: it cannot be made, or holds something already.
+            RunError: it cannot be made, holds something else, or is in use.
         """
         if out is None:
             base = DEFAULT_ROOT / f"{trial}-seed{seed}"
             for number in itertools.count(1):
                 path = base if number == 1 else base.with_name(f"{base.name}-{number}")
                 if cls._make(path):
-                    return cls(path)
+                    return cls(path).locked()
         assert out is not None
-        if cls._make(out) or (out.is_dir() and not any(out.iterdir())):
-            return cls(out)
-        if not out.is_dir():
-            raise RunError(f"{out} is a file; choose another place with --out")
-        held = "another run" if (out / TRIAL).exists() else "other files"
-        raise RunError(f"{out} already holds {held}; choose another place with --out, or remove it")
+        directory = cls(out)
+        if not cls._make(out) and not directory.begun:
+            directory._refuse_other_files()
+        return directory.locked()
+
+    def locked(self) -> RunDirectory:
+        """This directory, reserved for this process until `release` or its end, without a killed one's leavings.
+
+        Raises:
+            RunError: another process is at work there.
+        """
+        self._lock = Lock(self.path)
+        remove_temporaries(self.path)
+        return self
+
+    def release(self) -> None:
+        """Let other processes have the directory."""
+        if self._lock:
+            self._lock.release()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / TRIAL).exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / RESULT).exists()
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        return f"smidgen run --resume {shlex.quote(str(self.path))}"
+
+    def _refuse_other_files(self) -> None:
+        """A process killed while it began a run leaves at most its lock and the environment."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; choose another place with --out")
+        left = {Lock.NAME, ENVIRONMENT}
+        if any(p.name not in left and p.suffix != TEMPORARY for p in self.path.iterdir()):
+            raise RunError(f"{self.path} already holds other files; choose another place with --out, or remove it")
 
     @staticmethod
     def _make(path: Path) -> bool:
@@ -81,9 +139,31 @@ class RunDirectory:
         """Write a file of the run, atomically."""
         write_atomic(self.path / name, content)
 
+    def write_checkpoint(self, content: bytes) -> None:
+        """Write the checkpoint, atomically; the one before it is kept."""
+        write_atomic(self.path / CHECKPOINT, content, previous=self.path / PREVIOUS_CHECKPOINT)
+
+    def put_aside(self, name: str) -> None:
+        """Rename a damaged file of the run, so that it is neither read nor lost."""
+        path = self.path / name
+        try:
+            path.replace(path.with_name(f"damaged-{name}"))
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
     def append_epoch(self, record: dict[str, Any]) -> None:
         """Add a finished epoch."""
-        append_line(self.path / EPOCHS, json.dumps(record, allow_nan=False))
+        append_line(self.path / EPOCHS, _line(record))
+
+    def write_epochs(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write all finished epochs anew, unless that is what is there; atomically."""
+        content = "".join(_line(record) + "\n" for record in records).encode()
+        try:
+            there = read_bounded(self.path / EPOCHS, MOST_EPOCHS_BYTES, follow=False)
+        except OSError:
+            there = b""
+        if there != content:
+            self.write(EPOCHS, content)
 
     def log(self, text: str) -> None:
         """Add lines to the log."""
@@ -95,7 +175,7 @@ class RunDirectory:
         Raises:
             RunError: it is missing, too large or not a JSON object.
         """
-        data = self._parse(name, self._read(name).decode(errors="replace"))
+        data = self._parse(name, self._read(name, MOST_JSON_BYTES))
         if not isinstance(data, dict):
             raise RunError(f"{self.path / name} is not a JSON object")
         return data
@@ -104,34 +184,34 @@ class RunDirectory:
         """The finished epochs, in order.
 
         Raises:
-            RunError: the file is missing, too large or damaged.
+            RunError: the file is too large or damaged.
         """
         if not (self.path / EPOCHS).exists():
             return []
-        lines = self._read(EPOCHS).decode(errors="replace").splitlines()
+        lines = self._read(EPOCHS, MOST_EPOCHS_BYTES).splitlines()
         return [self._parse(EPOCHS, line) for line in lines]
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return (self.path / RESULT).is_file()
-
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, most: int) -> bytes:
         path = self.path / name
         try:
-            with path.open("rb") as file:
-                content = file.read(MOST_JSON_BYTES + 1)
+            return read_bounded(path, most, follow=False)
         except FileNotFoundError:
-            what = "the run is unfinished" if (self.path / TRIAL).exists() else "it is not a run directory"
-            raise RunError(f"{self.path} has no {name}: {what}") from None
+            if not self.begun or name == ENVIRONMENT:
+                raise RunError(f"{self.path} has no {name}: it is not a run directory") from None
+            raise RunError(
+                f"{self.path} has no {name}: the run is unfinished; {self.resume_command} goes on with it"
+            ) from None
         except OSError as error:
-            raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
-        if len(content) > MOST_JSON_BYTES:
-            raise RunError(f"{path} is larger than {MOST_JSON_BYTES:,} bytes, so it is not a run's")
-        return content
+            raise RunError(cannot_read(path, error)) from None
 
-    def _parse(self, name: str, text: str) -> Any:
+    def _parse(self, name: str, text: bytes) -> Any:
         try:
-            return json.loads(text)
+            if name == EPOCHS and len(text) > MOST_LINE_BYTES:
+                raise ValueError("a line is too long")
+            return json.loads(text.decode(errors="replace"))
         except (ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name} is damaged: {error}") from None
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False)

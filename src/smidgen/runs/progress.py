@@ -96,26 +96,29 @@ class Bar(Lines):
         super().__init__(lambda text: self._console.print(text, soft_wrap=True))
         self._images = 0
         self._task: Any = None
-        self._clock = time.perf_counter()
+        self._since: tuple[int, float] | None = None
 
     def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
         super().begin(header, epochs, images, held_out)
-        self._images, self._clock = images, time.perf_counter()
+        self._images = images
         self._task = self._bar.add_task(f"epoch 1/{epochs}", total=epochs * images, figures="")
         self._bar.start()
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
-        rate = images / max(1e-9, time.perf_counter() - self._clock)
+        now = time.perf_counter()
+        # Counted from the first step seen: an epoch may have been begun by a process before this one.
+        first, began = self._since = self._since or (images, now)
+        rate = f"  {(images - first) / (now - began):,.0f} images/s" if now > began else ""
         self._bar.update(
             self._task,
             completed=(epoch - 1) * self._images + images,
             description=f"epoch {epoch}/{self._epochs}",
-            figures=f"loss {loss:.4f}  accuracy {accuracy:.2f} %  {rate:,.0f} images/s",
+            figures=f"loss {loss:.4f}  accuracy {accuracy:.2f} %{rate}",
         )
 
     def epoch(self, record: EpochRecord) -> None:
         super().epoch(record)
-        self._clock = time.perf_counter()
+        self._since = None
 
     def end(self, verdict: str | None) -> None:
         self._bar.stop()

@@ -3,63 +3,65 @@
 from __future__ import annotations
 
 import contextlib
-import platform
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from smidgen.anatomy.layers import Anatomy, examine
+from smidgen.anatomy.layers import examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
-from smidgen.engines.native.core import level
-from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, fit, place, without_engine
-from smidgen.errors import SmidgenError
+from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, fit
+from smidgen.errors import RunError, SmidgenError
 from smidgen.randomness import MOST_SEED
 from smidgen.runs import directory as names
 from smidgen.runs.directory import RunDirectory
-from smidgen.runs.progress import Lines, Progress, best_progress
-from smidgen.runs.record import Run
-from smidgen.runs.weights import TrainedNetwork, to_bytes, weights_sha256
-from smidgen.settings import with_settings
-from smidgen.training import checkpoint
-from smidgen.training.loop import EpochRecord, new_network, start, train
+from smidgen.runs.environment import Begun, place_again
+from smidgen.runs.interruption import deferred
+from smidgen.runs.progress import Progress, best_progress
+from smidgen.runs.record import Run, load_run
+from smidgen.runs.runner import Runner
+from smidgen.settings import differences, with_settings
+from smidgen.training.loop import new_network
 from smidgen.trial import Trial
 from smidgen.trials.builtin import FLAGSHIP
-from smidgen.trials.find import find_trial
-from smidgen.verdict import Verdict, judge
-from smidgen.version import VERSION
+from smidgen.trials.find import find_trial, read_trial
+
+CHECKPOINT_SECONDS = 30.0
 
 
 class RunInterruptedError(KeyboardInterrupt):
-    """Ctrl-C or a termination signal during a run; what was finished is on disk.
+    """Ctrl-C or a termination signal during a run; what was done is on disk.
 
     Attributes:
         directory: of the run.
         epochs: how many are finished.
+        resume: the command that goes on.
     """
 
-    def __init__(self, directory: Path, epochs: int) -> None:
-        super().__init__(f"interrupted after {epochs} epochs; {directory} holds them")
-        self.directory = directory
-        self.epochs = epochs
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory.path
+        self.epochs = len(directory.read_epochs())
+        self.resume = directory.resume_command
+        super().__init__(f"interrupted after {self.epochs} finished epoch(s); to go on: {self.resume}")
 
 
 def run(
-    trial: Trial | str | Path = FLAGSHIP,
+    trial: Trial | str | Path | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     data: str | Path | None = None,
     epochs: int | None = None,
     settings: Iterable[str] = (),
     engine: EngineName = "auto",
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: DeviceName = "auto",
     threads: int | None = None,
     out: str | Path | None = None,
+    resume: str | Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress | None = None,
 ) -> Run:
     """Train a trial with one seed, judge it, and write its run directory.
@@ -67,42 +69,177 @@ def run(
     Everything that can be wrong is checked first: nothing is written, and no epoch spent, on a
     trial that cannot be found, is over its own budget or does not fit its data.
 
+    A run that was interrupted or killed is gone on with by `resume`, or by the same call with the
+    same `out`, and ends with the same bytes as one left alone, on the same machine, versions and
+    engine. One that is finished already is read and returned.
+
+    In the main thread, the first Ctrl-C lets the step finish and writes a checkpoint.
+
     Args:
-        trial: a `Trial`, a built-in name, `FILE.py:NAME` or a `trial.json`.
-        seed: 0 to 2**63 - 1; the same seed gives the same weights.
+        trial: a `Trial`, a built-in name, `FILE.py:NAME` or a `trial.json`; None takes the flagship.
+        seed: 0 to 2**63 - 1; None takes 0. The same seed gives the same weights.
         data: a bundled data set or a folder of IDX files, instead of the trial's.
         epochs: instead of the trial's.
         settings: changes to the trial, `path=value` each, as in `optimizer.lr=0.05`.
-        engine: `auto` takes the native engine where it is installed and has all the layers, else eager.
-        precision: of the products; `bf16` where the CPU has them and the engine is native.
-        device: `auto` takes the CPU.
-        threads: of the CPU; None takes the usable cores, at most 8. Another number can give
-            other last digits.
-        out: a directory that does not exist yet or is empty; None makes one below `runs/`.
+        engine: `auto` takes the native engine where it is installed and has all the layers, else
+            eager; in a run that is gone on with, what it began with.
+        precision: of the products; `bf16` where the CPU has them and the engine is native. None
+            takes `fp32`, or what the run began with.
+        device: `auto` takes the CPU, or what the run began with.
+        threads: of the CPU; None takes the usable cores, at most 8, or where their number shapes
+            the last digits (eager) that of a run that is gone on with.
+        out: a directory that does not exist yet, is empty, or holds this very run; None makes one
+            below `runs/`.
+        resume: the directory of a run to go on with, instead of `trial`, `seed`, `data`, `epochs`,
+            `settings` and `out`.
+        checkpoint_seconds: how much training may be lost when the process is killed; a finished
+            epoch never is. 0 to 86,400.
         progress: who is shown how it goes; None shows what suits a notebook, terminal or file.
 
     Raises:
         SmidgenError: the user's mistake, in one line.
-        RunInterruptedError: Ctrl-C; finished epochs are on disk.
+        RunInterruptedError: Ctrl-C; it names the command that goes on.
     """
     began = time.perf_counter()
-    if not isinstance(trial, Trial):
-        trial = find_trial(trial)
-    trial = _changed(trial, data, epochs, settings)
+    settings = tuple(settings)
+    if not math.isfinite(checkpoint_seconds) or not 0 <= checkpoint_seconds <= 86_400:
+        raise SmidgenError(f"--checkpoint-seconds is {checkpoint_seconds:g}; allowed: 0 to 86400")
+    if resume is not None:
+        if (
+            trial is not None
+            or seed is not None
+            or data is not None
+            or epochs is not None
+            or settings
+            or out is not None
+        ):
+            raise SmidgenError(
+                f"--resume {resume} takes trial, seed and data from the run; leave out TRIAL, --seed, --data, "
+                f"--epochs, --set and --out"
+            )
+        out = resume
+        trial, seed = _of_run(RunDirectory(Path(resume)))
+    else:
+        if not isinstance(trial, Trial):
+            trial = find_trial(FLAGSHIP if trial is None else trial)
+        trial = _changed(trial, data, epochs, settings)
+        seed = 0 if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MOST_SEED:
         raise SmidgenError(f"the seed is {seed}; allowed: a whole number from 0 to {MOST_SEED}")
-    placement = place(engine, device, threads, precision)
-    dataset = load_trial_data(trial)
-    with _torch_settings(placement):
-        network = new_network(trial, dataset, seed)
-        anatomy = examine(network, dataset.input_shape)
+    plan = _Plan(
+        trial, seed, Path(out) if out is not None else None, engine, precision, device, threads, checkpoint_seconds,
+        progress or best_progress(),
+    )  # fmt: skip
+    while (finished := plan.attempt(began)) is None:
+        pass
+    return finished
+
+
+@dataclass
+class _Plan:
+    """What was asked for, checked as far as can be without looking at the directory."""
+
+    trial: Trial
+    seed: int
+    out: Path | None
+    engine: EngineName
+    precision: Precision | None
+    device: DeviceName
+    threads: int | None
+    checkpoint_seconds: float
+    progress: Progress
+
+    def attempt(self, began: float) -> Run | None:
+        """The finished run; None if another process came in between, so that things are to be looked at again."""
+        trial, seed = self.trial, self.seed
+        there = RunDirectory(self.out) if self.out is not None else None
+        begun = self._same_run(there) if there and there.begun else None
+        if there and begun and there.finished:
+            return self._finished(there, begun)
+        placement, engine = place_again(begun, self.engine, self.device, self.threads, self.precision)
+        dataset = load_trial_data(trial)
+        anatomy = examine_trial(trial, dataset.input_shape, dataset.classes)
         trial.check_budgets(anatomy.parameters)
-        placement = fit(placement, engine, network, dataset.input_shape)
-        torch.set_num_threads(placement.torch_threads)
-        directory = RunDirectory.create(Path(out) if out is not None else None, trial.name, seed)
-        return _Runner(trial, seed, dataset, placement, anatomy, directory, progress or best_progress()).run(
-            network, began
-        )
+        with _torch_settings(placement):
+            network = new_network(trial, dataset, seed)
+            placement = fit(placement, engine, network, dataset.input_shape)
+            torch.set_num_threads(placement.torch_threads)
+            with deferred() as interruption, self._reserved() as directory:
+                if directory.finished or directory.begun != (begun is not None):
+                    return None
+                try:
+                    return Runner(
+                        trial, seed, dataset, placement, anatomy, directory, self.progress, interruption,
+                        self.checkpoint_seconds,
+                    ).run(network, began)  # fmt: skip
+                except KeyboardInterrupt:
+                    raise RunInterruptedError(directory) from None
+
+    @contextlib.contextmanager
+    def _reserved(self) -> Iterator[RunDirectory]:
+        directory = RunDirectory.create(self.out, self.trial.name, self.seed)
+        try:
+            yield directory
+        finally:
+            directory.release()
+
+    def _same_run(self, there: RunDirectory) -> Begun:
+        """How the run in a directory began, if it is of this trial and seed.
+
+        Raises:
+            RunError: it is another run.
+        """
+        other = read_trial(there.path / names.TRIAL)
+        begun = Begun.from_json(there.read_json(names.ENVIRONMENT), there.path / names.ENVIRONMENT)
+        differing = [
+            f"{path} {_short(old)} instead of {_short(new)}" for path, old, new in differences(other, self.trial)
+        ]
+        if begun.seed != self.seed:
+            differing.append(f"seed {begun.seed} instead of {self.seed}")
+        if differing:
+            raise RunError(
+                f"{there.path} already holds another run ({', '.join(differing[:3])}); choose another place with "
+                f"--out, or remove it"
+            )
+        return begun
+
+    def _finished(self, there: RunDirectory, begun: Begun) -> Run:
+        """Read a run that needs nothing more, and show it.
+
+        Raises:
+            RunError: it cannot be read, or it is not on the engine or with the precision that was asked for.
+        """
+        wanted = [(self.engine, begun.engine), (self.precision or begun.precision, begun.precision)]
+        if any(asked not in ("auto", had) for asked, had in wanted):
+            raise RunError(
+                f"{there.path} holds a finished run by the {begun.engine} engine with {begun.precision}; choose "
+                f"another place with --out"
+            )
+        finished = load_run(there.path)
+        held_out = finished.result["held_out"]
+        self.progress.begin(f"{there.path} is finished already", len(finished.history), 0, held_out)
+        for record in finished.history:
+            self.progress.epoch(record)
+        self.progress.end(finished.summary)
+        return finished
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _of_run(directory: RunDirectory) -> tuple[Trial, int]:
+    """Trial and seed of a run to go on with.
+
+    Raises:
+        RunError: it is not a run directory, or damaged.
+    """
+    if not directory.begun:
+        raise RunError(f"{directory.path} is not a run directory, so there is nothing to resume")
+    trial = read_trial(directory.path / names.TRIAL)
+    begun = Begun.from_json(directory.read_json(names.ENVIRONMENT), directory.path / names.ENVIRONMENT)
+    return trial, begun.seed
 
 
 def load_trial_data(trial: Trial) -> Dataset:
@@ -136,140 +273,3 @@ def _torch_settings(placement: Placement) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = cudnn
-
-
-@dataclass
-class _Runner:
-    """One run: training between what is shown and what is written."""
-
-    trial: Trial
-    seed: int
-    dataset: Dataset
-    placement: Placement
-    anatomy: Anatomy
-    directory: RunDirectory
-    progress: Progress
-
-    def run(self, network: nn.Module, began: float) -> Run:
-        trial, dataset, directory = self.trial, self.dataset, self.directory
-        directory.write_json(names.TRIAL, trial.to_json())
-        directory.write_json(names.ENVIRONMENT, environment(self.placement, dataset))
-        header = self._header()
-        log = Lines(directory.log)
-        log.begin(header, trial.epochs, len(dataset.train), dataset.held_out_name)
-        training = start(trial, network, self.placement)
-        history: list[EpochRecord] = []
-        setup = time.perf_counter() - began
-        finished: Run | None = None
-        try:
-            self.progress.begin(header, trial.epochs, len(dataset.train), dataset.held_out_name)
-            for record in train(training, trial, dataset, self.seed, self.placement, self.progress):
-                state = checkpoint.to_bytes(training, trial.recipe_digest, self.seed)
-                directory.write(names.CHECKPOINT, state)
-                directory.append_epoch(record.to_json())
-                log.epoch(record)
-                history.append(record)
-                self.progress.epoch(record)  # shown only once it is safe on disk
-            finished = self._finish(training.judged, tuple(history), setup)
-            log.end(finished.summary)
-            return finished
-        except KeyboardInterrupt:
-            # What is on disk counts: the interruption may have come just after an epoch was written.
-            raise RunInterruptedError(directory.path, len(directory.read_epochs())) from None
-        finally:
-            self.progress.end(finished.summary if finished else None)
-
-    def _finish(self, network: nn.Module, history: tuple[EpochRecord, ...], setup: float) -> Run:
-        dataset, last = self.dataset, history[-1]
-        network = without_engine(network).eval().requires_grad_(False)
-        trained = TrainedNetwork(network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std)
-        verdict = judge(
-            self.trial.goal,
-            parameters=self.anatomy.parameters,
-            epochs=len(history),
-            correct=last.test_correct,
-            total=last.test_total,
-            on_test=dataset.held_out_name == "test",
-        )
-        self.directory.write(names.WEIGHTS, to_bytes(trained))
-        result = self._result(history, verdict, weights_sha256(network), setup)
-        self.directory.write_json(names.RESULT, result)
-        return Run(self.trial, self.seed, self.directory.path, history, verdict, result, trained)
-
-    def _result(self, history: tuple[EpochRecord, ...], verdict: Verdict, sha256: str, setup: float) -> dict[str, Any]:
-        last, best = history[-1], max(history, key=lambda r: r.test_correct)
-        steps = sum(r.seconds_training for r in history)
-        # Only what was measured on the test images is called test accuracy.
-        split = self.dataset.held_out_name
-        measured = {
-            f"{split}_accuracy_last": last.test_accuracy,
-            f"{split}_accuracy_best": best.test_accuracy,
-            f"{split}_loss_last": last.test_loss,
-        }
-        nothing = dict.fromkeys(("test_accuracy_last", "test_accuracy_best", "test_loss_last"))
-        return {
-            "trial": self.trial.name,
-            "seed": self.seed,
-            "engine": self.placement.engine,
-            "precision": self.placement.precision,
-            "device": str(self.placement.device),
-            "threads": self.placement.threads,
-            "parameters": self.anatomy.parameters,
-            "macs": self.anatomy.macs,
-            "epochs": len(history),
-            "held_out": split,
-            **nothing,
-            **measured,
-            "best_epoch": best.epoch,
-            "train_accuracy_last": last.train_accuracy,
-            "goal_met": verdict.goal_met,
-            "seconds_setup": setup,
-            "seconds_training": steps + sum(r.seconds_evaluation for r in history),
-            "images_per_second": len(self.dataset.train) * len(history) / steps,
-            "run_dir": str(self.directory.path),
-            "weights_sha256": sha256,
-            "recipe_sha256": self.trial.recipe_digest,
-            "data_sha256": self.dataset.digest,
-            "version": VERSION,
-        }
-
-    def _header(self) -> str:
-        trial, goal = self.trial, self.trial.goal
-        return "\n".join(
-            [
-                f"{trial.name}, seed {self.seed}" + (f": {trial.note}" if trial.note else ""),
-                f"{self.dataset!r}",
-                "",
-                str(self.anatomy),
-                "",
-                f"budgets: {self.anatomy.parameters:,} of at most {goal.parameters:,} parameters, "
-                f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:.2f} % by the last",
-                *([f"note: {self.placement.note}"] if self.placement.note else []),
-                f"engine {self.placement.engine}, {self.placement.device}, {self.placement.precision}, "
-                f"{self.placement.threads} thread(s); run directory {self.directory.path}",
-                "",
-            ]
-        )
-
-
-def environment(placement: Placement, dataset: Dataset) -> dict[str, Any]:
-    """What a run depends on besides its trial and seed: versions, machine, engine, data."""
-    import numpy
-
-    return {
-        "smidgen": VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "engine": placement.engine,
-        "precision": placement.precision,
-        "device": str(placement.device),
-        "threads": placement.threads,
-        "engine_note": placement.note,
-        "instruction_level": level() if placement.engine == "native" else None,
-        "data": dataset.name,
-        "data_sha256": dataset.sha256,
-    }

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from smidgen.errors import RunError, SmidgenError
+from smidgen.files import cannot_read
 from smidgen.nets.build import build_network
-from smidgen.settings import canonical_json
+from smidgen.tensorfile import Header, read_header, read_tensors, sealed_bytes
 from smidgen.trial import Trial
 
-MOST_BYTES = 256 * 2**20
-_KEY = "smidgen"
-_FORMAT = 1
+_UNSEALED = 1
+"""The first format, without a seal."""
+_FORMAT = 2
+_FORMATS = (_UNSEALED, _FORMAT)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def to_bytes(trained: TrainedNetwork) -> bytes:
         "mean": trained.mean,
         "std": trained.std,
     }
-    # One key: safetensors does not keep the order of several, and equal networks should be equal files.
-    return safetensors.torch.save(_tensors(trained.network), metadata={_KEY: canonical_json(about)})  # type: ignore[arg-type]
+    return sealed_bytes(_tensors(trained.network), about)
 
 
 def read_weights(path: Path) -> TrainedNetwork:
@@ -74,20 +73,17 @@ def read_weights(path: Path) -> TrainedNetwork:
             do not fit its own trial or are not finite.
     """
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise RunError(f"{path} is {size:,} bytes; smidgen's networks have at most {MOST_BYTES:,}")
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            if not isinstance(about, dict) or about.get("format") != _FORMAT:
-                raise RunError(f"{path} was not written by this version of smidgen: it does not say which trial it is")
-            trained = _empty(about)
-            _fill(trained.network, file, path)
+        header = read_header(path, follow=False)
+        if header.about.get("format") not in _FORMATS or header.sealed != (header.about["format"] != _UNSEALED):
+            raise RunError(f"{path} was not written by this version of smidgen: it does not say which trial it is")
+        trained = _empty(header.about)
+        _check_fit(trained.network, header, path)
+        _fill(trained.network, read_tensors(path, header, follow=False), path)
     except FileNotFoundError:
         raise RunError(f"{path} does not exist: the run is unfinished, or it is not a run directory") from None
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(cannot_read(path, error)) from None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
     except SmidgenError as error:
         raise error if isinstance(error, RunError) else RunError(f"{path}: {error}") from None
@@ -106,7 +102,7 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
         raise ValueError(f"its input shape is {shape!r}")
     if not isinstance(classes, int) or not 2 <= classes <= 2**16:
         raise ValueError(f"its number of classes is {classes!r}")
-    if not isinstance(mean, float) or not isinstance(std, float) or not std > 0:
+    if not isinstance(mean, float) or not isinstance(std, float) or not (math.isfinite(mean) and 0 < std < math.inf):
         raise ValueError(f"its normalization is {mean!r}, {std!r}")
     channels, height, width = shape
     with torch.device("meta"):
@@ -114,20 +110,21 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
     return TrainedNetwork(network, trial, (channels, height, width), classes, mean, std)
 
 
-def _fill(network: nn.Module, file: safetensors.safe_open, path: Path) -> None:
+def _check_fit(network: nn.Module, header: Header, path: Path) -> None:
     expected = network.state_dict()
-    names = set(file.keys())
-    if names != set(expected):
-        differing = ", ".join(sorted(names ^ set(expected))[:3])
+    if set(header.tensors) != set(expected):
+        differing = ", ".join(sorted(set(header.tensors) ^ set(expected))[:3])
         raise RunError(f"{path} does not fit its own trial: {differing} missing or too many")
     for name, tensor in expected.items():
-        part = file.get_slice(name)
-        if part.get_shape() != list(tensor.shape):
-            raise RunError(f"{path}: {name} has shape {part.get_shape()}, but its trial needs {list(tensor.shape)}")
-    weights = {name: file.get_tensor(name) for name in expected}
+        dtype, shape = header.tensors[name]
+        if shape != tuple(tensor.shape):
+            raise RunError(f"{path}: {name} has shape {list(shape)}, but its trial needs {list(tensor.shape)}")
+        if dtype != tensor.dtype:
+            raise RunError(f"{path}: {name} is {dtype}, but its trial needs {tensor.dtype}")
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
-        if tensor.dtype != expected[name].dtype:
-            raise RunError(f"{path}: {name} is {tensor.dtype}, but its trial needs {expected[name].dtype}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"{path}: {name} holds values that are not finite")
     network.load_state_dict(weights, assign=True)

@@ -7,10 +7,11 @@ the step.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
@@ -76,20 +77,41 @@ class Watcher(Protocol):
 
 
 @dataclass
+class EpochSums:
+    """What an epoch has come to so far.
+
+    Attributes:
+        loss: training loss, added over images.
+        correct: images classified correctly.
+        seen: images.
+        seconds: spent on the steps.
+    """
+
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Training:
-    """Everything that training changes.
+    """Everything that training changes. With a trial, a seed and data it determines all that follows.
 
     Attributes:
         network: the network, on its engine.
         optimizer: over its parameters.
         average: of its weights, or None where the trial has no averaging.
-        epoch: how many epochs are finished.
+        history: of the finished epochs.
+        step: steps taken in the epoch after those.
+        sums: of the same epoch.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer | FlatSGD
     average: WeightAverage | None
-    epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+    step: int = 0
+    sums: EpochSums = field(default_factory=EpochSums)
 
     @property
     def judged(self) -> nn.Module:
@@ -145,42 +167,78 @@ def train(
     """
     examples, held_out = dataset.train.to(placement.device), dataset.held_out.to(placement.device)
     loader = make_loader(examples, trial.augmentation, seed, dataset.mean, dataset.std, placement)
-    steps_per_epoch = math.ceil(len(examples) / trial.batch_size)
-    for epoch in range(training.epoch + 1, trial.epochs + 1):
-        began = time.perf_counter()
+    steps = steps_per_epoch(trial, dataset)
+    for epoch in range(len(training.history) + 1, trial.epochs + 1):
+        clock = time.perf_counter()
         training.network.train()
         order = torch.from_numpy(Stream(seed, Purpose.ORDER, epoch).permutation(len(examples)))
-        loss_sum, correct, seen, rate = 0.0, 0, 0, 0.0
-        for step, picks in enumerate(order.to(placement.device).split(trial.batch_size)):
-            overall = (epoch - 1) * steps_per_epoch + step
-            rate = trial.optimizer.lr * rate_factor(trial.schedule, overall, steps_per_epoch, trial.epochs)
-            try:
-                loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, overall + 1)
+        batches = order.to(placement.device).split(trial.batch_size)
+        sums = training.sums
+        for step in range(training.step, steps):
+            picks = batches[step]
+            rate = _rate(trial, steps, epoch, step)
+            with _divergence_named(trial, epoch, step, steps):
+                taken = (epoch - 1) * steps + step + 1
+                loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, taken)
                 if not math.isfinite(loss):
                     raise TrainingError(f"the loss is {loss}")
-            except TrainingError as error:
-                raise TrainingError(
-                    f"training diverged in epoch {epoch}, step {step + 1} of {steps_per_epoch}: {error}; "
-                    f"lower optimizer.lr (it is {trial.optimizer.lr:g})"
-                ) from None
-            loss_sum, correct, seen = loss_sum + loss * len(picks), correct + hits, seen + len(picks)
-            watcher.step(epoch, seen, loss_sum / seen, 100 * correct / seen)
+            sums.loss, sums.correct, sums.seen = (
+                sums.loss + loss * len(picks),
+                sums.correct + hits,
+                sums.seen + len(picks),
+            )
+            training.step = step + 1
+            sums.seconds, clock = sums.seconds + time.perf_counter() - clock, time.perf_counter()
+            watcher.step(epoch, sums.seen, sums.loss / sums.seen, 100 * sums.correct / sums.seen)
         if training.average:
             training.average.settle()
         trained = time.perf_counter()
         judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
-        training.epoch = epoch
-        yield EpochRecord(
+        with _divergence_named(trial, epoch, steps - 1, steps):
+            if not math.isfinite(judged.loss):
+                raise TrainingError(f"the {dataset.held_out_name} loss is {judged.loss}")
+        record = EpochRecord(
             epoch=epoch,
-            train_loss=loss_sum / seen,
-            train_accuracy=100 * correct / seen,
+            train_loss=sums.loss / sums.seen,
+            train_accuracy=100 * sums.correct / sums.seen,
             test_loss=judged.loss,
             test_correct=judged.correct,
             test_total=judged.total,
-            learning_rate=rate,
-            seconds_training=trained - began,
+            learning_rate=_rate(trial, steps, epoch, steps - 1),
+            seconds_training=sums.seconds + trained - clock,
             seconds_evaluation=time.perf_counter() - trained,
         )
+        training.history.append(record)
+        training.step, training.sums = 0, EpochSums()
+        yield record
+
+
+def steps_per_epoch(trial: Trial, dataset: Dataset) -> int:
+    """How many optimizer steps an epoch has; the last may be over fewer images."""
+    return math.ceil(len(dataset.train) / trial.batch_size)
+
+
+def _rate(trial: Trial, steps: int, epoch: int, step: int) -> float:
+    """The learning rate of a step, counted from 0 in its epoch."""
+    return trial.optimizer.lr * rate_factor(trial.schedule, (epoch - 1) * steps + step, steps, trial.epochs)
+
+
+@contextlib.contextmanager
+def _divergence_named(trial: Trial, epoch: int, step: int, steps: int) -> Iterator[None]:
+    """Say of a training that cannot go on where that was, and what may help."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(
+            f"training diverged in epoch {epoch}, step {step + 1} of {steps}: {error}; "
+            f"lower optimizer.lr (it is {trial.optimizer.lr:g})"
+        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"there is not enough memory for a step over {trial.batch_size:,} images; lower batch_size"
+        ) from None
 
 
 def take_step(

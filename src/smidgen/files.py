@@ -1,0 +1,170 @@
+"""Files on a disk that can fail and from people who can be hostile.
+
+Written so that a reader sees the old content or the new, never a part; read only where they are
+what they should be: regular files of a bounded size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from smidgen.errors import RunError
+
+TEMPORARY = ".tmp"
+"""How the names of files end that are being written; what a killed process leaves can be removed."""
+
+_PORTABLE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True) -> int:
+    """Open a file that must be a regular one: reading a pipe or a device might never end.
+
+    Args:
+        path: of the file.
+        flags: of `os.open`.
+        follow: whether the file may be a symbolic link.
+
+    Returns:
+        The file descriptor, which is the caller's to close.
+
+    Raises:
+        OSError: it cannot be opened, or is something else; `strerror` says what is wrong.
+    """
+    links = 0 if follow else _NO_LINKS
+    try:
+        handle = os.open(path, flags | _PORTABLE | _NEVER_WAIT | links, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed here", str(path)) from None
+        raise
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def open_to_read(path: Path, *, follow: bool = True) -> BinaryIO:
+    """`open_regular` as a file object for reading."""
+    return os.fdopen(open_regular(path, follow=follow), "rb")
+
+
+def read_bounded(path: Path, most_bytes: int, *, follow: bool = True) -> bytes:
+    """A file's whole content, if it is a regular file of at most `most_bytes`.
+
+    Raises:
+        OSError: it is not, or cannot be read; `strerror` says what is wrong.
+    """
+    with open_to_read(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most_bytes + 1) if size <= most_bytes else b""
+        if size > most_bytes or len(content) > most_bytes:
+            raise OSError(
+                errno.EFBIG, f"it has {max(size, len(content)):,} bytes; at most {most_bytes:,} are read", str(path)
+            )
+        return content
+
+
+def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) -> None:
+    """Write a file through a temporary one in the same directory, synced to disk before it takes its name.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        previous: where the old content goes; None drops it. At every moment one of the two is whole.
+
+    Raises:
+        RunError: it cannot be written; what was there before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        try:
+            handle = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
+            try:
+                _write_all(handle, content)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if previous is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    path.replace(previous)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_directory(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line at the end of a file and sync it to disk; the file must not be a symbolic link.
+
+    Raises:
+        RunError: it cannot be written; what was there before is still there, without a part of the line.
+    """
+    try:
+        handle = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=False)
+        try:
+            before = os.fstat(handle).st_size
+            try:
+                _write_all(handle, line.encode() + b"\n")
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, before)
+                raise
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a process that was killed while writing has left. Nobody may be writing there."""
+    for path in directory.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory last through a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(path: Path, error: OSError, flag: str = "--out") -> RunError:
+    """The error for a path that cannot be written, with what to do about it."""
+    return RunError(
+        f"{path} cannot be written: {error.strerror or error}; free some space there, or choose another "
+        f"place with {flag}"
+    )
+
+
+def cannot_read(path: Path, error: OSError) -> str:
+    """What an error in reading comes to, as text."""
+    return f"{path} cannot be read: {error.strerror or error}"
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(handle, view) :]

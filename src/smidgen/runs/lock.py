@@ -1,0 +1,97 @@
+"""One process at a time for a run directory.
+
+The lock is the operating system's, on an open file, so it ends with its process however that ends:
+there is no stale one. The file is only there while the lock is held, or after a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+from smidgen.errors import RunError
+from smidgen.files import cannot_write, open_regular
+
+_NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class Lock:
+    """Held from construction until `release`.
+
+    Args:
+        directory: of the run; must exist.
+
+    Raises:
+        RunError: another process holds it, or its file cannot be made.
+    """
+
+    NAME = ".lock"
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / self.NAME
+        self._handle = -1
+        while self._handle < 0:
+            self._handle = self._try()
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._handle < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._path.unlink()  # while it is held: who opened it before finds out in `_try`
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
+        self._handle = -1
+
+    def _try(self) -> int:
+        """The locked file's descriptor, or -1 if the file was another's and has gone meanwhile."""
+        try:
+            handle = open_regular(self._path, os.O_RDWR | os.O_CREAT, follow=False)
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+        try:
+            if not _locked(handle):
+                number = os.pread(handle, 20, 0).decode(errors="replace").strip()
+                holder = f"process {number}" if number.isdecimal() else "another process"
+                raise RunError(f"{self._path.parent} is in use by {holder}; wait for it, or choose another --out")
+            try:
+                current = self._path.stat()
+            except FileNotFoundError:
+                current = None
+            mine = os.fstat(handle)
+            if current is None or (current.st_ino, current.st_dev) != (mine.st_ino, mine.st_dev):
+                os.close(handle)
+                return -1
+            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
+        except RunError:
+            os.close(handle)
+            raise
+        return handle
+
+
+def _locked(handle: int) -> bool:
+    """Take the lock on an open file without waiting; False if somebody has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems have no locks. Without any, one process is as good as before.
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+    return True

@@ -1,0 +1,159 @@
+"""Named tensors with a description, as a safetensors file that is sealed by a hash of all its bytes.
+
+safetensors keeps its format's promises about names, types, shapes and places, but does not notice
+a changed value. The seal does: SHA-256 over the whole file, with 64 zeros where the digest stands.
+The header is read and judged first; memory for tensors is taken only for shapes that the reader
+has agreed to.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from smidgen.files import open_to_read
+from smidgen.settings import canonical_json
+
+MOST_BYTES = 256 * 2**20
+MOST_HEADER_BYTES = 2**20
+
+_KEY = "smidgen"
+_TYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+"""The types that smidgen writes."""
+_ZEROS = "0" * 64
+# The description is JSON within a JSON string, so its quotes are escaped.
+_SEAL = re.compile(rb'\\"seal\\":\\"([0-9a-f]{64})\\"')
+
+
+class TensorFileError(ValueError):
+    """A file of tensors that is damaged or not what it says; the text says what is wrong, without the path."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file of tensors says of itself.
+
+    Attributes:
+        about: the description.
+        tensors: type and shape by name.
+        sealed: whether the description holds a seal.
+    """
+
+    about: dict[str, Any]
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+    sealed: bool
+
+    @property
+    def tensor_bytes(self) -> int:
+        """What the tensors come to."""
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.tensors.values())
+
+
+def sealed_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """A sealed file's bytes; the same tensors and description give the same bytes.
+
+    Args:
+        tensors: contiguous, on the CPU.
+        about: JSON data without a key `seal`.
+    """
+    # One key: safetensors does not keep the order of several, and equal content should be equal files.
+    described = canonical_json({**about, "seal": _ZEROS})
+    content = safetensors.torch.save(dict(tensors), metadata={_KEY: described})
+    start, end = _place_of_seal(content)
+    return content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:]
+
+
+def read_header(path: Path, *, follow: bool = True) -> Header:
+    """What a file says of itself; takes memory for the header only.
+
+    Raises:
+        OSError: it is no regular file, too large or cannot be read.
+        TensorFileError: it is not a file of tensors that smidgen wrote.
+    """
+    with open_to_read(path, follow=follow) as file:
+        size = _bounded_size(file, path)
+        start = file.read(8 + MOST_HEADER_BYTES)
+    header = _header(start)
+    if size != _header_end(start) + header.tensor_bytes:
+        raise TensorFileError(f"its {size:,} bytes are not as many as its header promises")
+    return header
+
+
+def read_tensors(path: Path, header: Header, *, follow: bool = True) -> dict[str, Tensor]:
+    """All tensors of a file whose header was read and agreed to.
+
+    Raises:
+        OSError: it is no regular file, too large or cannot be read.
+        TensorFileError: the seal is broken, or the file is not the one whose header was read.
+    """
+    with open_to_read(path, follow=follow) as file:
+        content = file.read(_bounded_size(file, path))
+    if header.sealed:
+        start, end = _place_of_seal(content)
+        seal = content[start:end].decode()
+        if hashlib.sha256(content[:start] + _ZEROS.encode() + content[end:]).hexdigest() != seal:
+            raise TensorFileError("its content does not have the hash that it states")
+    if _header(content) != header:
+        raise TensorFileError("it changed while it was read")
+    try:
+        tensors = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise TensorFileError(str(error)) from None
+    if {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} != header.tensors:
+        raise TensorFileError("its header can be read in two ways")
+    return tensors
+
+
+def _bounded_size(file: BinaryIO, path: Path) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes; at most {MOST_BYTES:,} are read", str(path))
+    return size
+
+
+def _header_end(content: bytes) -> int:
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > MOST_HEADER_BYTES or len(content) < 8 + length:
+        raise TensorFileError("it is cut short, or no file of tensors")
+    return 8 + length
+
+
+def _header(content: bytes) -> Header:
+    raw = content[8 : _header_end(content)]
+    try:
+        header = json.loads(raw)
+        text = header.pop("__metadata__")[_KEY]
+        about = json.loads(text)
+        tensors = {name: (_TYPES[t["dtype"]], tuple(map(_side, t["shape"]))) for name, t in header.items()}
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError):
+        raise TensorFileError("it does not say what it holds, as files written by smidgen do") from None
+    if not isinstance(about, dict):
+        raise TensorFileError("it does not say what it holds, as files written by smidgen do")
+    return Header(about, tensors, "seal" in about)
+
+
+def _side(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**40:
+        raise ValueError(f"a shape has {value!r}")
+    return value
+
+
+def _place_of_seal(content: bytes) -> tuple[int, int]:
+    """Where the digest stands: first byte, and the one after the last."""
+    found = list(_SEAL.finditer(content, 8, _header_end(content)))
+    if len(found) != 1:
+        raise TensorFileError("its seal is not where it should be")
+    return found[0].span(1)
