@@ -82,7 +82,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         read_idx(tmp_path / "nothing", dimensions=3)
     with pytest.raises(DataError, match="cannot be read"):
         read_idx(tmp_path, dimensions=3)
-    with pytest.raises(DataError, match="is not a file"):
+    with pytest.raises(DataError, match="is not a regular file"):
         read_idx(Path("/dev/zero"), dimensions=3)
 
 

@@ -163,9 +163,9 @@ def test_a_hostile_image_is_one_line(tmp_path: Path, name: str) -> None:
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         read_image(tmp_path / "nothing.png")
-    with pytest.raises(ImageError, match="is not a file"):
+    with pytest.raises(ImageError, match="cannot be read: it is a folder"):
         read_image(tmp_path)
-    with pytest.raises(ImageError, match="is not a file"):
+    with pytest.raises(ImageError, match="cannot be read: it is not a regular file"):
         read_image(Path("/dev/zero"))
 
 

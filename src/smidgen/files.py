@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from smidgen.errors import RunError
 
@@ -57,7 +57,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True) -
     return handle
 
 
-def open_to_read(path: Path, *, follow: bool = True) -> BinaryIO:
+def open_to_read(path: Path, *, follow: bool = True) -> io.BufferedReader:
     """`open_regular` as a file object for reading."""
     return os.fdopen(open_regular(path, follow=follow), "rb")
 

@@ -7,25 +7,33 @@ ink on black. Other sizes of input use a box in the same proportion.
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from smidgen.errors import ImageError
+from smidgen.files import cannot_read, read_bounded
 
 FORMATS = ("PNG", "JPEG")
 MOST_BYTES = 64 * 2**20
 MOST_PIXELS = 50_000_000
 """The largest image that is decoded; more than a phone's camera makes."""
 
+MOST_SCANS = 50
+"""In a JPEG file: each goes over the whole image, and a small file can hold millions. Cameras write 1 to 10."""
+
 _WORKING_SIDE = 512
 _LEAST_CONTRAST = 12
 """Of 255: less than this between ink and paper is noise."""
 _INK = 0.1
 """Of the strongest ink: what is weaker does not count towards the drawing's extent."""
+
+_START_OF_SCAN = b"\xff\xda"
 
 _Floats = npt.NDArray[np.float32]
 
@@ -55,21 +63,19 @@ def read_image(path: Path, height: int = 28, width: int = 28) -> npt.NDArray[np.
 
 def _decode(path: Path) -> Image.Image:
     """The image as 8-bit grey, at most `_WORKING_SIDE` pixels a side, upright, without transparency."""
+    content = _content(path)
     try:
-        if not path.is_file():
-            raise ImageError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise ImageError(f"{path} is {size:,} bytes; at most {MOST_BYTES:,} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit is far above the one checked here
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 pixels = image.width * image.height
                 if pixels > MOST_PIXELS:
                     raise ImageError(
                         f"{path} is {image.width:,} x {image.height:,} pixels; at most {MOST_PIXELS:,} "
                         f"in all are decoded; scale it down"
                     )
+                if image.format == "JPEG" and content.count(_START_OF_SCAN) > MOST_SCANS:
+                    raise ImageError(f"{path} has more than {MOST_SCANS} scans; save it anew")
                 image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))
                 image.load()
                 return _grey(image)
@@ -83,11 +89,18 @@ def _decode(path: Path) -> Image.Image:
         raise ImageError(f"{path} cannot be decoded: {error or type(error).__name__}") from None
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_bounded(path, MOST_BYTES)
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ImageError(cannot_read(path, error)) from None
+
+
 def _grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        wide = np.asarray(image, dtype=np.float64)
-        # 16-bit grey; Pillow would clip it to 255 instead of scaling it.
-        image = Image.fromarray(np.clip(wide / 257, 0, 255).astype(np.uint8))
+        image = _narrowed(np.asarray(image))
     factor = max(1, max(image.size) // _WORKING_SIDE)
     if image.mode == "P" or (factor > 1 and image.mode not in ("L", "RGB", "RGBA", "LA")):
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -99,6 +112,14 @@ def _grey(image: Image.Image) -> Image.Image:
     image = image.convert("L")
     image.thumbnail((_WORKING_SIDE, _WORKING_SIDE), Image.Resampling.BOX)
     return image
+
+
+def _narrowed(wide: npt.NDArray[Any]) -> Image.Image:
+    """16-bit grey as 8-bit grey; Pillow would clip it to 255 instead of scaling it."""
+    narrow = np.empty(wide.shape, dtype=np.uint8)
+    for row, values in enumerate(wide):  # so that the floats take next to no memory
+        narrow[row] = np.clip(values / np.float32(257), 0, 255)
+    return Image.fromarray(narrow)
 
 
 def _on_paper(image: Image.Image) -> Image.Image:

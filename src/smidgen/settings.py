@@ -211,7 +211,10 @@ def _checked(value: object, annotation: Any, limits: typing.Mapping[str, Any], p
 
 
 def _within(value: float, limits: typing.Mapping[str, Any]) -> bool:
-    if not math.isfinite(value):
+    try:
+        if not math.isfinite(value):
+            return False
+    except OverflowError:  # a whole number beyond any float
         return False
     least, most, above, below = (limits.get(name) for name in ("least", "most", "above", "below"))
     return (

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import io
 import os
-import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -21,13 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from smidgen.errors import DataError
+from smidgen.files import cannot_read, open_to_read
 
 MOST_BYTES = 4 * 2**30
 """The largest file of values that is read, unpacked."""
 
 _UINT8 = 0x08
-_DEFLATE_RATIO = 1032
-"""Deflate packs at most 258 bytes into 2 bits: no file unpacks to more than this many times its size."""
+_ROOM = 64 * 2**20
+_RATIO = 100
+"""Compressed files may unpack to `_ROOM` bytes, or to this many times their size: images and labels that
+are of use are far from as regular as deflate's limit of 1,032 times needs."""
 _CHUNK = 2**20
 
 
@@ -60,24 +62,26 @@ def read_idx(path: Path, dimensions: int, most_bytes: int = MOST_BYTES) -> Idx:
             longer than it says, or its compressed data is damaged.
     """
     try:
-        with path.open("rb") as raw:
-            status = os.fstat(raw.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"{path} is not a file")
+        with open_to_read(path) as raw:
+            size = os.fstat(raw.fileno()).st_size
             if path.suffix != ".gz":
-                return _read(raw, path, dimensions, most_bytes, plain_size=status.st_size)
+                return _read(raw, path, dimensions, most_bytes, plain_size=size)
             with gzip.GzipFile(fileobj=raw) as unpacked:
-                room = min(most_bytes, status.st_size * _DEFLATE_RATIO)
+                room = min(most_bytes, max(_ROOM, size * _RATIO))
                 return _read(unpacked, path, dimensions, room, plain_size=None)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}); get a fresh copy") from None
+    except MemoryError:
+        raise DataError(f"{path} is too large for the memory that is free") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise DataError(cannot_read(path, error)) from None
 
 
-def _read(file: io.BufferedIOBase, path: Path, dimensions: int, most_bytes: int, plain_size: int | None) -> Idx:
+def _read(
+    file: io.BufferedReader | gzip.GzipFile, path: Path, dimensions: int, most_bytes: int, plain_size: int | None
+) -> Idx:
     header = _exactly(file, 4, path)
     zeros, kind, rank = struct.unpack(">HBB", header)
     if zeros != 0:
@@ -117,7 +121,7 @@ def _read(file: io.BufferedIOBase, path: Path, dimensions: int, most_bytes: int,
     return Idx(values.reshape(shape), digest.hexdigest())
 
 
-def _exactly(file: io.BufferedIOBase, count: int, path: Path) -> bytes:
+def _exactly(file: io.BufferedReader | gzip.GzipFile, count: int, path: Path) -> bytes:
     got = file.read(count)
     if len(got) != count:
         raise DataError(f"{path} is truncated: its header is cut short; get a fresh copy")

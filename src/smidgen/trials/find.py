@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from smidgen.errors import SmidgenError, TrialError
+from smidgen.files import cannot_read, read_bounded
 from smidgen.settings import suggestion
 from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
@@ -70,13 +71,9 @@ def read_trial(path: Path) -> Trial:
         SmidgenError: a setting that is unknown or not allowed.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_JSON_BYTES + 1)
-        if len(text) > MOST_JSON_BYTES:
-            raise TrialError(f"{path} is larger than a trial can be ({MOST_JSON_BYTES:,} bytes)")
-        data = json.loads(text)
+        data = json.loads(read_bounded(path, MOST_JSON_BYTES))
     except OSError as error:
-        raise TrialError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise TrialError(cannot_read(path, error)) from None
     except (ValueError, RecursionError) as error:
         raise TrialError(f"{path} is not JSON: {error}") from None
     try:
