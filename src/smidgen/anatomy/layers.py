@@ -17,6 +17,9 @@ from smidgen.tables import TableFormat, render
 from smidgen.trial import Trial
 
 _FLOAT_BYTES = 4
+_TINY = 100_000
+"""Parameters up to which a network is walked with real tensors."""
+
 _MIB = 2**20
 
 
@@ -205,7 +208,7 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
 
 
 def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Anatomy:
-    """The anatomy of a trial's network, without taking memory for its weights.
+    """The anatomy of a trial's network; one that is not tiny takes no memory for its weights.
 
     Args:
         trial: whose network it is.
@@ -215,8 +218,16 @@ def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Ana
     Raises:
         TrialError: the network does not fit the shape or the classes.
     """
+
+    def build() -> nn.Module:
+        return build_network(trial.network, input_shape=input_shape, classes=classes, dropout=trial.dropout)
+
     with torch.device("meta"):
-        network = build_network(trial.network, input_shape=input_shape, classes=classes, dropout=trial.dropout)
+        network = build()
+    if count_parameters(network) <= _TINY:
+        # Operations on the meta device make PyTorch import its compiler first, which takes more than a second.
+        with torch.random.fork_rng(devices=[]):
+            network = build()
     return examine(network, input_shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shlex
@@ -88,6 +89,12 @@ class RunDirectory:
         self._lock = Lock(self.path)
         remove_temporaries(self.path)
         return self
+
+    def tidy(self) -> None:
+        """Remove what a process killed at the very end has left, if nobody is at work and that can be done."""
+        if (self.path / Lock.NAME).exists():
+            with contextlib.suppress(RunError):
+                self.locked().release()
 
     def release(self) -> None:
         """Let other processes have the directory."""

@@ -119,7 +119,6 @@ def place_again(
             engine = "eager"
         if device == "auto" and begun.device == "cuda" and torch.cuda.is_available():
             device = "cuda"
-        if begun.engine == "eager":  # where their number matters
-            threads = threads or begun.threads
+        threads = threads or begun.threads
         precision = precision or begun.precision
     return place(engine, device, threads, precision or "fp32"), engine

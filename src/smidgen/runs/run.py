@@ -86,8 +86,8 @@ def run(
         precision: of the products; `bf16` where the CPU has them and the engine is native. None
             takes `fp32`, or what the run began with.
         device: `auto` takes the CPU, or what the run began with.
-        threads: of the CPU; None takes the usable cores, at most 8, or where their number shapes
-            the last digits (eager) that of a run that is gone on with.
+        threads: of the CPU; None takes the usable cores, at most 8, or as many as a run that is
+            gone on with began with.
         out: a directory that does not exist yet, is empty, or holds this very run; None makes one
             below `runs/`.
         resume: the directory of a run to go on with, instead of `trial`, `seed`, `data`, `epochs`,
@@ -216,6 +216,7 @@ class _Plan:
                 f"another place with --out"
             )
         finished = load_run(there.path)
+        there.tidy()
         held_out = finished.result["held_out"]
         self.progress.begin(f"{there.path} is finished already", len(finished.history), 0, held_out)
         for record in finished.history:
