@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-slow sanitize lint format bench results golden clean
+.PHONY: run report test test-faults fuzz test-slow sanitize lint format bench results golden clean
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -21,6 +21,19 @@ report: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# Kills, cuts, flips, hostile files and full disks, as many as docs/reliability.md says: about 10 minutes on 2 cores.
+# `make test` does a short form of each.
+test-faults: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults --thorough
+
+# A coverage-guided fuzzer on each reader of files, for so many seconds each.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/installed-dev
+	$(INSTALL) -e '.[dev,fuzz]'
+	for reader in idx idx.gz image trial weights checkpoint run; do \
+	    $(BIN)/python tests/faults/fuzz.py $$reader $(FUZZ_SECONDS) || exit 1; \
+	done
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

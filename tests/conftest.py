@@ -146,6 +146,7 @@ def start_smidgen(*arguments: str | Path, **options: Any) -> subprocess.Popen[st
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--overwrite", action="store_true", help="write the golden files anew")
+    parser.addoption("--thorough", action="store_true", help="tests/faults in full: minutes of kills and hostile files")
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ HOSTILE = {
     "cut short": (good_png[:60], "cannot be decoded"),
     "a pixel bomb": (
         png(60_000, 60_000, (b"IDAT", zlib.compress(b"\0" * 10**7))),
-        "more than 50,000,000 pixels",
+        "too many pixels",
     ),
     "just too many pixels": (png(50_001, 1_000, (b"IDAT", b"")), "50,001 x 1,000 pixels"),
     "no pixels": (png(28, 28), "cannot be decoded"),

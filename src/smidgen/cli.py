@@ -11,6 +11,7 @@ contract asks for, and it starts in no time. The library is imported by the comm
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -63,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # Standard output on a full disk, or the like; files report their own errors.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"smidgen: {error.strerror or error}: free some space, or write elsewhere", file=sys.stderr)
+        what = f"{error.filename}: " if error.filename else ""
+        remedy = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else "see to that, and try again"
+        print(f"smidgen: {what}{error.strerror or error}: {remedy}", file=sys.stderr)
         return MISTAKE
 
 

@@ -12,9 +12,10 @@ import io
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
-from smidgen.errors import RunError
+from smidgen.errors import RunError, SmidgenError
 
 TEMPORARY = ".tmp"
 """How the names of files end that are being written; what a killed process leaves can be removed."""
@@ -157,6 +158,15 @@ def cannot_write(path: Path, error: OSError, flag: str = "--out") -> RunError:
         f"{path} cannot be written: {error.strerror or error}; free some space there, or choose another "
         f"place with {flag}"
     )
+
+
+@contextlib.contextmanager
+def looked_up(path: Path, kind: type[SmidgenError] = RunError) -> Iterator[None]:
+    """Turn what looking for files at a path can raise, such as a missing permission, into an error of a kind."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(cannot_read(Path(error.filename or path), error)) from None
 
 
 def cannot_read(path: Path, error: OSError) -> str:

@@ -21,8 +21,9 @@ from smidgen.files import cannot_read, read_bounded
 
 FORMATS = ("PNG", "JPEG")
 MOST_BYTES = 64 * 2**20
-MOST_PIXELS = 50_000_000
-"""The largest image that is decoded; more than a phone's camera makes."""
+MOST_PIXELS = {"PNG": 36_000_000, "JPEG": 50_000_000}
+"""The largest images that are decoded: a page at 600 dots an inch, and what a phone's camera makes."""
+MOST_SIDE = 20_000
 
 MOST_SCANS = 50
 """In a JPEG file: each goes over the whole image, and a small file can hold millions. Cameras write 1 to 10."""
@@ -69,10 +70,11 @@ def _decode(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own limit is far above the one checked here
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 pixels = image.width * image.height
-                if pixels > MOST_PIXELS:
+                most = MOST_PIXELS[str(image.format)]
+                if pixels > most or max(image.size) > MOST_SIDE:
                     raise ImageError(
-                        f"{path} is {image.width:,} x {image.height:,} pixels; at most {MOST_PIXELS:,} "
-                        f"in all are decoded; scale it down"
+                        f"{path} is {image.width:,} x {image.height:,} pixels; at most {most:,} in all and "
+                        f"{MOST_SIDE:,} a side are decoded; scale it down"
                     )
                 if image.format == "JPEG" and content.count(_START_OF_SCAN) > MOST_SCANS:
                     raise ImageError(f"{path} has more than {MOST_SCANS} scans; save it anew")
@@ -82,7 +84,7 @@ def _decode(path: Path) -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{path} has more than {MOST_PIXELS:,} pixels; scale it down") from None
+        raise ImageError(f"{path} has too many pixels; scale it down") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not a PNG or JPEG image") from None
     except Exception as error:  # a hostile file can make a decoder raise anything; all mean the same

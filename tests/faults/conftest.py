@@ -33,10 +33,6 @@ from smidgen.trial import (
 )  # fmt: skip
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="as many kills, cuts, flips and inputs as were promised")
-
-
 @dataclass
 class Figures:
     """What the tests counted, for docs/reliability.md."""

@@ -131,7 +131,7 @@ def test_another_number_of_threads_makes_no_difference_to_native(
     if find_core() is None:
         pytest.skip("no native engine here")
     out = tmp_path / "r"
-    options = ["--out", out, "--checkpoint-seconds", "0"]
+    options = ["--out", str(out), "--checkpoint-seconds", "0"]
     assert zygote.call(*victims["sgd, auto"], *options, fail_at=60)[0] == -signal.SIGKILL
     status, printed = zygote.call("run", "--resume", out, "--threads", "2")
     assert status == 0, printed
@@ -143,7 +143,7 @@ def test_another_number_of_threads_makes_no_difference_to_native(
 
 def test_what_differs_is_named_before_going_on(zygote: Zygote, victims: Victims, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    options = ["--out", out, "--checkpoint-seconds", "0"]
+    options = ["--out", str(out), "--checkpoint-seconds", "0"]
     assert zygote.call(*victims["adam, eager"], *options, fail_at=60)[0] == -signal.SIGKILL
     path = out / "environment.json"
     environment = json.loads(path.read_text())

@@ -11,15 +11,18 @@ What a child can be made to suffer:
     half       with `fail_at` at a write: write half of it first
     count      write the number of operations to this file at the end
     user       become this user id first
+    clock      let the time of day jump back and forth by years
     sabotage   break smidgen on purpose, by a name in SABOTAGE
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +37,7 @@ import smidgen.tensorfile
 from smidgen import cli
 from smidgen.engines import prepare
 from smidgen.engines.native.module import NativeNetwork
+from smidgen.randomness import Purpose, Stream
 from smidgen.runs import lock, run, runner
 from smidgen.training import averaging, checkpoint, evaluation, loop
 
@@ -89,7 +93,7 @@ def _reseeding_dropped() -> None:
         def manual_seed(self, seed: int) -> None:
             pass
 
-    prepare.torch = _Replaced(torch, default_generator=Unseeded())  # type: ignore[attr-defined]
+    prepare.torch = _Replaced(torch, default_generator=Unseeded())  # type: ignore[assignment,attr-defined]
 
 
 class _Replaced:
@@ -105,7 +109,7 @@ class _Replaced:
 
 def _hash_not_checked() -> None:
     header = smidgen.tensorfile._header
-    smidgen.tensorfile._header = lambda content: _unsealed(header(content))  # type: ignore[assignment]
+    smidgen.tensorfile._header = lambda content: _unsealed(header(content))
     # The header still says that it is sealed where the format is looked at.
     checkpoint.read_header = lambda *a, **o: _sealed(smidgen.tensorfile.read_header(*a, **o))  # type: ignore[attr-defined]
     checkpoint.read_tensors = (  # type: ignore[attr-defined]
@@ -143,10 +147,10 @@ def _order_by_state() -> None:
         def torch_seed(self) -> int:
             return 0
 
-    stream = loop.Stream
-    loop.Stream = (  # type: ignore[attr-defined]
-        lambda seed, purpose, *rest: Stateful() if purpose == loop.Purpose.ORDER else stream(seed, purpose, *rest)
-    )
+    def stream(seed: int, purpose: Purpose, *rest: int) -> Any:
+        return Stateful() if purpose == Purpose.ORDER else Stream(seed, purpose, *rest)
+
+    loop.Stream = stream  # type: ignore[assignment,attr-defined]
 
 
 def _lock_not_taken() -> None:
@@ -177,6 +181,10 @@ def child(request: dict[str, Any]) -> int:
         os.setgroups([])
         os.setgid(request["user"])
         os.setuid(request["user"])
+    if "clock" in request:
+        jumps = itertools.cycle([0.0, 1e9, -1e9, 5e9])
+        real = time.time
+        time.time = lambda: real() + next(jumps)
     if "sabotage" in request:
         SABOTAGE[request["sabotage"]]()
     failpoints = Failpoints(request.get("fail_at"), request.get("half", False))

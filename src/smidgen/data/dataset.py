@@ -13,6 +13,7 @@ from torch import Tensor
 
 from smidgen.data.idx import Idx, read_idx
 from smidgen.errors import DataError
+from smidgen.files import looked_up
 from smidgen.settings import suggestion
 
 BUNDLED = {"mnist": Path(__file__).parent / "mnist"}
@@ -119,11 +120,13 @@ def load_dataset(source: str | Path = "mnist", *, validation: int | None = None)
         DataError: a file is missing, damaged or has the wrong hash (bundled data), counts or
             shapes do not match, labels are out of range, or too few images are left to train on.
     """
-    folder = _folder(source)
+    with looked_up(Path(source), DataError):
+        folder = _folder(source)
     wanted = list(FILES) if validation is None else ["train_images", "train_labels"]
     files: dict[str, Idx] = {}
     for name in wanted:
-        path = _find(folder, FILES[name])
+        with looked_up(folder, DataError):
+            path = _find(folder, FILES[name])
         files[name] = read_idx(path, dimensions=3 if name.endswith("images") else 1)
         if str(source) in BUNDLED and files[name].sha256 != MNIST_SHA256[name]:
             raise DataError(f"{path} is not MNIST's file: its sha256 is {files[name].sha256}; reinstall smidgen")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from smidgen.data.dataset import Dataset
 from smidgen.errors import DataError, RunError, SmidgenError
+from smidgen.files import looked_up
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data
 from smidgen.training.evaluation import scores
@@ -152,9 +153,10 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
 
 def _directories(path: Path, problems: list[str]) -> list[Path]:
     """The path itself if it is a run, or the readable runs right below it."""
-    if (path / "trial.json").exists() or not path.is_dir():
-        return [path]
-    below = sorted(p.parent for p in path.glob("*/trial.json"))
+    with looked_up(path):
+        if (path / "trial.json").exists() or not path.is_dir():
+            return [path]
+        below = sorted(p.parent for p in path.glob("*/trial.json"))
     readable = []
     for directory in below:
         try:

@@ -16,6 +16,7 @@ from smidgen.files import (
     append_line,
     cannot_read,
     cannot_write,
+    looked_up,
     read_bounded,
     remove_temporaries,
     write_atomic,
@@ -104,12 +105,14 @@ class RunDirectory:
     @property
     def begun(self) -> bool:
         """Whether a run was begun here."""
-        return (self.path / TRIAL).exists()
+        with looked_up(self.path):
+            return (self.path / TRIAL).exists()
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / RESULT).exists()
+        with looked_up(self.path):
+            return (self.path / RESULT).exists()
 
     @property
     def resume_command(self) -> str:
@@ -121,7 +124,9 @@ class RunDirectory:
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file; choose another place with --out")
         left = {Lock.NAME, ENVIRONMENT}
-        if any(p.name not in left and p.suffix != TEMPORARY for p in self.path.iterdir()):
+        with looked_up(self.path):
+            there = list(self.path.iterdir())
+        if any(p.name not in left and p.suffix != TEMPORARY for p in there):
             raise RunError(f"{self.path} already holds other files; choose another place with --out, or remove it")
 
     @staticmethod

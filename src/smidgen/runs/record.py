@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from smidgen.errors import RunError
+from smidgen.files import looked_up
 from smidgen.runs import directory as names
 from smidgen.runs.directory import RunDirectory
 from smidgen.runs.progress import history_html
@@ -18,21 +19,22 @@ from smidgen.training.loop import EpochRecord
 from smidgen.trial import Trial
 from smidgen.verdict import Verdict, judge, percent
 
-RESULT_KEYS = (
-    "trial",
-    "seed",
-    "engine",
-    "threads",
-    "parameters",
-    "epochs",
-    "held_out",
-    "test_accuracy_last",
-    "goal_met",
-    "seconds_training",
-    "weights_sha256",
-    "data_sha256",
-)
+_RESULT_TYPES: dict[str, tuple[type, ...]] = {
+    "trial": (str,),
+    "seed": (int,),
+    "engine": (str,),
+    "threads": (int,),
+    "parameters": (int,),
+    "epochs": (int,),
+    "held_out": (str,),
+    "test_accuracy_last": (int, float, type(None)),
+    "goal_met": (bool, type(None)),
+    "seconds_training": (int, float),
+    "weights_sha256": (str,),
+    "data_sha256": (str,),
+}
 """What must be in a run's result.json for it to be read."""
+_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {"precision": (str,), "version": (str,), "resumptions": (int,)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,32 +111,43 @@ def load_run(path: str | Path) -> Run:
         RunError: it is not a run directory, unfinished, or a file in it is damaged.
     """
     directory = RunDirectory(Path(path))
-    if not directory.path.is_dir():
-        raise RunError(f"{path} is not a run directory; `smidgen run` makes one")
+    with looked_up(directory.path):
+        if not directory.path.is_dir():
+            raise RunError(f"{path} is not a run directory; `smidgen run` makes one")
     result = directory.read_json(names.RESULT)
-    missing = [key for key in RESULT_KEYS if key not in result]
-    if missing:
-        raise RunError(f"{path} is a run of another version of smidgen: its result.json lacks {', '.join(missing)}")
+    _check_types(result, directory.path)
     trained = read_weights(directory.path / names.WEIGHTS)
     if result.get("weights_sha256") != weights_sha256(trained.network):
         raise RunError(f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json")
     try:
-        history = tuple(
-            EpochRecord(**{k: v for k, v in record.items() if k != "test_accuracy"})
-            for record in directory.read_epochs()
-        )
-        if len(history) != result["epochs"]:
-            raise ValueError(f"{len(history)} of {result['epochs']} epochs are there")
+        history = tuple(map(EpochRecord.from_json, directory.read_epochs()))
+        if [record.epoch for record in history] != list(range(1, result["epochs"] + 1)):
+            raise ValueError(f"{len(history)} of {result['epochs']} epochs are there, or in another order")
+        parameters = sum(p.numel() for p in trained.network.parameters())
+        if result["parameters"] != parameters:
+            raise ValueError(f"it says {result['parameters']} parameters, but the network has {parameters}")
         last = history[-1]
         verdict = judge(
             trained.trial.goal,
-            parameters=int(result["parameters"]),
+            parameters=parameters,
             epochs=len(history),
             correct=last.test_correct,
             total=last.test_total,
             on_test=result["held_out"] == "test",
         )
-        seed = int(result["seed"])
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from None
-    return Run(trained.trial, seed, directory.path, history, verdict, result, trained)
+    except (IndexError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    return Run(trained.trial, result["seed"], directory.path, history, verdict, result, trained)
+
+
+def _check_types(result: dict[str, Any], path: Path) -> None:
+    missing = [key for key in _RESULT_TYPES if key not in result]
+    if missing:
+        raise RunError(f"{path} is a run of another version of smidgen: its result.json lacks {', '.join(missing)}")
+    for key, kinds in {**_RESULT_TYPES, **_OPTIONAL_TYPES}.items():
+        value = result.get(key)
+        if key not in result:
+            continue
+        good = type(value) in kinds and (not isinstance(value, float | int) or 0 <= value < 2**63)
+        if not good or (key == "held_out" and value not in ("test", "validation")):
+            raise RunError(f"{path} is damaged: its result.json has {str(value)[:40]!r} for {key}")

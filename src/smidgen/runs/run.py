@@ -189,7 +189,7 @@ class _Plan:
         Raises:
             RunError: it is another run.
         """
-        other = read_trial(there.path / names.TRIAL)
+        other = read_trial(there.path / names.TRIAL, follow=False)
         begun = Begun.from_json(there.read_json(names.ENVIRONMENT), there.path / names.ENVIRONMENT)
         differing = [
             f"{path} {_short(old)} instead of {_short(new)}" for path, old, new in differences(other, self.trial)
@@ -238,7 +238,7 @@ def _of_run(directory: RunDirectory) -> tuple[Trial, int]:
     """
     if not directory.begun:
         raise RunError(f"{directory.path} is not a run directory, so there is nothing to resume")
-    trial = read_trial(directory.path / names.TRIAL)
+    trial = read_trial(directory.path / names.TRIAL, follow=False)
     begun = Begun.from_json(directory.read_json(names.ENVIRONMENT), directory.path / names.ENVIRONMENT)
     return trial, begun.seed
 

@@ -147,12 +147,8 @@ def _from_history(history: list[EpochRecord]) -> Tensor:
 def _to_history(table: Tensor) -> list[EpochRecord]:
     if table.dim() != 2 or table.shape[1] != len(_COLUMNS) or table.dtype != torch.float64:
         raise ValueError("its history has another form")
-    return [
-        EpochRecord(
-            **{name: int(value) if name in _COUNTS else value for name, value in zip(_COLUMNS, row, strict=True)}
-        )
-        for row in table.tolist()
-    ]
+    rows = [dict(zip(_COLUMNS, row, strict=True)) for row in table.tolist()]
+    return [EpochRecord.from_json({n: int(v) if n in _COUNTS else v for n, v in row.items()}) for row in rows]
 
 
 def _sums(data: Any) -> EpochSums:

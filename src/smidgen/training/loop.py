@@ -11,8 +11,8 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,27 @@ class EpochRecord:
     def to_json(self) -> dict[str, float | int]:
         """The record with its accuracy, as written to epochs.jsonl."""
         return {**asdict(self), "test_accuracy": self.test_accuracy}
+
+    @classmethod
+    def from_json(cls, data: object) -> EpochRecord:
+        """A record as `to_json` gave it.
+
+        Raises:
+            ValueError: a value is missing or cannot be.
+        """
+        if not isinstance(data, dict):
+            raise ValueError("an epoch is not an object")
+        values: dict[str, Any] = {}
+        for column in fields(cls):
+            value: Any = data.get(column.name)
+            whole = column.type == "int"
+            if type(value) not in ((int,) if whole else (int, float)) or not 0 <= value < 2**53:
+                raise ValueError(f"an epoch's {column.name} is {str(value)[:40]!r}")
+            values[column.name] = value if whole else float(value)
+        record = cls(**values)
+        if record.epoch < 1 or not 0 <= record.test_correct <= record.test_total or record.test_total == 0:
+            raise ValueError("an epoch's counts cannot be")
+        return record
 
 
 class Watcher(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from smidgen.errors import SmidgenError, TrialError
-from smidgen.files import cannot_read, read_bounded
+from smidgen.files import cannot_read, looked_up, read_bounded
 from smidgen.settings import suggestion
 from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
@@ -49,10 +49,11 @@ def find_trial_or_network(name: str | Path) -> Trial | nn.Module:
     if colon and file.endswith(".py"):
         return _from_python(Path(file), member)
     path = Path(text)
-    if path.is_dir():
-        path = path / "trial.json"
-        if not path.is_file():
-            raise TrialError(f"{text} is a folder without a trial.json, so it is not a run")
+    with looked_up(path, TrialError):
+        if path.is_dir():
+            path = path / "trial.json"
+            if not path.is_file():
+                raise TrialError(f"{text} is a folder without a trial.json, so it is not a run")
     if path.suffix == ".json":
         return read_trial(path)
     if path.suffix == ".py":
@@ -63,15 +64,19 @@ def find_trial_or_network(name: str | Path) -> Trial | nn.Module:
     )
 
 
-def read_trial(path: Path) -> Trial:
+def read_trial(path: Path, *, follow: bool = True) -> Trial:
     """Read a trial from JSON, as data; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        follow: whether it may be a symbolic link.
 
     Raises:
         TrialError: the file is missing, too large or not JSON.
         SmidgenError: a setting that is unknown or not allowed.
     """
     try:
-        data = json.loads(read_bounded(path, MOST_JSON_BYTES))
+        data = json.loads(read_bounded(path, MOST_JSON_BYTES, follow=follow))
     except OSError as error:
         raise TrialError(cannot_read(path, error)) from None
     except (ValueError, RecursionError) as error:
@@ -83,8 +88,9 @@ def read_trial(path: Path) -> Trial:
 
 
 def _from_python(path: Path, member: str) -> Trial | nn.Module:
-    if not path.is_file():
-        raise TrialError(f"{path} does not exist")
+    with looked_up(path, TrialError):
+        if not path.is_file():
+            raise TrialError(f"{path} does not exist")
     module = _import(path)
     try:
         value: Any = getattr(module, member)
