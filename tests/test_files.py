@@ -116,7 +116,7 @@ def test_only_so_much_is_read(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    for name in (".a.0123.tmp", "kept.tmp", ".hidden"):
+    for name in (".a.0123abcd.tmp", ".mine.tmp", "kept.tmp", ".hidden"):
         (tmp_path / name).touch()
     remove_temporaries(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "kept.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", ".mine.tmp", "kept.tmp"]

@@ -66,7 +66,7 @@ def test_the_bench(golden: Golden) -> None:
     times = (LayerTime("conv1", "forward", 0.25, 100.0, 0.8), LayerTime("norm1", "statistics", 0.125, 0.0, 0.0))
     profile = Profile(times, gflop_per_image=0.005, peak=200.0)
     ways = {"loader": loader, "eager": eager, "native": native}
-    network = NetworkResults("a-trial", 128, ways, profile, (Way("another", [1500.0, 1800.0, 1700.0]),))
+    network = NetworkResults("a-trial", 128, ways, profile, 0.0042, (Way("another", [1500.0, 1800.0, 1700.0]),))
     results = Results((network,), threads=2, rounds=3)
     text = f"{results.profiles()}\n\n{results}"
     golden("bench.txt", text.rsplit("\n", 1)[0] + "\n")

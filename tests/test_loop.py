@@ -212,7 +212,7 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
     path = tmp_path / "checkpoint"
     path.write_bytes(checkpoint.to_bytes(first, ORIGIN))
     second = start(trial, new_network(trial, data, 6), PLACE)
-    checkpoint.restore(second, path, ORIGIN, epochs=3, steps=12)
+    checkpoint.restore(second, path, ORIGIN, trial, 600)
     assert (len(second.history), second.step) == divmod(steps, 12) if steps != 12 else (0, 12)
     rest = list(train(second, trial, data, 5, PLACE, Silent()))
     assert [r.epoch for r in rest] == ([1, 2, 3] if steps <= 12 else [2, 3])
@@ -231,17 +231,17 @@ def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dat
     path = tmp_path / "checkpoint"
     path.write_bytes(saved)
     with pytest.raises(RunError, match="another trial, seed or data"):
-        checkpoint.restore(fresh, path, replace(ORIGIN, seed=1), epochs=2, steps=12)
+        checkpoint.restore(fresh, path, replace(ORIGIN, seed=1), small_trial, 600)
     for broken in (b"", saved[:100], saved[:-10], b"x" * 100):
         path.write_bytes(broken)
         with pytest.raises(RunError, match="damaged"):
-            checkpoint.restore(fresh, path, ORIGIN, epochs=2, steps=12)
+            checkpoint.restore(fresh, path, ORIGIN, small_trial, 600)
     path.write_bytes(saved)
     other = start(replace(small_trial, averaging=0.0), new_network(small_trial, data, 0), PLACE)
     with pytest.raises(RunError, match="does not fit"):
-        checkpoint.restore(other, path, ORIGIN, epochs=2, steps=12)
+        checkpoint.restore(other, path, ORIGIN, small_trial, 600)
     with pytest.raises(FileNotFoundError):
-        checkpoint.restore(fresh, tmp_path / "nothing", ORIGIN, epochs=2, steps=12)
+        checkpoint.restore(fresh, tmp_path / "nothing", ORIGIN, small_trial, 600)
 
 
 def test_a_state_that_is_not_finite_is_no_checkpoint(small_trial: Trial, data: Dataset) -> None:

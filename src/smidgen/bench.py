@@ -11,10 +11,12 @@ import itertools
 import math
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,12 @@ from smidgen.engines.native.core import find_core, has_bfloat16, level
 from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.prepare import Placement, laid_out, memory_format, place
 from smidgen.errors import SmidgenError
+from smidgen.files import cannot_write, write_atomic
 from smidgen.nets.build import build_network
 from smidgen.nets.layers import Dropout
 from smidgen.tables import render
+from smidgen.training import checkpoint
+from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import Training, start, take_step
 from smidgen.trial import SGD, Augmentation, Trial
 from smidgen.trials.mnist import augmented, strict
@@ -43,6 +48,8 @@ STEPS = 25
 """Steps of one measurement."""
 WARM_UP = 8
 """Steps before each measurement that do not count; they also empty what a loader has prefetched."""
+
+EPOCH_IMAGES, CHECKPOINT_SECONDS = 60_000, 30
 
 Step = Callable[[], object]
 
@@ -136,6 +143,7 @@ class NetworkResults:
         batch_size: images a step.
         ways: by key: `loader`, `eager`, `native`, `native_bf16`, `native_1_thread`, those that there are.
         profile: of the native engine in float32, if it is there.
+        checkpoint_seconds: to write one checkpoint to the disk of the working directory, median.
         variants: other ways to run PyTorch eagerly, if asked for.
     """
 
@@ -143,7 +151,14 @@ class NetworkResults:
     batch_size: int
     ways: dict[str, Way]
     profile: Profile | None
+    checkpoint_seconds: float
     variants: tuple[Way, ...] = ()
+
+    @property
+    def checkpoint_share(self) -> float:
+        """The share of training that goes into checkpoints: one an epoch of 60,000 images, and one in 30 seconds."""
+        epoch = EPOCH_IMAGES / self.ways.get("native", self.ways["eager"]).rate
+        return self.checkpoint_seconds * (1 / epoch + 1 / CHECKPOINT_SECONDS)
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data; None for what this machine or build lacks."""
@@ -166,6 +181,8 @@ class NetworkResults:
             "ratio_to_loader_bf16": ratio("native_bf16", "loader"),
             "ratio_to_one_thread": ratio("native", "native_1_thread"),
             "ratio_eager_to_loader": ratio("eager", "loader"),
+            "checkpoint_milliseconds": 1e3 * self.checkpoint_seconds,
+            "checkpoint_share": self.checkpoint_share,
             "peak_gflops": self.profile.peak if self.profile else None,
             "peak_share": self.profile.share_of(native.rate) if self.profile and native else None,
             "peak_share_convolutions": self.profile.convolution_share if self.profile else None,
@@ -191,6 +208,10 @@ class NetworkResults:
                 f"{self.profile.peak:.0f} GFLOP/s over whole steps, {self.profile.convolution_share:.0%} in the "
                 f"convolutions"
             )
+        text += (
+            f"\ncheckpoints: {1e3 * self.checkpoint_seconds:.1f} ms each, {self.checkpoint_share:.2%} of training "
+            f"with one an epoch and one in {CHECKPOINT_SECONDS} s"
+        )
         return text
 
 
@@ -291,7 +312,30 @@ def _measure(trial: Trial, dataset: Images, eager: Placement, rounds: int, varia
                 way.rates.append(_rate(step, trial.batch_size))
     torch.set_num_threads(1)
     profile = _profile(network, trial, dataset, native) if network else None
-    return NetworkResults(trial.name, trial.batch_size, ways, profile, tuple(way for way, _, _ in others))
+    return NetworkResults(
+        trial.name,
+        trial.batch_size,
+        ways,
+        profile,
+        _checkpoint_seconds(_training(trial, dataset, native if network else eager), rounds),
+        tuple(way for way, _, _ in others),
+    )
+
+
+def _checkpoint_seconds(training: Training, rounds: int) -> float:
+    """Median of writing a checkpoint, the one before it kept, as a run does."""
+    origin = Origin("0" * 64, "0" * 64, 0)
+    seconds = []
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as name:
+            path = Path(name) / "checkpoint"
+            for _ in range(10 * rounds):
+                began = time.perf_counter()
+                write_atomic(path, checkpoint.to_bytes(training, origin), previous=path.with_name("previous"))
+                seconds.append(time.perf_counter() - began)
+    except OSError as error:
+        raise cannot_write(Path.cwd(), error) from None
+    return statistics.median(seconds)
 
 
 def _training(trial: Trial, dataset: Images, placement: Placement, *, torch_dropout: bool = False) -> Training:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import os
 import re
@@ -36,6 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _ready_streams()
     wants_json = "--json" in arguments
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _terminate)
@@ -68,6 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else "see to that, and try again"
         print(f"smidgen: {what}{error.strerror or error}: {remedy}", file=sys.stderr)
         return MISTAKE
+
+
+def _ready_streams() -> None:
+    """Standard output and error that take any text: names need not be UTF-8, and either may be closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

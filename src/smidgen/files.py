@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from smidgen.errors import RunError, SmidgenError
 
 TEMPORARY = ".tmp"
 """How the names of files end that are being written; what a killed process leaves can be removed."""
+
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 _PORTABLE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -52,6 +55,8 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True) -
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if flags & (os.O_WRONLY | os.O_RDWR) and os.fstat(handle).st_nlink > 1:
+            raise OSError(errno.EMLINK, "it has another name elsewhere, where it would change too", str(path))
     except BaseException:
         os.close(handle)
         raise
@@ -123,7 +128,7 @@ def append_line(path: Path, line: str) -> None:
         try:
             before = os.fstat(handle).st_size
             try:
-                _write_all(handle, line.encode() + b"\n")
+                _write_all(handle, line.encode(errors="backslashreplace") + b"\n")
                 os.fsync(handle)
             except OSError:
                 os.ftruncate(handle, before)
@@ -137,8 +142,9 @@ def append_line(path: Path, line: str) -> None:
 def remove_temporaries(directory: Path) -> None:
     """Remove what a process that was killed while writing has left. Nobody may be writing there."""
     for path in directory.glob(f".*{TEMPORARY}"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def sync_directory(path: Path) -> None:

@@ -70,13 +70,14 @@ def _decode(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own limit is far above the one checked here
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 pixels = image.width * image.height
-                most = MOST_PIXELS[str(image.format)]
+                kind = "PNG" if image.format == "PNG" else "JPEG"  # MPO is JPEG with more pictures after the first
+                most = MOST_PIXELS[kind]
                 if pixels > most or max(image.size) > MOST_SIDE:
                     raise ImageError(
                         f"{path} is {image.width:,} x {image.height:,} pixels; at most {most:,} in all and "
                         f"{MOST_SIDE:,} a side are decoded; scale it down"
                     )
-                if image.format == "JPEG" and content.count(_START_OF_SCAN) > MOST_SCANS:
+                if kind == "JPEG" and content.count(_START_OF_SCAN) > MOST_SCANS:
                     raise ImageError(f"{path} has more than {MOST_SCANS} scans; save it anew")
                 image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))
                 image.load()

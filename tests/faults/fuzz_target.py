@@ -95,7 +95,7 @@ def reader_and_seeds(name: str, folder: Path) -> tuple[Callable[[bytes], object]
             training = start(trial, new_network(trial, data, 0), place("auto", threads=1))
             origin = Origin(trial.recipe_digest, data.digest, 0)
             seeds = [(directory / "checkpoint.safetensors").read_bytes()]
-            return of_file(lambda p: checkpoint.restore(training, p, origin, epochs=1, steps=2)), seeds
+            return of_file(lambda p: checkpoint.restore(training, p, origin, trial, len(data.train))), seeds
         case "run":
             # The two JSON files of a run, one after the other with a zero byte between them.
             def both(content: bytes) -> object:

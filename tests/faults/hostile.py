@@ -205,7 +205,7 @@ def main() -> None:
         "image": read_image,
         "trial": read_trial,
         "weights": read_weights,
-        "checkpoint": lambda path: checkpoint.restore(training, path, origin, epochs=3, steps=7),
+        "checkpoint": lambda path: checkpoint.restore(training, path, origin, trial, len(data.train)),
         "epochs": in_run("epochs.jsonl"),
         "result": in_run("result.json"),
         "environment": environment,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import shutil
 import signal
@@ -9,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from smidgen.engines.prepare import place
 from smidgen.errors import RunError
 from smidgen.runs.run import load_trial_data
+from smidgen.tensorfile import read_header, read_tensors
 from smidgen.training import checkpoint
-from smidgen.training.checkpoint import Origin
-from smidgen.training.loop import Training, new_network, start, steps_per_epoch
+from smidgen.training.checkpoint import DamagedCheckpointError, Origin
+from smidgen.training.loop import Training, new_network, start
 from smidgen.trials.find import read_trial
 
 from .conftest import Figures, Zygote, outcome
@@ -54,9 +59,7 @@ class Restorer:
         return start(self.trial, new_network(self.trial, self.data, 0), place("auto", threads=1))
 
     def __call__(self, path: Path) -> None:
-        checkpoint.restore(
-            self.training(), path, self.origin, epochs=self.trial.epochs, steps=steps_per_epoch(self.trial, self.data)
-        )
+        checkpoint.restore(self.training(), path, self.origin, self.trial, len(self.data.train))
 
 
 def test_every_cut_and_every_flipped_bit_is_noticed(
@@ -95,9 +98,53 @@ def test_nothing_is_changed_by_a_checkpoint_that_is_refused(killed: Path, tmp_pa
     content[-1] ^= 1
     (tmp_path / NEWEST).write_bytes(content)
     with pytest.raises(RunError, match="does not have the hash"):
-        checkpoint.restore(training, tmp_path / NEWEST, restore.origin, epochs=3, steps=3)
+        checkpoint.restore(training, tmp_path / NEWEST, restore.origin, restore.trial, len(restore.data.train))
     assert all(tensor.equal(before[name]) for name, tensor in training.network.state_dict().items())
     assert (training.step, training.history) == (0, [])
+
+
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
+    "no images seen": {"sums": {"seen": 0}},
+    "more right than seen": {"sums": {"correct": 10**400}},
+    "time that is no number": {"sums": {"seconds": float("nan")}},
+    "a loss below nothing": {"sums": {"loss": -1.0}},
+    "a step that is not there": {"step": 99},
+    "a step before the first": {"step": -1},
+    "no step, but sums": {"step": 0},
+    "a list for the sums": {"sums": []},
+    "an epoch that is not over": {"history": torch.full((1, 9), 0.5, dtype=torch.float64)},
+    "more epochs than the trial has": {"history": torch.ones((100, 9), dtype=torch.float64)},
+    "another form of history": {"history": torch.ones((1, 8), dtype=torch.float64)},
+    "no history": {"history": None},
+    "no optimizer": {"optimizer.0.momentum_buffer": None},
+    "another optimizer": {"optimizer.0.exp_avg": torch.zeros(3)},
+    "a negative variance": {"network.norm1.running_var": torch.full((4,), -1.0)},
+    "a weight that is not finite": {"network.norm1.weight": torch.full((4,), float("inf"))},
+    "weights of another type": {"network.norm1.weight": torch.zeros(4, dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_sealed_checkpoint_that_contradicts_itself_is_damaged(killed: Path, tmp_path: Path, name: str) -> None:
+    """Made by somebody who knows how to seal one."""
+    restore, path = Restorer(killed), tmp_path / NEWEST
+    headers = {path: read_header(path) for path in (killed / NEWEST, killed / PREVIOUS)}
+    within, header = next((path, header) for path, header in headers.items() if header.about["step"])
+    about, tensors = dict(header.about), read_tensors(within, header)
+    del about["seal"]
+    for key, value in CONTRADICTIONS[name].items():
+        if key in about:
+            about[key] = {**about[key], **value} if isinstance(value, dict) else value
+        elif value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+    content = safetensors.torch.save(
+        tensors, {"smidgen": json.dumps({**about, "seal": "0" * 64}, sort_keys=True, separators=(",", ":"))}
+    )
+    path.write_bytes(content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1))
+    with pytest.raises(DamagedCheckpointError):
+        restore(path)
 
 
 def _cut(path: Path) -> None:

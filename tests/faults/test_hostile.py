@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,10 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import Command
-from smidgen.errors import RunError
+from smidgen.errors import ImageError, RunError
+from smidgen.images import read_image
 from smidgen.runs.record import load_run
+from smidgen.tensorfile import read_header, read_tensors, sealed_bytes
 
 from .conftest import Figures, Zygote
 
@@ -107,3 +111,130 @@ def test_a_trial_over_all_bounds_is_refused_before_memory_is_taken(
     assert smidgen("run", path, "--out", tmp_path / "r").is_mistake("too large to be called tiny")
     assert smidgen("inspect", path).is_mistake("too large to be called tiny")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resumed": [float("nan")]},
+        {"seed": "7"},
+        {"threads": 10**9},
+        {"resumed": [0] * 100_000},
+        {"cpu": "x" * 600_000},
+    ],
+)
+def test_an_environment_that_cannot_be_is_one_line(
+    runs: Path, tmp_path: Path, smidgen: Command, change: dict[str, object]
+) -> None:
+    directory = Path(shutil.copytree(runs / "killed", tmp_path / "r"))
+    there = json.loads((directory / "environment.json").read_text())
+    (directory / "environment.json").write_text(json.dumps({**there, **change}))
+    assert smidgen("run", "--resume", directory).is_mistake("environment.json")
+
+
+def test_what_an_environment_says_is_not_shown_raw(runs: Path, tmp_path: Path, zygote: Zygote) -> None:
+    for number, text in enumerate(("\x1b]0;owned\x07", "one\ntwo", "\ud800")):
+        directory = Path(shutil.copytree(runs / "killed", tmp_path / str(number)))
+        there = json.loads((directory / "environment.json").read_text())
+        (directory / "environment.json").write_text(json.dumps({**there, "torch": text}))
+        status, printed = zygote.call("run", "--resume", directory)
+        assert status == 0, printed
+        assert ascii(text) in printed
+        assert "\x1b" not in printed
+
+
+def test_a_hard_link_to_a_file_elsewhere_is_not_written_through(runs: Path, tmp_path: Path, smidgen: Command) -> None:
+    for name in ("log.txt", ".lock"):
+        directory = Path(shutil.copytree(runs / "killed", tmp_path / f"with{name}"))
+        elsewhere = tmp_path / f"victim{name}"
+        elsewhere.write_text("precious")
+        (directory / name).unlink(missing_ok=True)
+        os.link(elsewhere, directory / name)
+        assert smidgen("run", "--resume", directory).is_mistake("another name elsewhere")
+        assert elsewhere.read_text() == "precious"
+
+
+def test_names_that_are_not_utf8_are_no_obstacle(runs: Path, tmp_path: Path, zygote: Zygote) -> None:
+    directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
+    shutil.copytree(runs / "killed", directory)
+    status, printed = zygote.call("run", "--resume", directory)
+    assert status == 0, printed
+
+
+@pytest.mark.parametrize("options", [{"stdout": None}, {"stderr": None}, {"PYTHONIOENCODING": "ascii"}])
+def test_closed_or_narrow_output_is_no_obstacle(options: dict[str, str | None]) -> None:
+    close = "".join(f" {number}>&-" for number, name in ((1, "stdout"), (2, "stderr")) if name in options)
+    env = {**os.environ, **{k: v for k, v in options.items() if v}}
+    done = subprocess.run(f"{sys.executable} -m smidgen trials{close}", shell=True, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"),
+    [("linear1.weight", 3e38), ("norm1.running_var", -1.0)],
+)
+def test_weights_that_score_beyond_numbers_are_one_line(
+    runs: Path, tmp_path: Path, smidgen: Command, tensor: str, value: float
+) -> None:
+    directory = Path(shutil.copytree(runs / "run", tmp_path / "r"))
+    path = directory / "weights.safetensors"
+    header = read_header(path)
+    tensors = read_tensors(path, header)
+    tensors[tensor].fill_(value)
+    about = {k: v for k, v in header.about.items() if k != "seal"}
+    if tensor == "linear1.weight":
+        about["std"] = 1e-30
+    path.write_bytes(sealed_bytes(tensors, about))
+    result = json.loads((directory / "result.json").read_text())
+    digest = hashlib.sha256()
+    for name, each in sorted(tensors.items()):
+        digest.update(f"{name} {each.dtype} {list(each.shape)}\n".encode() + each.numpy().tobytes())
+    (directory / "result.json").write_text(json.dumps({**result, "weights_sha256": digest.hexdigest()}))
+    drawing = tmp_path / "x.png"
+    picture = Image.new("L", (20, 20))
+    picture.paste(255, (5, 5, 9, 15))
+    picture.save(drawing)
+    assert smidgen("predict", directory, drawing).is_mistake(str(directory), ["finite", "negative"][value < 0])
+    assert smidgen("report", directory, "-o", tmp_path / "x.html").status == 2
+
+
+def test_a_last_batch_of_one_image_is_refused_before_training(runs: Path, tmp_path: Path, smidgen: Command) -> None:
+    trial = json.loads((runs / "run" / "trial.json").read_text())
+    trial["network"]["blocks"].insert(-2, {"type": "conv", "channels": 4, "kernel": 3})
+    trial["batch_size"] = 649
+    (tmp_path / "trial.json").write_text(json.dumps(trial))
+    for engine in ("auto", "eager"):
+        done = smidgen("run", tmp_path / "trial.json", "--engine", engine, "--out", tmp_path / "r")
+        assert done.is_mistake("a single image, which norm4 cannot normalize; change batch_size")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_diverged_but_finite_run_can_be_read(runs: Path, tmp_path: Path, smidgen: Command) -> None:
+    directory = Path(shutil.copytree(runs / "run", tmp_path / "r"))
+    lines = [json.loads(line) for line in (directory / "epochs.jsonl").read_text().splitlines()]
+    lines[0]["test_loss"] = 8.6e18
+    (directory / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load_run(directory).history[0].test_loss == 8.6e18
+
+
+def test_an_inspection_takes_no_time_for_a_large_input(runs: Path, tmp_path: Path, smidgen: Command) -> None:
+    """A hundred billion multiplications, which are counted and not done: the test would not end."""
+    trial = json.loads((runs / "run" / "trial.json").read_text())
+    conv = {"type": "conv", "channels": 1, "kernel": 63, "padding": 31, "norm": False}
+    trial["network"]["blocks"] = [conv] * 8 + [{"type": "avg-pool"}, {"type": "linear"}]
+    trial["goal"]["parameters"] = 10**6
+    (tmp_path / "trial.json").write_text(json.dumps(trial))
+    done = smidgen("inspect", tmp_path / "trial.json", "--input", "1x2000x2000", "--json")
+    assert done.json["macs"] > 10**11
+
+
+def test_a_phone_picture_of_several_parts_is_read_within_the_same_bounds(tmp_path: Path) -> None:
+    picture = Image.new("L", (60, 60))
+    picture.paste(255, (15, 15, 25, 45))
+    picture.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[picture])
+    assert read_image(tmp_path / "x.jpg").max() > 200
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "y.jpg").write_bytes(content + b"\xff\xda" * 60)
+    with pytest.raises(ImageError, match="more than 50 scans"):
+        read_image(tmp_path / "y.jpg")

@@ -127,10 +127,12 @@ def _sealed(header: smidgen.tensorfile.Header) -> smidgen.tensorfile.Header:
 
 def _optimizer_not_saved() -> None:
     checkpoint._parameters = lambda training: []
+    checkpoint._optimizer_states = lambda *_: []
 
 
 def _sums_not_saved() -> None:
-    checkpoint._sums = lambda data: loop.EpochSums()
+    position = checkpoint._position
+    checkpoint._position = lambda *a, **o: (position(*a, **o)[0], loop.EpochSums(seen=position(*a, **o)[1].seen))
 
 
 def _order_by_state() -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from smidgen.anatomy.receptive import Field, FieldTracer, trace
 from smidgen.errors import TrialError
-from smidgen.nets.build import build_network, count_parameters
+from smidgen.nets.build import build_network, count_macs, count_parameters
 from smidgen.tables import TableFormat, render
 from smidgen.trial import Trial
 
 _FLOAT_BYTES = 4
-_TINY = 100_000
-"""Parameters up to which a network is walked with real tensors."""
+_TINY = 50_000_000
+"""MACs an image up to which a network is walked with real tensors: hundredths of a second."""
 
 _MIB = 2**20
 
@@ -224,7 +224,7 @@ def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Ana
 
     with torch.device("meta"):
         network = build()
-    if count_parameters(network) <= _TINY:
+    if count_macs(trial.network, input_shape=input_shape, classes=classes) <= _TINY:
         # Operations on the meta device make PyTorch import its compiler first, which takes more than a second.
         with torch.random.fork_rng(devices=[]):
             network = build()

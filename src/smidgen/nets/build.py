@@ -13,9 +13,9 @@ from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
 
 _Make = Callable[[], nn.Module]
 
-MOST_PARAMETERS = 50_000_000
+MOST_PARAMETERS = 10_000_000
 """Bound on a network from a file, checked before memory is taken: this is for tiny ones."""
-MOST_ACTIVATIONS = 50_000_000
+MOST_ACTIVATIONS = 10_000_000
 """Bound on the values of one layer's output for one image, likewise."""
 
 
@@ -62,7 +62,7 @@ class _Plan:
         channels, height, width = input_shape
         self.shape = (channels, height, width)
         self.layers: list[tuple[str, _Make]] = []
-        self.parameters = 0
+        self.parameters = self.macs = 0
         self._counts: Counter[str] = Counter()
 
     @property
@@ -104,7 +104,9 @@ class _Plan:
                 f"{where}: a {block.kernel} x {block.kernel} convolution does not fit {self.shape_text}; "
                 f"use padding, or fewer layers before it"
             )
-        self.parameters += outputs * (channels // block.groups) * block.kernel**2
+        weights = outputs * (channels // block.groups) * block.kernel**2
+        self.parameters += weights
+        self.macs += weights * sides[0] * sides[1]
         self._append(
             "conv",
             lambda: nn.Conv2d(
@@ -153,10 +155,23 @@ class _Plan:
         if not self._counts["flatten"]:
             self._append("flatten", nn.Flatten)
         self.parameters += (inputs + block.bias) * outputs
+        self.macs += inputs * outputs
         self._append("linear", lambda: nn.Linear(inputs, outputs, bias=block.bias))
         if block.activation == "relu":
             self._append("relu", lambda: nn.ReLU(inplace=True))
         self.shape = (outputs, 1, 1)
+
+
+def count_macs(network: Network, *, input_shape: Sequence[int], classes: int) -> int:
+    """Multiply-accumulates for one image, from the blocks alone: nothing is built.
+
+    Raises:
+        TrialError: as `build_network`.
+    """
+    plan = _Plan(network, tuple(input_shape), classes, 0.0)
+    for index, block in enumerate(network.blocks):
+        plan.add(index, block)
+    return plan.macs
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -96,7 +96,10 @@ class TrialRuns:
         labels = self.dataset.held_out.labels.numpy()
         judgements = []
         for run in self.runs:
-            logits = scores(run.network, self.dataset.held_out.images, run.trained.mean, run.trained.std)
+            try:
+                logits = scores(run.network, self.dataset.held_out.images, run.trained.mean, run.trained.std)
+            except SmidgenError as error:
+                raise RunError(f"{run.directory}: {error}") from None
             judgements.append(Judgement(logits.double().softmax(1).numpy(), labels))
         return judgements
 
@@ -176,7 +179,12 @@ def _attach_data(group: TrialRuns) -> None:
     except DataError as error:
         group.dataset_problem = str(error)
         return
-    if dataset.digest != group.runs[0].result.get("data_sha256"):
+    for run in group.runs:
+        trained = run.trained
+        if (trained.input_shape, trained.classes) != (dataset.input_shape, dataset.classes):
+            group.dataset_problem = f"{run.directory} is for other images or classes than those of {dataset.name}"
+            return
+    if any(run.result["data_sha256"] != dataset.digest for run in group.runs):
         group.dataset_problem = f"the data at {dataset.name} has changed since the runs were made"
         return
     group.dataset = dataset

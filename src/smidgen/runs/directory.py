@@ -19,6 +19,7 @@ from smidgen.files import (
     looked_up,
     read_bounded,
     remove_temporaries,
+    sync_directory,
     write_atomic,
 )
 from smidgen.runs.lock import Lock
@@ -35,6 +36,7 @@ LOG = "log.txt"
 DEFAULT_ROOT = Path("runs")
 MOST_JSON_BYTES = 2**20
 MOST_EPOCHS_BYTES = 64 * 2**20
+MOST_EPOCHS = 100_000
 MOST_LINE_BYTES = 2**16
 
 
@@ -135,6 +137,7 @@ class RunDirectory:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
+            sync_directory(path.parent)
         except FileExistsError:
             if path.exists():
                 return False
@@ -201,6 +204,8 @@ class RunDirectory:
         if not (self.path / EPOCHS).exists():
             return []
         lines = self._read(EPOCHS, MOST_EPOCHS_BYTES).splitlines()
+        if len(lines) > MOST_EPOCHS:
+            raise RunError(f"{self.path / EPOCHS} is damaged: it has {len(lines):,} lines")
         return [self._parse(EPOCHS, line) for line in lines]
 
     def _read(self, name: str, most: int) -> bytes:
@@ -220,9 +225,13 @@ class RunDirectory:
         try:
             if name == EPOCHS and len(text) > MOST_LINE_BYTES:
                 raise ValueError("a line is too long")
-            return json.loads(text.decode(errors="replace"))
+            return json.loads(text.decode(errors="replace"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name} is damaged: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not JSON")
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -10,13 +10,19 @@ import torch
 
 from smidgen.data.dataset import Dataset
 from smidgen.engines.native.core import level
+from smidgen.engines.native.module import MOST_THREADS
 from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, place
 from smidgen.errors import RunError
 from smidgen.randomness import MOST_SEED
+from smidgen.settings import canonical_json
 from smidgen.version import VERSION
 
 _SHAPES_BYTES = ("smidgen", "torch", "numpy", "machine", "cpu", "engine", "precision", "device", "instruction_level")
 """What can change a result's last digits. The threads of the eager engine can, too."""
+MOST_RESUMPTIONS = 1_000
+"""Only so many are kept, the last ones."""
+MOST_BYTES = 2**19
+"""Of what the file holds; with line breaks and indentation it must still be small enough to be read."""
 
 
 def environment(placement: Placement, dataset: Dataset, seed: int) -> dict[str, Any]:
@@ -57,7 +63,8 @@ def changes_text(changed: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else str(value)[:60]
+    text = "none" if value is None else str(value)[:60]
+    return text if text.isprintable() else ascii(text)
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,13 @@ class Begun:
             type(seed) is int
             and 0 <= seed <= MOST_SEED
             and type(threads) is int
-            and threads >= 1
+            and 1 <= threads <= MOST_THREADS
             and data.get("engine") in ("native", "eager")
             and data.get("precision") in ("fp32", "bf16")
             and data.get("device") in ("cpu", "cuda")
             and isinstance(data.get("resumed"), list)
+            and len(data["resumed"]) <= MOST_RESUMPTIONS
+            and len(canonical_json(data)) <= MOST_BYTES
         )
         if not ok:
             raise RunError(f"{path} does not say how the run began; it is damaged, or of another version of smidgen")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smidgen.errors import RunError
+from smidgen.errors import RunError, SmidgenError
 from smidgen.images import read_image
 from smidgen.runs.record import Run, load_run
 from smidgen.training.evaluation import scores
@@ -51,7 +51,10 @@ def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Predicti
     if not images:
         return []
     batch = torch.from_numpy(np.stack(images)).unsqueeze(1)
-    logits = scores(run.network, batch, run.trained.mean, run.trained.std)
+    try:
+        logits = scores(run.network, batch, run.trained.mean, run.trained.std)
+    except SmidgenError as error:
+        raise RunError(f"{run.directory}: {error}") from None
     probabilities, labels = logits.double().softmax(1).max(1)
     return [
         Prediction(str(path), int(label), float(probability))

@@ -211,8 +211,10 @@ def _printer(stream: TextIO) -> Callable[[str], None]:
     def write(text: str) -> None:
         try:
             print(text, file=stream, flush=True)
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if not isinstance(error, BrokenPipeError):
+                print(f"smidgen: nothing more can be shown ({error.strerror}); training goes on", file=sys.stderr)
 
     return write
 

@@ -123,6 +123,8 @@ def load_run(path: str | Path) -> Run:
         history = tuple(map(EpochRecord.from_json, directory.read_epochs()))
         if [record.epoch for record in history] != list(range(1, result["epochs"] + 1)):
             raise ValueError(f"{len(history)} of {result['epochs']} epochs are there, or in another order")
+        if result["held_out"] != trained.trial.data.evaluate:
+            raise ValueError(f"it says that it was judged on {result['held_out']} images, but its trial says otherwise")
         parameters = sum(p.numel() for p in trained.network.parameters())
         if result["parameters"] != parameters:
             raise ValueError(f"it says {result['parameters']} parameters, but the network has {parameters}")

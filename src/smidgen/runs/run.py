@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from smidgen.anatomy.layers import examine_trial
+from smidgen.anatomy.layers import Anatomy, examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, fit
-from smidgen.errors import RunError, SmidgenError
+from smidgen.errors import RunError, SmidgenError, TrialError
 from smidgen.randomness import MOST_SEED
 from smidgen.runs import directory as names
 from smidgen.runs.directory import RunDirectory
@@ -160,18 +160,24 @@ class _Plan:
         dataset = load_trial_data(trial)
         anatomy = examine_trial(trial, dataset.input_shape, dataset.classes)
         trial.check_budgets(anatomy.parameters)
+        _check_last_batch(trial, dataset, anatomy)
         with _torch_settings(placement):
             network = new_network(trial, dataset, seed)
             placement = fit(placement, engine, network, dataset.input_shape)
             torch.set_num_threads(placement.torch_threads)
             with deferred() as interruption, self._reserved() as directory:
                 if directory.finished or directory.begun != (begun is not None):
+                    if interruption.requested:
+                        raise KeyboardInterrupt
                     return None
                 try:
-                    return Runner(
+                    finished = Runner(
                         trial, seed, dataset, placement, anatomy, directory, self.progress, interruption,
                         self.checkpoint_seconds,
                     ).run(network, began)  # fmt: skip
+                    if interruption.requested:  # too late for this run, but not for what the caller does next
+                        raise KeyboardInterrupt
+                    return finished
                 except KeyboardInterrupt:
                     raise RunInterruptedError(directory) from None
 
@@ -215,7 +221,13 @@ class _Plan:
                 f"{there.path} holds a finished run by the {begun.engine} engine with {begun.precision}; choose "
                 f"another place with --out"
             )
-        finished = load_run(there.path)
+        try:
+            finished = load_run(there.path)
+        except RunError as error:
+            raise RunError(
+                f"{error}; if you remove {there.path / names.RESULT}, {there.resume_command} makes it again from the "
+                f"checkpoint"
+            ) from None
         there.tidy()
         held_out = finished.result["held_out"]
         self.progress.begin(f"{there.path} is finished already", len(finished.history), 0, held_out)
@@ -228,6 +240,19 @@ class _Plan:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _check_last_batch(trial: Trial, dataset: Dataset, anatomy: Anatomy) -> None:
+    """Refuse what would fail in the last step of the first epoch.
+
+    Raises:
+        TrialError: it is over a single image, and a normalization sees a single value a channel of that.
+    """
+    single = [x.name for x in anatomy.layers if x.type == "BatchNorm2d" and tuple(x.output_shape[1:]) == (1, 1)]
+    if single and len(dataset.train) % trial.batch_size == 1:
+        raise TrialError(
+            f"the last batch of an epoch would be a single image, which {single[0]} cannot normalize; change batch_size"
+        )
 
 
 def _of_run(directory: RunDirectory) -> tuple[Trial, int]:

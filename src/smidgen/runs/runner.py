@@ -14,13 +14,13 @@ from smidgen.engines.prepare import Placement, without_engine
 from smidgen.errors import RunError
 from smidgen.runs import directory as names
 from smidgen.runs.directory import RunDirectory
-from smidgen.runs.environment import changes, changes_text, environment
+from smidgen.runs.environment import MOST_RESUMPTIONS, changes, changes_text, environment
 from smidgen.runs.interruption import Interruption
 from smidgen.runs.progress import Lines, Progress
 from smidgen.runs.record import Run
 from smidgen.runs.weights import TrainedNetwork, to_bytes, weights_sha256
 from smidgen.training import checkpoint
-from smidgen.training.checkpoint import Origin
+from smidgen.training.checkpoint import DamagedCheckpointError, Origin
 from smidgen.training.loop import EpochRecord, Training, start, steps_per_epoch, train
 from smidgen.trial import Trial
 from smidgen.verdict import Verdict, judge
@@ -130,21 +130,19 @@ class Runner:
             "step": training.step,
             "changed": {name: new for name, (_, new) in changed.items()},
         }
-        there["resumed"] = [*there["resumed"], resumption]
-        self._resumptions = len(there["resumed"])
-        directory.write_json(names.ENVIRONMENT, there)
+        kept = [*there["resumed"], resumption][-MOST_RESUMPTIONS:]
+        self._resumptions = len(kept)
+        directory.write_json(names.ENVIRONMENT, {**{k: there[k] for k in now if k in there}, "resumed": kept})
 
     def _restore(self, training: Training) -> None:
-        steps = steps_per_epoch(self.trial, self.dataset)
         problems = []
         for name in (names.CHECKPOINT, names.PREVIOUS_CHECKPOINT):
             try:
-                checkpoint.restore(
-                    training, self.directory.path / name, self._origin(), epochs=self.trial.epochs, steps=steps
-                )
+                path = self.directory.path / name
+                checkpoint.restore(training, path, self._origin(), self.trial, len(self.dataset.train))
             except FileNotFoundError:
                 continue
-            except RunError as error:
+            except DamagedCheckpointError as error:
                 problems.append(str(error))
                 continue
             if problems:
@@ -204,7 +202,7 @@ class Runner:
             "goal_met": verdict.goal_met,
             "seconds_setup": setup,
             "seconds_training": steps + sum(r.seconds_evaluation for r in history),
-            "images_per_second": len(self.dataset.train) * len(history) / steps,
+            "images_per_second": len(self.dataset.train) * len(history) / max(steps, 1e-9),
             "run_dir": str(self.directory.path),
             "weights_sha256": sha256,
             "recipe_sha256": self.trial.recipe_digest,

@@ -127,5 +127,7 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RunError(f"{path}: {name} holds values that are not finite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise RunError(f"{path}: {name} holds negative variances")
     network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ rate are functions of seed, epoch and step.
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smidgen.engines.native.vectors import FlatSGD
 from smidgen.errors import RunError, TrainingError
 from smidgen.files import cannot_read
-from smidgen.tensorfile import Header, TensorFileError, read_header, read_tensors, sealed_bytes
+from smidgen.tensorfile import TensorFileError, read_header, read_tensors, sealed_bytes
 from smidgen.training.loop import EpochRecord, EpochSums, Training
+from smidgen.trial import SGD, Trial
 
 _FORMAT = 2
+_OUR_TROUBLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors in reading that say nothing about the file."""
 _HISTORY = "history"
 _COLUMNS = tuple(field.name for field in fields(EpochRecord))
 _COUNTS = ("epoch", "test_correct", "test_total")
@@ -58,46 +63,59 @@ def to_bytes(training: Training, origin: Origin) -> bytes:
     return sealed_bytes({**tensors, _HISTORY: _from_history(training.history)}, about)
 
 
-def restore(training: Training, path: Path, origin: Origin, epochs: int, steps: int) -> None:
+class DamagedCheckpointError(RunError):
+    """A checkpoint that is not what was written, so that the one before it is to be tried."""
+
+
+def restore(training: Training, path: Path, origin: Origin, trial: Trial, images: int) -> None:
     """Bring a new training of the same trial and seed to where the checkpoint was written.
 
     Args:
         training: as `start` gives it; changed in place, unless an error is raised.
         path: of the checkpoint.
         origin: of the training that goes on.
-        epochs: of the whole training.
-        steps: of an epoch.
+        trial: of the same.
+        images: to train on.
 
     Raises:
         FileNotFoundError: there is none.
-        RunError: the checkpoint is damaged, or of another trial, seed or data.
+        DamagedCheckpointError: it is damaged, contradicts itself, or is of another trial, seed or data.
+        RunError: it cannot be read at all.
     """
     try:
         header = read_header(path, follow=False)
-        about = header.about
-        if about.get("format") != _FORMAT or not header.sealed:
-            raise RunError(f"{path} was written by another version of smidgen")
-        if {name: about.get(name) for name in asdict(origin)} != asdict(origin):
-            raise RunError(f"{path} is of another trial, seed or data")
-        _make_room(training, header)
-        if not _fits(_live(training), header):
-            raise RunError(f"{path} does not fit the trial's network and optimizer")
+        if header.about.get("format") != _FORMAT or not header.sealed:
+            raise DamagedCheckpointError(f"{path} was not written by this version of smidgen")
+        if {name: header.about.get(name) for name in asdict(origin)} != asdict(origin):
+            raise DamagedCheckpointError(f"{path} is of another trial, seed or data")
+        rows = header.tensors.pop(_HISTORY, None)
+        if rows is None or rows[0] != torch.float64 or rows[1][1:] != (len(_COLUMNS),) or rows[1][0] > trial.epochs:
+            raise ValueError("its history has another form")
+        step, sums = _position(header.about, trial, images, finished=rows[1][0])
+        taken = rows[1][0] * math.ceil(images / trial.batch_size) + step
+        states = _optimizer_states(training, trial, taken)
+        named = _network_tensors(training) | {
+            f"optimizer.{i}.{n}": t for i, state in enumerate(states) for n, t in state.items()
+        }
+        if header.tensors != {name: (t.dtype, tuple(t.shape)) for name, t in named.items()}:
+            raise DamagedCheckpointError(f"{path} does not fit the trial's network and optimizer")
+        header.tensors[_HISTORY] = rows
         tensors = read_tensors(path, header, follow=False)
         history = _to_history(tensors.pop(_HISTORY))
-        step, sums = _count(about["step"], steps), _sums(about["sums"])
-        if [record.epoch for record in history] != list(range(1, len(history) + 1)) or len(history) > epochs:
-            raise ValueError("its epochs are not in order")
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
-            raise ValueError("it holds values that are not finite")
+        _check_values(tensors, taken)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise RunError(cannot_read(path, error)) from None
+        kind = RunError if error.errno in _OUR_TROUBLE else DamagedCheckpointError
+        raise kind(cannot_read(path, error)) from None
     except (TensorFileError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        raise DamagedCheckpointError(f"{path} is damaged: {error}") from None
     with torch.no_grad():
-        for name, tensor in _live(training).items():
+        for name, tensor in named.items():
             tensor.copy_(tensors[name])
+    for parameter, state in zip(_parameters(training), states, strict=True):
+        if state:
+            training.optimizer.state[parameter].update(state)
     training.history, training.step, training.sums = history, step, sums
 
 
@@ -107,35 +125,50 @@ def _tensors(training: Training) -> dict[str, Tensor]:
 
 def _live(training: Training) -> dict[str, Tensor]:
     """The tensors that hold the state, not copies, by name."""
-    named = {f"network.{name}": t for name, t in training.network.state_dict().items()}
-    if training.average:
-        named |= {f"average.{name}": t for name, t in training.average.network.state_dict().items()}
+    named = _network_tensors(training)
     for index, parameter in enumerate(_parameters(training)):
         state = training.optimizer.state.get(parameter, {})
         named |= {f"optimizer.{index}.{n}": t for n, t in state.items() if isinstance(t, Tensor)}
     return named
 
 
-def _fits(wanted: dict[str, Tensor], header: Header) -> bool:
-    there = {name: value for name, value in header.tensors.items() if name != _HISTORY}
-    return there == {name: (t.dtype, tuple(t.shape)) for name, t in wanted.items()}
+def _network_tensors(training: Training) -> dict[str, Tensor]:
+    named = {f"network.{name}": t for name, t in training.network.state_dict().items()}
+    if training.average:
+        named |= {f"average.{name}": t for name, t in training.average.network.state_dict().items()}
+    return named
 
 
 def _parameters(training: Training) -> list[Tensor]:
     return [p for group in training.optimizer.param_groups for p in group["params"]]
 
 
-def _make_room(training: Training, header: Header) -> None:
-    """Make the optimizer's state, which PyTorch creates only in the first step, as far as the file has it.
+def _optimizer_states(training: Training, trial: Trial, taken: int) -> list[dict[str, Tensor]]:
+    """Room for each parameter's state after so many steps; PyTorch makes its own only in the first step."""
+    match training.optimizer, trial.optimizer:
+        case FlatSGD(), _:
+            names: tuple[str, ...] = ("momentum_buffer",)
+        case _, SGD(momentum=momentum):
+            names = ("momentum_buffer",) if taken and momentum else ()
+        case _:
+            names = ("step", "exp_avg", "exp_avg_sq") if taken else ()
+    return [
+        {
+            n: torch.zeros((), device=p.device) if n == "step" else torch.zeros_like(p, requires_grad=False)
+            for n in names
+        }
+        for p in _parameters(training)
+    ]
 
-    Whatever the file says, a state has the shape of its parameter, or is a single number.
-    """
-    for index, parameter in enumerate(_parameters(training)):
-        for name in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
-            if f"optimizer.{index}.{name}" in header.tensors:
-                training.optimizer.state[parameter][name] = torch.zeros_like(parameter, requires_grad=False)
-        if f"optimizer.{index}.step" in header.tensors:
-            training.optimizer.state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+def _check_values(tensors: dict[str, Tensor], taken: int) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds values that are not finite")
+        if name.endswith(("running_var", "exp_avg_sq")) and bool((tensor < 0).any()):
+            raise ValueError(f"{name} holds negative values")
+        if name.startswith("optimizer.") and name.endswith(".step") and float(tensor) != taken:
+            raise ValueError(f"{name} is {float(tensor):g}, but {taken} steps were taken")
 
 
 def _from_history(history: list[EpochRecord]) -> Tensor:
@@ -145,20 +178,22 @@ def _from_history(history: list[EpochRecord]) -> Tensor:
 
 
 def _to_history(table: Tensor) -> list[EpochRecord]:
-    if table.dim() != 2 or table.shape[1] != len(_COLUMNS) or table.dtype != torch.float64:
-        raise ValueError("its history has another form")
     rows = [dict(zip(_COLUMNS, row, strict=True)) for row in table.tolist()]
-    return [EpochRecord.from_json({n: int(v) if n in _COUNTS else v for n, v in row.items()}) for row in rows]
+    history = [EpochRecord.from_json({n: int(v) if n in _COUNTS else v for n, v in row.items()}) for row in rows]
+    if [record.epoch for record in history] != list(range(1, len(history) + 1)):
+        raise ValueError("its epochs are not in order")
+    return history
 
 
-def _sums(data: Any) -> EpochSums:
-    sums = EpochSums(float(data["loss"]), int(data["correct"]), int(data["seen"]), float(data["seconds"]))
-    if not math.isfinite(sums.loss) or sums.correct < 0 or sums.seen < 0:
+def _position(about: dict[str, Any], trial: Trial, images: int, finished: int) -> tuple[int, EpochSums]:
+    """Steps taken in the epoch and its sums, which must agree with each other and with the finished epochs."""
+    step, data = about["step"], about["sums"]
+    steps = 0 if finished == trial.epochs else math.ceil(images / trial.batch_size)
+    if type(step) is not int or not 0 <= step <= steps:
+        raise ValueError(f"its step is {step!r}")
+    sums = EpochSums(data["loss"], data["correct"], data["seen"], data["seconds"])
+    good = all(type(value) is float and 0 <= value < math.inf for value in (sums.loss, sums.seconds))
+    good = good and type(sums.correct) is int and sums.seen == min(step * trial.batch_size, images)
+    if not good or not 0 <= sums.correct <= sums.seen:
         raise ValueError("its running sums cannot be")
-    return sums
-
-
-def _count(value: object, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ValueError(f"its step is {value!r}")
-    return value
+    return step, sums

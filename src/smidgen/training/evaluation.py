@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from smidgen.data.dataset import Examples
 from smidgen.engines.batches import evaluation_batch
+from smidgen.errors import SmidgenError, TrainingError
 
 BATCH = 500
 
@@ -45,15 +46,26 @@ def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tenso
 
     Returns:
         float32 [count, classes].
+
+    Raises:
+        TrainingError: a score is not a finite number.
+        SmidgenError: there is not enough memory.
     """
     was_training = network.training
     network.eval()
     try:
         with torch.inference_mode():
             parts = [network(evaluation_batch(network, part, mean, std)) for part in images.split(BATCH)]
-            return torch.cat(parts)
+            joined = torch.cat(parts)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise SmidgenError(f"there is not enough memory to classify {BATCH} images at once") from None
     finally:
         network.train(was_training)
+    if not bool(torch.isfinite(joined).all()):
+        raise TrainingError("the network's scores are not all finite numbers")
+    return joined
 
 
 def evaluate(network: nn.Module, examples: Examples, mean: float, std: float) -> Evaluation:

@@ -81,7 +81,8 @@ class EpochRecord:
         for column in fields(cls):
             value: Any = data.get(column.name)
             whole = column.type == "int"
-            if type(value) not in ((int,) if whole else (int, float)) or not 0 <= value < 2**53:
+            good = type(value) is int if whole else type(value) in (int, float)
+            if not good or not 0 <= value < (2**53 if whole else math.inf):
                 raise ValueError(f"an epoch's {column.name} is {str(value)[:40]!r}")
             values[column.name] = value if whole else float(value)
         record = cls(**values)
@@ -214,8 +215,8 @@ def train(
         if training.average:
             training.average.settle()
         trained = time.perf_counter()
-        judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
         with _divergence_named(trial, epoch, steps - 1, steps):
+            judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
             if not math.isfinite(judged.loss):
                 raise TrainingError(f"the {dataset.held_out_name} loss is {judged.loss}")
         record = EpochRecord(

@@ -85,6 +85,8 @@ def read_trial(path: Path, *, follow: bool = True) -> Trial:
         return Trial.from_json(data)
     except SmidgenError as error:
         raise TrialError(f"{path}: {error}") from None
+    except RecursionError:
+        raise TrialError(f"{path} is nested too deeply") from None
 
 
 def _from_python(path: Path, member: str) -> Trial | nn.Module:
@@ -102,7 +104,7 @@ def _from_python(path: Path, member: str) -> Trial | nn.Module:
             value = value()
         except SmidgenError as error:
             raise TrialError(f"{path}:{member}: {error}") from None
-        except Exception as error:  # whatever a user's function raises becomes one line that says where
+        except (Exception, SystemExit) as error:  # whatever a user's function raises becomes one line that says where
             raise TrialError(f"{path}:{member}() failed: {_where(error, path)}") from None
     if isinstance(value, Trial | nn.Module):
         return value
