@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "smidgen"
 
 LAYERS = [
     ["errors", "version"],
-    ["settings", "tables", "files"],
+    ["settings", "tables", "files", "statistics"],
     ["tensorfile"],
     ["trial", "randomness"],
     ["data"],
