@@ -22,7 +22,7 @@ report: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
-# Kills, cuts, flips, hostile files and full disks, as many as docs/reliability.md says: about 10 minutes on 2 cores.
+# Kills, cuts, flips, hostile files and full disks, as many as docs/reliability.md says: about 12 minutes on 2 cores.
 # `make test` does a short form of each.
 test-faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults --thorough

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from smidgen.inspection import Inspection as Inspection
     from smidgen.inspection import inspect as inspect
     from smidgen.nets.build import build_network as build_network
+    from smidgen.reports.compare import compare as compare
     from smidgen.reports.report import Report as Report
     from smidgen.reports.report import report as report
     from smidgen.runs.predict import Prediction as Prediction
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
     from smidgen.runs.run import run as run
     from smidgen.settings import differences as differences
     from smidgen.settings import with_settings as with_settings
+    from smidgen.statistics import Comparison as Comparison
+    from smidgen.statistics import Summary as Summary
+    from smidgen.sweeps.sweep import Sweep as Sweep
+    from smidgen.sweeps.sweep import SweepInterruptedError as SweepInterruptedError
+    from smidgen.sweeps.sweep import sweep as sweep
     from smidgen.training.loop import EpochRecord as EpochRecord
     from smidgen.trial import SGD as SGD
     from smidgen.trial import Adam as Adam
@@ -83,11 +89,14 @@ _HOMES = {
     ),
     "images": ("read_image",),
     "nets.build": ("build_network",),
+    "reports.compare": ("compare",),
     "reports.report": ("Report", "report"),
     "runs.predict": ("Prediction", "predict"),
     "runs.record": ("Run", "load_run"),
     "runs.run": ("RunInterruptedError", "run"),
     "settings": ("differences", "with_settings"),
+    "statistics": ("Comparison", "Summary"),
+    "sweeps.sweep": ("Sweep", "SweepInterruptedError", "sweep"),
     "training.loop": ("EpochRecord",),
     "trial": (
         "SGD",

@@ -18,9 +18,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from smidgen.errors import SmidgenError
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = vars(interruption)
         print(f"smidgen: {str(interruption) or 'interrupted'}", file=sys.stderr)
         if wants_json:
-            directory = str(about["directory"]) if about else None
+            directory = str(about["directory"]) if "directory" in about else None
             shown = {"run_dir": directory, "epochs": about.get("epochs"), "resume": about.get("resume")}
             print(json.dumps({"interrupted": True, **shown}))
         return INTERRUPTED
@@ -140,6 +140,21 @@ def _parser() -> argparse.ArgumentParser:
         help="time between checkpoints within an epoch; default 30",
     )  # fmt: skip
 
+    sweep = command("sweep", _sweep, "train trials with many seeds; what is done already is not done again")
+    sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=trial_help)
+    sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
+    sweep.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
+    sweep.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, for N machines")
+    sweep.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
+    sweep.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    sweep.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    sweep.add_argument("--threads", type=int, metavar="N", help="of each run; default 1")
+    sweep.add_argument("--out", metavar="DIR", default="runs/sweep", help="where the runs go; default runs/sweep")
+
+    compare = command("compare", _compare, "compare two sets of runs on the same test images")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
+    compare.add_argument("--with", nargs="+", required=True, metavar="RUN", dest="others", help="the other set")
+
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
     inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
@@ -201,6 +216,60 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(f"run directory {finished.directory}")
     return MISSED if finished.goal_met is False else DONE
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from smidgen.sweeps.sweep import sweep
+
+    stream = sys.stderr if options.json else sys.stdout
+    finished = sweep(
+        options.trials,
+        options.seeds,
+        workers=options.workers,
+        shard=options.shard,
+        engine=options.engine,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        out=options.out,
+        show=live(stream),
+    )
+    if options.json:
+        _print_json(finished.to_json())
+    else:
+        print(finished)
+    for job, error in finished.failures:
+        print(f"smidgen: {job}: {error}", file=sys.stderr)
+    if finished.failures:
+        return MISTAKE
+    return MISSED if finished.goals_met is False else DONE
+
+
+def live(stream: TextIO) -> Callable[[str], None]:
+    """Shows text in place of the text before it on a terminal; elsewhere, its last line."""
+    shown = 0
+
+    def show(text: str) -> None:
+        nonlocal shown
+        if stream.isatty():
+            up = f"\x1b[{shown}F\x1b[J" if shown else ""
+            print(f"{up}{text}", file=stream, flush=True)
+            shown = text.count("\n") + 1 if "\n" in text else 0
+        else:
+            print(text.splitlines()[-1], file=stream, flush=True)
+
+    return show
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from smidgen.reports.compare import compare
+
+    comparison = compare(options.runs, options.others)
+    if options.json:
+        _print_json(comparison.to_json())
+    else:
+        print(comparison)
+    return DONE
 
 
 def _trials(options: argparse.Namespace) -> int:

@@ -236,6 +236,22 @@ class Comparison:
             raise ValueError("a difference to be found must be above 0")
         return None if self.sd is None else seeds_needed(self.sd, points)
 
+    def to_json(self) -> dict[str, float | int | bool | None]:
+        """The comparison as JSON data; points."""
+        return {
+            "difference": self.difference,
+            "low95": self.interval.low if self.interval else None,
+            "high95": self.interval.high if self.interval else None,
+            "p": self.p,
+            "p_seeds": self.p_seeds,
+            "p_images": self.p_images,
+            "paired": self.paired,
+            "n": self.n[0],
+            "n_with": self.n[1],
+            "images": self.images,
+            "seeds_for_002_points": self.seeds_for(0.02),
+        }
+
     def __str__(self) -> str:
         """The comparison in words."""
         runs = f"{self.n[0]} and {self.n[1]} runs" + (", paired by seed" if self.paired else "")

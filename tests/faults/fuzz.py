@@ -26,6 +26,9 @@ def main() -> int:
         print(done.stdout[-5000:])
     stats = dict(re.findall(r"stat::(\w+): +(\d+)", done.stdout))
     inputs, new = int(stats.get("number_of_executed_units", 0)), stats.get("new_units_added", "?")
+    if new == "0":
+        print("no input reached new code, so nothing was measured")
+        return 1
     print(f"{reader}: {inputs:,} inputs in {seconds} s, {new} that reached new code, status {done.returncode}")
     return done.returncode
 

@@ -18,6 +18,10 @@ from smidgen.files import cannot_write, open_regular
 _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
+class InUseError(RunError):
+    """Another process is at work in the run directory."""
+
+
 class Lock:
     """Held from construction until `release`.
 
@@ -25,7 +29,8 @@ class Lock:
         directory: of the run; must exist.
 
     Raises:
-        RunError: another process holds it, or its file cannot be made.
+        InUseError: another process holds it.
+        RunError: its file cannot be made.
     """
 
     NAME = ".lock"
@@ -56,7 +61,7 @@ class Lock:
             if not _locked(handle):
                 number = os.pread(handle, 20, 0).decode(errors="replace").strip()
                 holder = f"process {number}" if number.isdecimal() else "another process"
-                raise RunError(f"{self._path.parent} is in use by {holder}; wait for it, or choose another --out")
+                raise InUseError(f"{self._path.parent} is in use by {holder}; wait for it, or choose another --out")
             try:
                 current = self._path.stat()
             except FileNotFoundError:

@@ -1,0 +1,50 @@
+"""`smidgen compare`: two sets of runs, judged again image by image on the same test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from smidgen.errors import RunError
+from smidgen.reports.collect import TrialRuns, collect
+from smidgen.runs.record import Run
+from smidgen.statistics import Comparison, Flags, compare_sets
+
+
+def compare(runs: Iterable[str | Path | Run], others: Iterable[str | Path | Run]) -> Comparison:
+    """Compare two sets of runs, each of one trial, paired over images and, where they are the same, seeds.
+
+    Args:
+        runs: runs, run directories, or folders that hold run directories.
+        others: the other set, likewise.
+
+    Raises:
+        RunError: a set cannot be read, is of several trials, or the sets were not judged on the same images.
+    """
+    first, second = _set(runs, "the first set"), _set(others, "the second set")
+    if first.dataset is None or second.dataset is None:
+        raise RunError(f"the runs cannot be judged again: {first.dataset_problem or second.dataset_problem}")
+    one, other = first.dataset.held_out, second.dataset.held_out
+    same = one.images.shape == other.images.shape and bool((one.images == other.images).all())
+    if not same or not bool((one.labels == other.labels).all()):
+        raise RunError("the two sets were not judged on the same images, so they cannot be compared image by image")
+    return compare_sets(
+        _correct(first), _correct(second), ([run.seed for run in first.runs], [run.seed for run in second.runs])
+    )
+
+
+def _set(runs: Iterable[str | Path | Run], what: str) -> TrialRuns:
+    collection = collect(runs)
+    if collection.problems:
+        raise RunError(f"{what}: {collection.problems[0]}")
+    if len(collection.trials) > 1:
+        names = ", ".join(group.label for group in collection.trials)
+        raise RunError(f"{what} is of several trials ({names}); name the runs of one")
+    return collection.trials[0]
+
+
+def _correct(group: TrialRuns) -> Flags:
+    """[runs, images]: whether each image was classified correctly."""
+    return np.stack([judgement.correct for judgement in group.judgements])

@@ -1,0 +1,1 @@
+"""Many runs: jobs, who does them, and what they come to."""

@@ -1,0 +1,232 @@
+"""Who does the jobs: an interface, and processes of this machine behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+from smidgen.errors import SmidgenError
+from smidgen.runs.lock import InUseError
+from smidgen.runs.progress import Silent
+from smidgen.runs.run import run
+from smidgen.sweeps.jobs import Job
+
+MOST_ATTEMPTS = 3
+"""How often a job is begun whose worker dies; each attempt goes on from the one before's checkpoint."""
+_PATIENCE = 60.0
+"""Seconds that a job waits for a run directory which another process has."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt at a job.
+
+    Attributes:
+        job: it.
+        error: one line, or nothing where the run is finished.
+        again: whether it will be tried again.
+    """
+
+    job: Job
+    error: str = ""
+    again: bool = False
+
+
+class Executor(Protocol):
+    """Does jobs, several at a time, and says what becomes of each."""
+
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+        """Do the jobs, below a folder; yields each attempt's outcome as it comes. Closing it stops the workers."""
+
+
+def do(job: Job, root: Path, parent: int | None = None) -> str:
+    """Do a job in this process: make its run, or go on with it; gives the error, one line, or nothing.
+
+    Args:
+        job: it.
+        root: of the sweep.
+        parent: id of the process without which nothing is to go on.
+
+    Raises:
+        KeyboardInterrupt: the parent is gone, or this process was asked to stop.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            run(
+                job.trial,
+                seed=job.seed,
+                engine=job.how.engine,
+                precision=job.how.precision,
+                device=job.how.device,
+                threads=job.how.threads,
+                out=root / job.place,
+                progress=_Orphan(parent),
+            )
+        except InUseError as error:
+            # A worker of a sweep that was killed: it notices within a step.
+            if time.monotonic() - began > _PATIENCE:
+                return str(error)
+            time.sleep(0.2)
+            continue
+        except SmidgenError as error:
+            return str(error)
+        except Exception as error:  # one bad job must not take the others with it
+            print(f"smidgen: {job}:\n{traceback.format_exc()}", file=sys.stderr)
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+
+class _Orphan(Silent):
+    """Shows nothing, and stops the run when the process that wants it is gone."""
+
+    def __init__(self, parent: int | None) -> None:
+        self._parent = parent
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:  # noqa: ARG002 - the protocol's
+        if self._parent is not None and os.getppid() != self._parent:
+            raise KeyboardInterrupt
+
+
+class LocalWorkers:
+    """Processes of this machine, started afresh (spawn), each with threads of its own.
+
+    A worker that dies is replaced and its job tried again; the others do not notice.
+
+    Args:
+        workers: how many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+        """As `Executor` says."""
+        waiting = deque((job, 1) for job in jobs)
+        workers: list[_Worker] = []
+        try:
+            while waiting or workers:
+                while waiting and len(workers) < self.workers:
+                    workers.append(_Worker(root))
+                for worker in workers:
+                    if waiting and worker.idle:
+                        worker.give(*waiting.popleft())
+                for worker in _stirring(workers):
+                    job, attempt = worker.job, worker.attempt
+                    error = worker.result()
+                    if error is None:  # it died
+                        workers.remove(worker)
+                        if job is not None:
+                            again = attempt < MOST_ATTEMPTS
+                            if again:
+                                waiting.appendleft((job, attempt + 1))
+                            yield Outcome(job, worker.cause_of_death, again)
+                    elif job is not None:
+                        yield Outcome(job, error)
+                if not waiting:
+                    for worker in [w for w in workers if w.idle]:
+                        worker.stop()
+                        workers.remove(worker)
+        finally:
+            for worker in workers:
+                worker.interrupt()
+            for worker in workers:
+                worker.stop()
+
+
+class _Worker:
+    """A process and the pipe to it."""
+
+    def __init__(self, root: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, root, os.getpid()), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.job: Job | None = None
+        self.attempt = 0
+
+    @property
+    def idle(self) -> bool:
+        return self.job is None
+
+    @property
+    def signs(self) -> list[Connection | int]:
+        """What is ready when the job is done or the process has died."""
+        return [self._pipe, self._process.sentinel]
+
+    def give(self, job: Job, attempt: int) -> None:
+        self.job, self.attempt = job, attempt
+        with contextlib.suppress(OSError):  # it has died: that shows next
+            self._pipe.send(job)
+
+    def result(self) -> str | None:
+        """The job's error or nothing; None if the process has died."""
+        try:
+            if self._pipe.poll():
+                error: str = self._pipe.recv()
+                self.job = None
+                return error
+        except (EOFError, OSError):
+            pass
+        self._process.join()
+        return None
+
+    @property
+    def cause_of_death(self) -> str:
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return f"its worker was killed by {signal.Signals(-code).name}"
+        return f"its worker ended with status {code}"
+
+    def interrupt(self) -> None:
+        """Let it finish its step, write a checkpoint and end."""
+        if self._process.is_alive() and self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End it once it is idle."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(timeout=60)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._pipe.close()
+
+
+def _stirring(workers: list[_Worker]) -> list[_Worker]:
+    """Wait until some have something to say, or have died."""
+    busy = [worker for worker in workers if not worker.idle]
+    if not busy:
+        return []
+    ready = set(multiprocessing.connection.wait([sign for worker in busy for sign in worker.signs]))
+    return [worker for worker in busy if ready & set(worker.signs)]
+
+
+def _work(pipe: Connection, root: Path, parent: int) -> None:
+    """What a worker does: jobs from the pipe, until there is none."""
+    # Ctrl-C goes to the whole group of processes; the sweep tells its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupted)
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
+        while (job := pipe.recv()) is not None:
+            pipe.send(do(job, root, parent))
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,131 @@
+"""What is to be run, addressed by content: the same job has the same place, and is done once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smidgen.engines.prepare import DeviceName, EngineName, Precision
+from smidgen.errors import SmidgenError
+from smidgen.randomness import MOST_SEED
+from smidgen.runs.run import load_trial_data
+from smidgen.settings import Json, canonical_json
+from smidgen.trial import Trial
+from smidgen.version import VERSION
+
+MOST_SEEDS = 100_000
+
+
+@dataclass(frozen=True)
+class How:
+    """On what the runs of a sweep are made; a part of what addresses them.
+
+    Attributes:
+        engine: `native` or `eager`.
+        precision: `fp32` or `bf16`.
+        device: `cpu` or `cuda`.
+        threads: of each run.
+    """
+
+    engine: EngineName
+    precision: Precision
+    device: DeviceName
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, Json]:
+        """What of it can change a result: the native engine's threads cannot."""
+        same = {"engine": self.engine, "precision": self.precision, "device": self.device}
+        return {**same, **({"threads": self.threads} if self.engine == "eager" else {})}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial with one seed.
+
+    Attributes:
+        trial: the recipe.
+        seed: of the run.
+        how: engine, precision, device, threads.
+        data_sha256: of the trial's data.
+    """
+
+    trial: Trial
+    seed: int
+    how: How
+    data_sha256: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 (hex) over recipe, data, engine and version: all that shapes the result but the seed."""
+        about = {
+            "recipe": self.trial.recipe_digest,
+            "data": self.data_sha256,
+            "version": VERSION,
+            **self.how.identity,
+        }
+        return hashlib.sha256(canonical_json(about).encode()).hexdigest()
+
+    @property
+    def place(self) -> Path:
+        """Where its run directory goes, below the sweep's: `mnist-4-strict-1a2b3c4d/seed7`."""
+        return Path(f"{self.trial.name}-{self.key[:8]}") / f"seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.trial.name}, seed {self.seed}"
+
+
+def make_jobs(trials: Iterable[Trial], seeds: Iterable[int], how: How) -> list[Job]:
+    """All trials with all seeds, a seed of each trial before the next seed; the same recipe counts once.
+
+    Raises:
+        SmidgenError: data that is missing or damaged.
+    """
+    digests: dict[str, str] = {}
+    distinct: dict[str, Trial] = {}
+    for trial in trials:
+        distinct.setdefault(trial.recipe_digest, trial)
+        data = canonical_json(trial.data.to_json())
+        if data not in digests:
+            digests[data] = load_trial_data(trial).digest
+    return [
+        Job(trial, seed, how, digests[canonical_json(trial.data.to_json())])
+        for seed in seeds
+        for trial in distinct.values()
+    ]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-31`, `7`, `0-3,8,12-15`: seeds, in order, each once.
+
+    Raises:
+        SmidgenError: it is nothing of that kind, or more than 100,000 seeds.
+    """
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last <= MOST_SEED:
+            raise SmidgenError(
+                f"--seeds {text!r}: {part.strip()!r} is no seed and no range of them, as in 0-31 or 0-3,8"
+            )
+        if last - first >= MOST_SEEDS or len(seeds) > MOST_SEEDS:
+            raise SmidgenError(f"--seeds {text!r} are more than {MOST_SEEDS:,}")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    return list(seeds)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/5`: the second of five parts.
+
+    Raises:
+        SmidgenError: it is nothing of that kind.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise SmidgenError(f"--shard is {text!r}; allowed: I/N with I from 1 to N, as in 2/5")
+    return number, parts

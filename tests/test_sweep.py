@@ -1,0 +1,232 @@
+"""Sweeps: each job once, whoever does it and however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import Command, start_smidgen
+from smidgen.errors import RunError, SmidgenError
+from smidgen.reports.compare import compare
+from smidgen.runs.record import load_run
+from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, do
+from smidgen.sweeps.jobs import How, make_jobs, parse_seeds, parse_shard
+from smidgen.sweeps.sweep import Sweep, SweepInterruptedError, sweep
+from smidgen.trial import SGD, Trial
+
+HOW = How("native", "fp32", "cpu", 1)
+
+
+def digests(finished: Sweep) -> dict[tuple[str, int], str]:
+    return {
+        (result.trial.name, run.seed): str(run.result["weights_sha256"])
+        for result in finished.trials
+        for run in result.runs
+    }
+
+
+@pytest.fixture(scope="module")
+def trials(small_trial: Trial) -> list[Trial]:
+    return [small_trial, replace(small_trial, name="slower", optimizer=SGD(lr=0.01))]
+
+
+@pytest.fixture(scope="module")
+def whole(trials: list[Trial], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return sweep(trials, "0-2", workers=1, out=tmp_path_factory.mktemp("whole"))
+
+
+def test_seeds_and_shards_are_parsed() -> None:
+    assert parse_seeds("0-3,8, 2,12-13") == [0, 1, 2, 3, 8, 12, 13]
+    assert parse_seeds("7") == [7]
+    for wrong in ("", "3-1", "x", "1,,2", "-1", "0-99999999", str(2**64), "1.5"):
+        with pytest.raises(SmidgenError, match="--seeds"):
+            parse_seeds(wrong)
+    assert parse_shard("2/5") == (2, 5)
+    for wrong in ("0/5", "6/5", "5", "a/b", "1/0", "-1/2"):
+        with pytest.raises(SmidgenError, match="--shard"):
+            parse_shard(wrong)
+
+
+def test_a_job_is_addressed_by_what_shapes_its_result(small_trial: Trial) -> None:
+    job = make_jobs([small_trial], [3], HOW)[0]
+    assert job.place == Path(f"small-{job.key[:8]}/seed3")
+    same = make_jobs([replace(small_trial, note="another note")], [3], replace(HOW, threads=8))[0]
+    assert same.key == job.key
+    others = [
+        make_jobs([replace(small_trial, epochs=1)], [3], HOW)[0],
+        make_jobs([small_trial], [3], replace(HOW, engine="eager"))[0],
+        make_jobs([small_trial], [3], replace(HOW, engine="eager", threads=2))[0],
+        make_jobs([small_trial], [3], replace(HOW, precision="bf16"))[0],
+        replace(job, data_sha256="0" * 64),
+    ]
+    assert len({other.key for other in others} | {job.key}) == 6
+    assert len(make_jobs([small_trial, replace(small_trial, name="copy")], [0, 1], HOW)) == 2
+
+
+def test_the_runs_are_those_that_run_makes(whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
+    assert (whole.done, whole.kept, whole.failures) == (6, 0, ())
+    job = make_jobs(trials, [1], HOW)[1]
+    assert do(job, tmp_path) == ""
+    made = load_run(tmp_path / job.place)
+    assert made.result["weights_sha256"] == digests(whole)["slower", 1]
+
+
+def test_two_workers_and_shards_copied_together_make_the_same(
+    whole: Sweep, trials: list[Trial], tmp_path: Path
+) -> None:
+    two = sweep(trials, "0-2", workers=2, out=tmp_path / "two")
+    assert digests(two) == digests(whole)
+    shards = [sweep(trials, "0-2", workers=1, shard=f"{i}/2", out=tmp_path / "one") for i in (1, 2)]
+    assert [shard.done for shard in shards] == [3, 3]
+    again = sweep(trials, "0-2", out=tmp_path / "one")
+    assert (again.done, again.kept) == (0, 6)
+    assert digests(again) == digests(whole)
+
+
+def test_only_what_is_missing_is_done(whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
+    sweep(trials, "0-1", workers=1, out=tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
+    more = sweep(trials, "0-2", workers=1, out=tmp_path)
+    assert (more.done, more.kept) == (2, 4)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert digests(more) == digests(whole)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
+    whole: Sweep, trials: list[Trial], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+
+    def kill() -> None:
+        while not list(tmp_path.rglob("trial.json")):
+            time.sleep(0.005)
+        child = multiprocessing.active_children()[0]
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    finished = sweep(trials, "0-2", workers=2, out=tmp_path, show=lines.append)
+    killer.join()
+    assert digests(finished) == digests(whole)
+    assert finished.failures == ()
+    assert any(line.endswith("its worker was killed by SIGKILL; trying again") for line in lines), lines
+
+
+def test_a_bad_seed_does_not_lose_the_others(trials: list[Trial], tmp_path: Path) -> None:
+    """A job whose place is taken by a file, and one that always kills its worker: the rest is done."""
+    bad = make_jobs(trials, [1], HOW)[0]
+    (tmp_path / bad.place).parent.mkdir()
+    (tmp_path / bad.place).write_text("in the way")
+    finished = sweep(trials, "0-2", workers=2, engine="native", out=tmp_path)
+    assert [str(job) for job, _ in finished.failures] == ["small, seed 1"]
+    assert "is a file" in finished.failures[0][1]
+    assert len(digests(finished)) == 5
+
+
+def test_a_job_that_always_dies_is_given_up(trials: list[Trial], tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def kill_all() -> None:
+        while not stop.wait(0.02):
+            for child in multiprocessing.active_children():
+                if child.pid is not None and list(tmp_path.rglob("trial.json")):
+                    os.kill(child.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    jobs = make_jobs([replace(trials[0], epochs=3000, goal=replace(trials[0].goal, epochs=3000))], [0], HOW)
+    outcomes = list(LocalWorkers(1).run(jobs, tmp_path))
+    stop.set()
+    killer.join()
+    assert [outcome.again for outcome in outcomes] == [True] * (MOST_ATTEMPTS - 1) + [False]
+    assert all("killed by SIGKILL" in outcome.error for outcome in outcomes)
+
+
+def test_what_cannot_be_is_one_line(smidgen: Command, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["mnist-4-strict", "--seeds", "x"], "--seeds"),
+        (["mnist-4-strict", "--workers", "0"], "--workers is 0"),
+        (["mnist-4-strict", "--shard", "3/2"], "--shard is '3/2'"),
+        (["nothing"], "there is no trial 'nothing'"),
+    ):
+        assert smidgen("sweep", *arguments, "--out", tmp_path / "s").is_mistake(words)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_command(smidgen: Command, whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
+    paths = []
+    for trial in trials:
+        paths.append(tmp_path / f"{trial.name}.json")
+        paths[-1].write_text(json.dumps(trial.to_json()))
+    root = whole.trials[0].runs[0].directory.parent.parent
+    done = smidgen("sweep", *paths, "--seeds", "0-2", "--out", root, "--json")
+    first = done.json["trials"][0]
+    assert first["n"] == 3
+    assert set(first) >= {"name", "mean", "sd", "min", "max", "goal_share", "goal_share_low95", "weights_sha256"}
+    assert first["mean"] == pytest.approx(sum(run.accuracy for run in whole.trials[0].runs) / 3)
+    assert (done.json["done"], done.json["kept"]) == (0, 6)
+    assert done.status == (0 if whole.goals_met else 1)
+    shown = smidgen("sweep", *paths, "--seeds", "0-2", "--out", root)
+    assert "6 runs in" in shown.out
+    assert "3/3" in shown.out
+    compared = smidgen(
+        "compare", root / first["run_dirs"][0].split("/")[-2], "--with", Path(first["run_dirs"][0]).parent, "--json"
+    )
+    assert compared.json["difference"] == 0
+    assert compared.json["p"] == 1
+    other = smidgen(
+        "compare", Path(first["run_dirs"][0]).parent, "--with", Path(done.json["trials"][1]["run_dirs"][0]).parent
+    )
+    assert "3 and 3 runs, paired by seed" in other.out
+    assert smidgen("compare", root, "--with", root).is_mistake("not a run directory")
+
+
+def test_sets_that_do_not_fit_are_refused(whole: Sweep, small_trial: Trial, tmp_path: Path) -> None:
+    tuned = sweep(
+        [replace(small_trial, data=replace(small_trial.data, evaluate="validation"))], "0-1", workers=1, out=tmp_path
+    )
+    assert tuned.goals_met is None
+    assert tuned.to_json()["trials"][0]["goal_share"] is None
+    with pytest.raises(RunError, match="not judged on the same images"):
+        compare(whole.trials[0].runs, tuned.trials[0].runs)
+    with pytest.raises(RunError, match="of several trials"):
+        compare([*whole.trials[0].runs, *whole.trials[1].runs], whole.trials[0].runs)
+
+
+def test_an_interrupted_sweep_leaves_what_is_finished_and_goes_on(trials: list[Trial], tmp_path: Path) -> None:
+    trial = tmp_path / "small.json"
+    trial.write_text(json.dumps(trials[0].to_json()))
+    arguments = ["sweep", str(trial), "--seeds", "0-5", "--workers", "2", "--out", str(tmp_path / "s")]
+    process = start_smidgen(*arguments)
+    while not list((tmp_path / "s").glob("*/*/result.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == 130:
+        assert "of 6 runs done; the same command goes on" in errors
+    else:
+        assert process.returncode in (0, 1), errors  # it was done before the signal came
+    again = start_smidgen(*arguments)
+    printed, errors = again.communicate(timeout=120)
+    assert again.returncode in (0, 1), errors
+    assert "6/6" in printed
+
+
+def test_ctrl_c_in_a_notebook_names_how_far_it_came(trials: list[Trial], tmp_path: Path) -> None:
+    def interrupt(text: str) -> None:
+        if "1 of 6 runs done" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SweepInterruptedError, match="interrupted with 1 of 6 runs done") as caught:
+        sweep(trials, "0-2", workers=1, out=tmp_path, show=interrupt)
+    assert caught.value.finished == 1
+    assert not multiprocessing.active_children()
