@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults fuzz test-slow sanitize lint format bench results golden clean
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench results golden clean
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -34,6 +34,11 @@ fuzz: $(VENV)/installed-dev
 	for reader in idx idx.gz image trial weights checkpoint run; do \
 	    $(BIN)/python tests/faults/fuzz.py $$reader $(FUZZ_SECONDS) || exit 1; \
 	done
+
+# Sweeps on a Ray cluster of this machine, with a node that is killed. Ray leaves processes and warnings behind.
+test-cluster: $(VENV)/installed-dev
+	$(INSTALL) -e '.[dev,cluster]'
+	$(BIN)/python -m pytest -m slow -p no:unraisableexception -W default tests/test_cluster.py
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -187,7 +187,9 @@ def test_the_command(smidgen: Command, whole: Sweep, trials: list[Trial], tmp_pa
         "compare", Path(first["run_dirs"][0]).parent, "--with", Path(done.json["trials"][1]["run_dirs"][0]).parent
     )
     assert "3 and 3 runs, paired by seed" in other.out
-    assert smidgen("compare", root, "--with", root).is_mistake("not a run directory")
+    assert smidgen("compare", root, "--with", root).is_mistake("is of several trials")
+    reported = smidgen("report", root, "-o", tmp_path / "x.html", "--json")
+    assert [trial["seeds"] for trial in reported.json["trials"]] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_sets_that_do_not_fit_are_refused(whole: Sweep, small_trial: Trial, tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=trial_help)
     sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
+    sweep.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
     sweep.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, for N machines")
     sweep.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
     sweep.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
@@ -227,6 +228,7 @@ def _sweep(options: argparse.Namespace) -> int:
         options.seeds,
         workers=options.workers,
         shard=options.shard,
+        cluster=options.cluster,
         engine=options.engine,
         precision=options.precision,
         device=options.device,

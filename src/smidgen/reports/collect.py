@@ -121,7 +121,7 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
     """Read runs and group them by recipe; what cannot be read is left out and named.
 
     Args:
-        paths: runs, run directories, or folders of run directories.
+        paths: runs, run directories, or folders that hold run directories, at most two levels down.
 
     Raises:
         RunError: none of them can be read.
@@ -130,7 +130,7 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
     problems: list[str] = []
     for path in paths:
         try:
-            runs = [path] if isinstance(path, Run) else [load_run(p) for p in _directories(Path(path), problems)]
+            runs = [path] if isinstance(path, Run) else _runs(Path(path), problems)
         except SmidgenError as error:
             problems.append(str(error))
             continue
@@ -154,23 +154,21 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
     return Collection(list(found.values()), problems)
 
 
-def _directories(path: Path, problems: list[str]) -> list[Path]:
-    """The path itself if it is a run, or the readable runs right below it."""
+def _runs(path: Path, problems: list[str]) -> list[Run]:
+    """The run at the path, or those that can be read right below it or, as in a sweep's folder, one further down."""
     with looked_up(path):
         if (path / "trial.json").exists() or not path.is_dir():
-            return [path]
-        below = sorted(p.parent for p in path.glob("*/trial.json"))
-    readable = []
-    for directory in below:
-        try:
-            load_run(directory)
-        except SmidgenError as error:
-            problems.append(str(error))
-        else:
-            readable.append(directory)
+            return [load_run(path)]
+        below = sorted(p.parent for depth in ("*", "*/*") for p in path.glob(f"{depth}/trial.json"))
     if not below:
         raise RunError(f"{path} is not a run directory and holds none")
-    return readable
+    runs = []
+    for directory in below:
+        try:
+            runs.append(load_run(directory))
+        except SmidgenError as error:
+            problems.append(str(error))
+    return runs
 
 
 def _attach_data(group: TrialRuns) -> None:

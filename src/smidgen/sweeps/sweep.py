@@ -14,6 +14,7 @@ from smidgen.errors import SmidgenError
 from smidgen.runs.directory import RunDirectory
 from smidgen.runs.record import Run, load_run
 from smidgen.statistics import Summary, summarize
+from smidgen.sweeps.cluster import RayWorkers
 from smidgen.sweeps.executor import Executor, LocalWorkers, Outcome
 from smidgen.sweeps.jobs import How, Job, make_jobs, parse_seeds, parse_shard
 from smidgen.tables import render
@@ -167,6 +168,7 @@ def sweep(
     *,
     workers: int | None = None,
     shard: str | None = None,
+    cluster: str | None = None,
     engine: EngineName = "auto",
     precision: Precision = "fp32",
     device: DeviceName = "auto",
@@ -186,12 +188,13 @@ def sweep(
         workers: processes; None takes as many as there are cores for their threads.
         shard: `I/N`: only the I-th of N parts of the runs, for N machines; the summary is of what is
             there of all parts.
+        cluster: a Ray cluster's address, or `local`; None takes processes of this machine.
         engine: `auto` takes the native engine where it is installed.
         precision: of the products.
         device: `auto` takes the CPU.
         threads: of each run; None takes 1.
         out: where the run directories go.
-        executor: who does the jobs; None takes processes of this machine.
+        executor: who does the jobs, instead of what `cluster` and `workers` say.
         show: is given lines of text: a table whenever runs were finished, and failures.
 
     Raises:
@@ -224,6 +227,8 @@ def sweep(
         _try_to_load(state, job)
     missing = [job for job in mine if job not in state.runs]
     kept, done = len(state.runs), 0
+    if executor is None and cluster is not None:
+        executor = RayWorkers(cluster, workers)
     executor = executor or LocalWorkers(min(workers or max(1, _cores() // how.threads), max(1, len(missing))))
     show(_beginning(len(mine), len(missing), state.root))
     outcomes = executor.run(missing, state.root)
