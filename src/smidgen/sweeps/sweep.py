@@ -146,6 +146,7 @@ class _State:
         if not directory.finished:
             return False
         self.runs[job] = load_run(directory.path)
+        self.failures.pop(job, None)
         return True
 
     def results(self) -> tuple[TrialResult, ...]:
@@ -181,6 +182,8 @@ def sweep(
 
     A run's place below `out` is determined by recipe, data, engine and version, so the same call
     goes on where a killed one stopped, and the folders of several machines can be copied together.
+    Workers are processes that import the caller's script afresh: in a script, call this below
+    `if __name__ == "__main__":`.
 
     Args:
         trials: trials, or what names them.
