@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from conftest import Command, start_smidgen
 from smidgen.errors import RunError, SmidgenError
 from smidgen.reports.compare import compare
 from smidgen.runs.record import load_run
+from smidgen.sweeps import executor
 from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, do
-from smidgen.sweeps.jobs import How, make_jobs, parse_seeds, parse_shard
+from smidgen.sweeps.jobs import How, Job, make_jobs, parse_seeds, parse_shard
 from smidgen.sweeps.sweep import Sweep, SweepInterruptedError, sweep
 from smidgen.trial import SGD, Trial
 
@@ -100,22 +100,28 @@ def test_only_what_is_missing_is_done(whole: Sweep, trials: list[Trial], tmp_pat
     assert digests(more) == digests(whole)
 
 
+def kill_workers(monkeypatch: pytest.MonkeyPatch, root: Path, most: int) -> None:
+    """Kill the workers that the first few jobs go to, each as soon as a run has begun below the root."""
+    give = executor._Worker.give
+    kills = iter(range(most))
+
+    def give_and_kill(self: executor._Worker, job: Job, attempt: int) -> None:
+        give(self, job, attempt)
+        if next(kills, None) is not None:
+            while not list(root.rglob("trial.json")):
+                time.sleep(0.02)
+            assert self._process.pid is not None
+            os.kill(self._process.pid, signal.SIGKILL)  # not yet waited for, so its number is still its own
+
+    monkeypatch.setattr(executor._Worker, "give", give_and_kill)
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
-    whole: Sweep, trials: list[Trial], tmp_path: Path
+    whole: Sweep, trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-
-    def kill() -> None:
-        while not list(tmp_path.rglob("trial.json")):
-            time.sleep(0.005)
-        child = multiprocessing.active_children()[0]
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
+    kill_workers(monkeypatch, tmp_path, most=1)
     finished = sweep(trials, "0-2", workers=2, out=tmp_path, show=lines.append)
-    killer.join()
     assert digests(finished) == digests(whole)
     assert finished.failures == ()
     assert any(line.endswith("its worker was killed by SIGKILL; trying again") for line in lines), lines
@@ -132,21 +138,12 @@ def test_a_bad_seed_does_not_lose_the_others(trials: list[Trial], tmp_path: Path
     assert len(digests(finished)) == 5
 
 
-def test_a_job_that_always_dies_is_given_up(trials: list[Trial], tmp_path: Path) -> None:
-    stop = threading.Event()
-
-    def kill_all() -> None:
-        while not stop.wait(0.02):
-            for child in multiprocessing.active_children():
-                if child.pid is not None and list(tmp_path.rglob("trial.json")):
-                    os.kill(child.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_all)
-    killer.start()
+def test_a_job_that_always_dies_is_given_up(
+    trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_workers(monkeypatch, tmp_path, most=MOST_ATTEMPTS)
     jobs = make_jobs([replace(trials[0], epochs=3000, goal=replace(trials[0].goal, epochs=3000))], [0], HOW)
     outcomes = list(LocalWorkers(1).run(jobs, tmp_path))
-    stop.set()
-    killer.join()
     assert [outcome.again for outcome in outcomes] == [True] * (MOST_ATTEMPTS - 1) + [False]
     assert all("killed by SIGKILL" in outcome.error for outcome in outcomes)
 
