@@ -29,7 +29,7 @@ LAYERS = [
     ["training", "verdict", "anatomy"],
     ["trials"],
     ["inspection", "runs", "bench"],
-    ["reports", "sweeps"],
+    ["reports", "sweeps", "exports"],
     ["__init__"],
     ["cli"],
     ["__main__"],

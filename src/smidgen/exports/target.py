@@ -1,0 +1,90 @@
+"""What every export target has: files made from a trained network, and a check of those files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from smidgen.exports.graph import Graph, to_graph
+from smidgen.runs.record import Run
+from smidgen.training.evaluation import scores
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and what the export is held against.
+
+    Attributes:
+        run: a finished run.
+        images: all test images, uint8 [count, channels, height, width].
+        labels: of those, int64 [count].
+    """
+
+    run: Run
+    images: Tensor
+    labels: Tensor
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The network with BatchNorm folded away.
+
+        Raises:
+            RunError: it has a layer that no export can express.
+        """
+        return to_graph(self.run.trained)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Scores (logits) of the network itself, float32 [count, classes]: what an export must agree with."""
+        return scores(self.run.network, self.images, self.run.trained.mean, self.run.trained.std)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The class with the highest score of each image, int64 [count]; the first of equals."""
+        return self.scores.argmax(1)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came out when the exported files classified all test images.
+
+    Attributes:
+        images: how many.
+        mismatches: positions of the images that the export puts into another class than its reference does.
+        reference: what that is, for people: `the network`, or for integers `the integer network in Python`.
+        largest_difference: between the export's scores and the reference's, in the export's units.
+        accuracy: of the export on the test images, percent.
+        seconds: that classifying them took, without starting up.
+        details: more figures by name (sizes in bytes, the like), for `--json` and the table.
+    """
+
+    images: int
+    mismatches: tuple[int, ...]
+    reference: str
+    largest_difference: float
+    accuracy: float
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """Something that a network can be exported to."""
+
+    def files(self, source: Source) -> dict[str, bytes]:
+        """The export as files by name; everything is refused here, before anything is written.
+
+        Raises:
+            SmidgenError: the network cannot be expressed, or a library is missing; says what to do.
+        """
+
+    def check(self, source: Source, directory: Path) -> Check:
+        """Classify all test images with the files that were written to a directory.
+
+        Raises:
+            SmidgenError: what the check needs is missing; says what to do.
+        """
