@@ -81,6 +81,11 @@ def test_every_factor_is_between_0_and_1(schedule: Schedule, steps: int, epochs:
         assert 0 <= rate_factor(schedule, step, steps, epochs) <= 1
 
 
+def test_a_peak_in_the_first_step() -> None:
+    """Where PyTorch's own schedule divides by zero."""
+    assert rate_factor(OneCycle(rise=1 / 3, start=0.1), 0, 1, 3) == 1.0
+
+
 def small_network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 4))

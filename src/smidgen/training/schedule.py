@@ -33,8 +33,10 @@ def rate_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int
         case OneCycle(rise=rise, start=start, final=final):
             # The turning points are those of torch.optim.lr_scheduler.OneCycleLR.
             peak = rise * total - 1
-            if step <= peak:
+            if step < peak:
                 return _half_cosine(start, 1.0, step / peak)
+            if step == peak:  # which may be the very first step
+                return 1.0
             return _half_cosine(1.0, final, (step - peak) / max(1e-9, total - 1 - peak))
 
 
