@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,9 @@ from smidgen.runs.run import run
 from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
 
 torch.set_num_threads(2)
+# The same cases each time, so that a change is what makes a test fail; `--thorough` draws new ones.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("new", print_blob=True)
 
 
 def idx_bytes(values: np.ndarray[Any, Any]) -> bytes:
@@ -147,6 +151,10 @@ def start_smidgen(*arguments: str | Path, **options: Any) -> subprocess.Popen[st
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--overwrite", action="store_true", help="write the golden files anew")
     parser.addoption("--thorough", action="store_true", help="tests/faults in full: minutes of kills and hostile files")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("new" if config.getoption("--thorough") else "same")
 
 
 @pytest.fixture
