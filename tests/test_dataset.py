@@ -137,6 +137,18 @@ def test_a_place_without_data_is_named(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
+def test_folds_are_blocks_from_the_end(mnist: Dataset) -> None:
+    folds = [load_dataset(validation=20_000, fold=fold) for fold in range(3)]
+    for fold, split in enumerate(folds):
+        first = 60_000 - 20_000 * (fold + 1)
+        assert torch.equal(split.held_out.images, mnist.train.images[first : first + 20_000])
+        assert torch.equal(
+            split.train.labels, torch.cat([mnist.train.labels[:first], mnist.train.labels[first + 20_000 :]])
+        )
+    with pytest.raises(DataError, match=r"is 3 blocks of 20,000; set data\.fold lower"):
+        load_dataset(validation=20_000, fold=3)
+
+
 def test_too_large_a_validation_split_is_named(small_folder: Path) -> None:
     assert len(load_dataset(small_folder, validation=598).train) == 2
     with pytest.raises(DataError, match="599 cannot be held out"):

@@ -201,3 +201,33 @@ def test_canonical_json_does_not_depend_on_order() -> None:
         == canonical_json({"a": [1.5, None], "b": 1})
         == '{"a":[1.5,null],"b":1}'
     )
+
+
+@dataclass(frozen=True)
+class Old(Settings):
+    side: int = setting(1)
+
+
+@dataclass(frozen=True)
+class OldWhole(Settings):
+    type_name = "whole"
+    part: Old = Old()
+
+
+@dataclass(frozen=True)
+class New(Settings):
+    side: int = setting(1)
+    added: int = setting(0, later=True)
+
+
+@dataclass(frozen=True)
+class NewWhole(Settings):
+    type_name = "whole"
+    part: New = New()
+
+
+def test_a_later_setting_at_its_default_leaves_digests_as_they_were() -> None:
+    assert NewWhole().digest() == OldWhole().digest()
+    assert NewWhole(New(2)).digest() == OldWhole(Old(2)).digest()
+    assert NewWhole(New(1, 5)).digest() != OldWhole().digest()
+    assert NewWhole().to_json() == {"part": {"side": 1, "added": 0}}

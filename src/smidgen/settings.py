@@ -36,12 +36,14 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     help: str = "",
+    later: bool = False,
 ) -> Any:
     """A dataclass field with limits: `least` and `most` inclusive, `above` and `below` exclusive.
 
-    For a tuple the limits hold for each item.
+    For a tuple the limits hold for each item. A field that came `later` than the values whose digests
+    are on disk counts in a digest only where it is not at its default, so that those stay valid.
     """
-    metadata = {"least": least, "most": most, "above": above, "below": below, "help": help}
+    metadata = {"least": least, "most": most, "above": above, "below": below, "help": help, "later": later}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -89,7 +91,7 @@ class Settings:
 
     def digest(self, leave_out: frozenset[str] = frozenset()) -> str:
         """SHA-256 (hex) of the canonical JSON, without the top-level names in `leave_out`."""
-        kept = {name: value for name, value in self.to_json().items() if name not in leave_out}
+        kept = {name: value for name, value in _identity(self).items() if name not in leave_out}
         return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
 
 
@@ -238,13 +240,26 @@ def _allowed(annotation: Any, limits: typing.Mapping[str, Any]) -> str:
 # JSON.
 
 
-def _to_json(value: object, annotation: Any) -> Json:
+def _identity(value: Settings) -> dict[str, Json]:
+    """As `Settings.to_json`, without later fields that are at their defaults."""
+    return {
+        name: _to_json(getattr(value, name), annotation, _identity)
+        for name, (field, annotation) in _fields(type(value)).items()
+        if not (field.metadata.get("later") and getattr(value, name) == field.default)
+    }
+
+
+def _to_json(
+    value: object,
+    annotation: Any,
+    of: typing.Callable[[Settings], dict[str, Json]] = Settings.to_json,
+) -> Json:
     if isinstance(value, Settings):
-        data = value.to_json()
+        data = of(value)
         return {"type": value.type_name, **data} if len(_kinds(annotation)) > 1 else data
     if isinstance(value, tuple):
         item = get_args(_without_none(annotation))[0]
-        return [_to_json(v, item) for v in value]
+        return [_to_json(v, item, of) for v in value]
     assert value is None or isinstance(value, bool | int | float | str)
     return value
 

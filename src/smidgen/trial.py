@@ -31,13 +31,14 @@ class Data(Settings):
     """Which images to learn from, and which to be judged on.
 
     With `evaluate="validation"` the last `validation` training images are held out and judged on,
-    the rest trained on, and the test images never touched: for tuning. With `"test"` all training
-    images are trained on.
+    the rest trained on, and the test images never touched: for tuning. Another `fold` holds out the
+    block that lies so many blocks before. With `"test"` all training images are trained on.
     """
 
     source: str = setting("mnist", help="a bundled data set, or a folder of four IDX files")
     evaluate: Literal["test", "validation"] = setting("test", help="what the accuracy is measured on")
-    validation: int = setting(6_000, least=1, help="images at the end of the training set held out for tuning")
+    validation: int = setting(6_000, least=1, help="training images held out for tuning")
+    fold: int = setting(0, least=0, later=True, help="which block of so many is held out, 0 the last of them")
 
 
 @dataclass(frozen=True)

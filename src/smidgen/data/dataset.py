@@ -63,6 +63,14 @@ class Examples:
         """The examples from `start` up to `stop`."""
         return Examples(self.images[start:stop], self.labels[start:stop])
 
+    def without(self, start: int, stop: int) -> Examples:
+        """The examples but those from `start` up to `stop`."""
+        if stop == len(self):
+            return self.part(0, start)
+        return Examples(
+            torch.cat([self.images[:start], self.images[stop:]]), torch.cat([self.labels[:start], self.labels[stop:]])
+        )
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -108,13 +116,14 @@ class Dataset:
         )
 
 
-def load_dataset(source: str | Path = "mnist", *, validation: int | None = None) -> Dataset:
+def load_dataset(source: str | Path = "mnist", *, validation: int | None = None, fold: int = 0) -> Dataset:
     """Load a bundled data set by name, or a folder of four IDX files.
 
     Args:
         source: a name in `BUNDLED`, or a folder with the files of `FILES`, gzipped or plain.
         validation: hold out this many images at the end of the training set to be judged on
             instead of the test images, whose files are then not even opened.
+        fold: which block of so many images is held out, counted back from the end of the training set.
 
     Raises:
         DataError: a file is missing, damaged or has the wrong hash (bundled data), counts or
@@ -141,13 +150,19 @@ def load_dataset(source: str | Path = "mnist", *, validation: int | None = None)
     name = str(source) if str(source) in BUNDLED else str(folder)
     whole = Dataset(name, train, train, "validation", classes, mean, std, sha256)
     if validation is not None:
-        cut = len(train) - validation
-        if cut < 2:
+        if len(train) - validation < 2:
             raise DataError(
                 f"{folder} has {len(train):,} training images, so {validation:,} cannot be held out for "
                 f"validation; set data.validation lower"
             )
-        return replace(whole, train=train.part(0, cut), held_out=train.part(cut, len(train)))
+        if (fold + 1) * validation > len(train):
+            raise DataError(
+                f"{folder} has {len(train):,} training images, which is {len(train) // validation} blocks of "
+                f"{validation:,}; set data.fold lower than that"
+            )
+        stop = len(train) - fold * validation
+        held_out = train.part(stop - validation, stop)
+        return replace(whole, train=train.without(stop - validation, stop), held_out=held_out)
     test = _examples(files, "test", folder)
     if test.images.shape[1:] != train.images.shape[1:]:
         raise DataError(

@@ -275,7 +275,7 @@ def load_trial_data(trial: Trial) -> Dataset:
         DataError: it is missing or damaged.
     """
     tuning = trial.data.evaluate == "validation"
-    return load_dataset(trial.data.source, validation=trial.data.validation if tuning else None)
+    return load_dataset(trial.data.source, validation=trial.data.validation if tuning else None, fold=trial.data.fold)
 
 
 def _changed(trial: Trial, data: str | Path | None, epochs: int | None, settings: Iterable[str]) -> Trial:

@@ -118,7 +118,7 @@ class LocalWorkers:
         workers: list[_Worker] = []
         try:
             while waiting or workers:
-                while waiting and len(workers) < self.workers:
+                while len(workers) < min(self.workers, len(waiting) + sum(not w.idle for w in workers)):
                     workers.append(_Worker(root))
                 for worker in workers:
                     if waiting and worker.idle:

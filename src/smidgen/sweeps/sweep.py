@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smidgen.engines.prepare import DeviceName, EngineName, Precision, place
+from smidgen.engines.prepare import DeviceName, EngineName, Precision
 from smidgen.errors import SmidgenError
-from smidgen.runs.directory import RunDirectory
-from smidgen.runs.record import Run, load_run
+from smidgen.runs.record import Run
 from smidgen.statistics import Summary, summarize
-from smidgen.sweeps.cluster import RayWorkers
-from smidgen.sweeps.executor import Executor, LocalWorkers, Outcome
-from smidgen.sweeps.jobs import How, Job, make_jobs, parse_seeds, parse_shard
+from smidgen.sweeps.executor import Executor
+from smidgen.sweeps.jobs import Job, make_jobs, parse_seeds, parse_shard
+from smidgen.sweeps.ledger import Ledger
+from smidgen.sweeps.workers import choose_executor, choose_how
 from smidgen.tables import render
 from smidgen.trial import Trial
 from smidgen.trials.find import find_trial
 
 DEFAULT_ROOT = Path("runs/sweep")
-MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -131,38 +129,6 @@ class SweepInterruptedError(KeyboardInterrupt):
         self.finished, self.wanted = finished, wanted
 
 
-@dataclass
-class _State:
-    """What is done so far."""
-
-    jobs: Sequence[Job]
-    root: Path
-    runs: dict[Job, Run] = field(default_factory=dict)
-    failures: dict[Job, str] = field(default_factory=dict)
-
-    def load(self, job: Job) -> bool:
-        """Take in a finished run; False if there is none."""
-        directory = RunDirectory(self.root / job.place)
-        if not directory.finished:
-            return False
-        self.runs[job] = load_run(directory.path)
-        self.failures.pop(job, None)
-        return True
-
-    def results(self) -> tuple[TrialResult, ...]:
-        found: dict[str, list[Job]] = {}
-        for job in self.jobs:
-            found.setdefault(job.trial.recipe_digest, []).append(job)
-        return tuple(
-            TrialResult(
-                jobs[0].trial,
-                tuple(self.runs[job] for job in sorted(jobs, key=lambda job: job.seed) if job in self.runs),
-                len(jobs),
-            )
-            for jobs in found.values()
-        )
-
-
 def sweep(
     trials: Iterable[Trial | str | Path],
     seeds: str | Iterable[int] = "0-7",
@@ -211,64 +177,48 @@ def sweep(
     numbers = parse_seeds(seeds) if isinstance(seeds, str) else list(dict.fromkeys(seeds))
     if not numbers:
         raise SmidgenError("a sweep needs at least one seed")
-    placement = place(engine, device, threads or 1, precision)
-    if workers is not None and not 1 <= workers <= MOST_WORKERS:
-        raise SmidgenError(f"--workers is {workers}; allowed: 1 to {MOST_WORKERS}")
-    how = How(
-        engine if engine != "auto" else placement.engine,
-        precision,
-        "cuda" if placement.device.type == "cuda" else "cpu",
-        placement.threads,
-    )
+    how = choose_how(engine, precision, device, threads)
+    executor = executor or choose_executor(how, workers, cluster)
     jobs = make_jobs(chosen, numbers, how)
     mine = jobs
     if shard is not None:
         number, parts = parse_shard(shard)
         mine = jobs[number - 1 :: parts]
-    state = _State(jobs, Path(out))
+    ledger = Ledger(Path(out))
     for job in jobs:
-        _try_to_load(state, job)
-    missing = [job for job in mine if job not in state.runs]
-    kept, done = len(state.runs), 0
-    if executor is None and cluster is not None:
-        executor = RayWorkers(cluster, workers)
-    executor = executor or LocalWorkers(min(workers or max(1, _cores() // how.threads), max(1, len(missing))))
-    show(_beginning(len(mine), len(missing), state.root))
-    outcomes = executor.run(missing, state.root)
+        ledger.load(job)
+    missing = [job for job in mine if job not in ledger.runs]
+    kept, done = len(ledger.runs), 0
+    show(_beginning(len(mine), len(missing), ledger.root))
+    outcomes = ledger.finish(missing, executor)
     try:
         for outcome in outcomes:
-            done += _take_in(state, outcome, show)
-            if not outcome.error:
-                left = _time_left(time.perf_counter() - began, done, len(missing))
-                show(f"{table(state.results())}\n{done} of {len(missing)} runs done{left}")
+            if outcome.error:
+                show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
+                continue
+            done += 1
+            left = _time_left(time.perf_counter() - began, done, len(missing))
+            show(f"{table(_results(jobs, ledger))}\n{done} of {len(missing)} runs done{left}")
     except KeyboardInterrupt:
-        raise SweepInterruptedError(sum(job in state.runs for job in mine), len(mine)) from None
+        raise SweepInterruptedError(sum(job in ledger.runs for job in mine), len(mine)) from None
     finally:
-        close = getattr(outcomes, "close", None)
-        if close:
-            close()
-    return Sweep(state.results(), tuple(state.failures.items()), done, kept, time.perf_counter() - began)
+        outcomes.close()
+    seconds = time.perf_counter() - began
+    return Sweep(_results(jobs, ledger), tuple(ledger.failures.items()), done, kept, seconds)
 
 
-def _take_in(state: _State, outcome: Outcome, show: Callable[[str], None]) -> bool:
-    """Note an outcome down; whether a run was finished."""
-    if not outcome.error:
-        if _try_to_load(state, outcome.job):
-            return True
-        state.failures[outcome.job] = "its run directory is not there"
-    elif not outcome.again:
-        state.failures[outcome.job] = outcome.error
-    show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
-    return False
-
-
-def _try_to_load(state: _State, job: Job) -> bool:
-    """Take in a finished run; one that cannot be read is a failure of that job, not of the sweep."""
-    try:
-        return state.load(job)
-    except SmidgenError as error:
-        state.failures[job] = str(error)
-        return False
+def _results(jobs: Sequence[Job], ledger: Ledger) -> tuple[TrialResult, ...]:
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.trial.recipe_digest, []).append(job)
+    return tuple(
+        TrialResult(
+            own[0].trial,
+            tuple(ledger.runs[job] for job in sorted(own, key=lambda job: job.seed) if job in ledger.runs),
+            len(own),
+        )
+        for own in found.values()
+    )
 
 
 def table(results: Sequence[TrialResult]) -> str:
@@ -305,7 +255,3 @@ def _time_left(seconds: float, done: int, wanted: int) -> str:
         return ""
     left = seconds / done * (wanted - done)
     return f", about {left / 60:.0f} minutes left" if left > 90 else f", about {left:.0f} s left"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,60 @@
+"""Which jobs are done: what is on disk counts, and what is missing is done by an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smidgen.errors import SmidgenError
+from smidgen.runs.directory import RunDirectory
+from smidgen.runs.record import Run, load_run
+from smidgen.sweeps.executor import Executor, Outcome
+from smidgen.sweeps.jobs import Job
+
+
+@dataclass
+class Ledger:
+    """The runs of a folder.
+
+    Attributes:
+        root: where the run directories are.
+        runs: those that are finished.
+        failures: jobs that could not be done, with the reason.
+    """
+
+    root: Path
+    runs: dict[Job, Run] = field(default_factory=dict)
+    failures: dict[Job, str] = field(default_factory=dict)
+
+    def load(self, job: Job) -> bool:
+        """Take in a job's run if it is finished; one that cannot be read is a failure of that job alone."""
+        try:
+            directory = RunDirectory(self.root / job.place)
+            if not directory.finished:
+                return False
+            self.runs[job] = load_run(directory.path)
+        except SmidgenError as error:
+            self.failures[job] = str(error)
+            return False
+        self.failures.pop(job, None)
+        return True
+
+    def finish(self, jobs: Sequence[Job], executor: Executor) -> Generator[Outcome]:
+        """Do jobs and take in their runs; yields what becomes of each attempt. Closing it stops the workers."""
+        outcomes = executor.run(jobs, self.root)
+        try:
+            for outcome in outcomes:
+                yield self._taken_in(outcome)
+        finally:
+            close = getattr(outcomes, "close", None)
+            if close:
+                close()
+
+    def _taken_in(self, outcome: Outcome) -> Outcome:
+        job = outcome.job
+        if not outcome.error and not self.load(job):
+            outcome = Outcome(job, self.failures.get(job, "its run directory is not there"))
+        if outcome.error and not outcome.again:
+            self.failures[job] = outcome.error
+        return outcome
