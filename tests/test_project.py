@@ -30,6 +30,7 @@ LAYERS = [
     ["trials"],
     ["inspection", "runs", "bench"],
     ["reports", "sweeps", "exports"],
+    ["searches"],
     ["__init__"],
     ["cli"],
     ["__main__"],

@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     from smidgen.runs.record import load_run as load_run
     from smidgen.runs.run import RunInterruptedError as RunInterruptedError
     from smidgen.runs.run import run as run
+    from smidgen.searches.found import Search as Search
+    from smidgen.searches.search import SearchInterruptedError as SearchInterruptedError
+    from smidgen.searches.search import search as search
+    from smidgen.searches.space import Integers as Integers
+    from smidgen.searches.space import Numbers as Numbers
+    from smidgen.searches.space import Reals as Reals
+    from smidgen.searches.space import Space as Space
+    from smidgen.searches.space import Words as Words
     from smidgen.settings import differences as differences
     from smidgen.settings import with_settings as with_settings
     from smidgen.statistics import Comparison as Comparison
@@ -94,6 +102,9 @@ _HOMES = {
     "runs.predict": ("Prediction", "predict"),
     "runs.record": ("Run", "load_run"),
     "runs.run": ("RunInterruptedError", "run"),
+    "searches.found": ("Search",),
+    "searches.search": ("SearchInterruptedError", "search"),
+    "searches.space": ("Integers", "Numbers", "Reals", "Space", "Words"),
     "settings": ("differences", "with_settings"),
     "statistics": ("Comparison", "Summary"),
     "sweeps.sweep": ("Sweep", "SweepInterruptedError", "sweep"),

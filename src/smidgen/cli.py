@@ -156,6 +156,34 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
     compare.add_argument("--with", nargs="+", required=True, metavar="RUN", dest="others", help="the other set")
 
+    search = command("search", _search, "find trials within limits that do best on the validation split")
+    search.add_argument(
+        "base", nargs="?", default="mnist-4-strict", metavar="TRIAL",
+        help="gives data, epochs and target: " + trial_help + "; default: mnist-4-strict",
+    )  # fmt: skip
+    search.add_argument("--max-parameters", type=int, metavar="N", help="default: the goal's")
+    search.add_argument("--max-macs", type=int, metavar="N", help="of one image; default: any number")
+    search.add_argument("--max-epochs", type=int, metavar="N", help="of every candidate; default: the trial's")
+    search.add_argument("--candidates", type=int, default=32, metavar="N", help="to be trained; default 32")
+    search.add_argument("--seeds", type=int, default=4, metavar="N", help="of those that are not dropped; default 4")
+    search.add_argument("--batch", type=int, default=8, metavar="N", help="candidates at a time; default 8")
+    search.add_argument("--folds", type=int, default=1, metavar="N", help="blocks of 6,000 to be judged on; default 1")
+    search.add_argument("--finalists", type=int, default=4, metavar="N", help="that get fresh seeds; default 4")
+    search.add_argument("--pareto", action="store_true", help="look for few parameters as well")
+    search.add_argument("--name", default="found", help="what the candidates' names begin with; default found")
+    search.add_argument("--seed", type=int, default=0, metavar="N", help="of the search's choices; default 0")
+    search.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings",
+        help="change what is searched, as in --set width.high=12 (docs/search.md); may be repeated",
+    )  # fmt: skip
+    search.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
+    search.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
+    search.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
+    search.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    search.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    search.add_argument("--threads", type=int, metavar="N", help="of each run; default 1")
+    search.add_argument("--out", metavar="DIR", default="runs/search", help="the search's folder; default runs/search")
+
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
     inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
@@ -245,6 +273,39 @@ def _sweep(options: argparse.Namespace) -> int:
     if finished.failures:
         return MISTAKE
     return MISSED if finished.goals_met is False else DONE
+
+
+def _search(options: argparse.Namespace) -> int:
+    from smidgen.searches.search import search
+
+    found = search(
+        options.base,
+        max_parameters=options.max_parameters,
+        max_macs=options.max_macs,
+        max_epochs=options.max_epochs,
+        candidates=options.candidates,
+        seeds=options.seeds,
+        batch=options.batch,
+        folds=options.folds,
+        finalists=options.finalists,
+        pareto=options.pareto,
+        name=options.name,
+        seed=options.seed,
+        settings=options.settings,
+        workers=options.workers,
+        cluster=options.cluster,
+        engine=options.engine,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        out=options.out,
+        show=live(sys.stderr if options.json else sys.stdout),
+    )
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        print(found)
+    return DONE
 
 
 def live(stream: TextIO) -> Callable[[str], None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smidgen.anatomy.receptive import Field, FieldTracer, trace
 from smidgen.errors import TrialError
-from smidgen.nets.build import build_network, count_macs, count_parameters
+from smidgen.nets.build import build_network, count_parameters, measure
 from smidgen.tables import TableFormat, render
 from smidgen.trial import Trial
 
@@ -224,7 +224,7 @@ def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Ana
 
     with torch.device("meta"):
         network = build()
-    if count_macs(trial.network, input_shape=input_shape, classes=classes) <= _TINY:
+    if measure(trial.network, input_shape=input_shape, classes=classes)[1] <= _TINY:
         # Operations on the meta device make PyTorch import its compiler first, which takes more than a second.
         with torch.random.fork_rng(devices=[]):
             network = build()

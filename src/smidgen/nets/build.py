@@ -43,6 +43,11 @@ def build_network(network: Network, *, input_shape: Sequence[int], classes: int,
         TrialError: a block that does not fit what comes before it, or an output that is not one
             score a class; names the block.
     """
+    plan = _planned(network, input_shape, classes, dropout)
+    return Sequence2d(OrderedDict((name, make()) for name, make in plan.layers))
+
+
+def _planned(network: Network, input_shape: Sequence[int], classes: int, dropout: float) -> _Plan:
     plan = _Plan(network, tuple(input_shape), classes, dropout)
     for index, block in enumerate(network.blocks):
         plan.add(index, block)
@@ -51,7 +56,7 @@ def build_network(network: Network, *, input_shape: Sequence[int], classes: int,
             f"the network ends with {plan.shape_text} values, but {classes} classes need {classes} x 1 x 1; "
             f"end it with a global average pooling and a linear layer, or a convolution to 1 x 1"
         )
-    return Sequence2d(OrderedDict((name, make()) for name, make in plan.layers))
+    return plan
 
 
 class _Plan:
@@ -162,16 +167,14 @@ class _Plan:
         self.shape = (outputs, 1, 1)
 
 
-def count_macs(network: Network, *, input_shape: Sequence[int], classes: int) -> int:
-    """Multiply-accumulates for one image, from the blocks alone: nothing is built.
+def measure(network: Network, *, input_shape: Sequence[int], classes: int) -> tuple[int, int]:
+    """Trainable parameters, and multiply-accumulates for one image, from the blocks alone: nothing is built.
 
     Raises:
         TrialError: as `build_network`.
     """
-    plan = _Plan(network, tuple(input_shape), classes, 0.0)
-    for index, block in enumerate(network.blocks):
-        plan.add(index, block)
-    return plan.macs
+    plan = _planned(network, input_shape, classes, 0.0)
+    return plan.parameters, plan.macs
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -6,6 +6,7 @@ import io
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -43,6 +44,23 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in the plane of size and accuracy.
+
+    Attributes:
+        parameters: trainable.
+        accuracy: percent.
+        label: written beside it, if any.
+        marked: whether it stands out.
+    """
+
+    parameters: int
+    accuracy: float
+    label: str = ""
+    marked: bool = False
 
 
 def curves(group: TrialRuns) -> str:
@@ -99,6 +117,47 @@ def distribution(groups: Sequence[TrialRuns]) -> str:
         panel.set_ylim(len(groups) - 0.5, -0.5)
         panel.set_xlabel(f"{groups[0].held_out} accuracy by the last epoch (%); dots runs, bars means, dashed targets")
         return _svg(figure, "distribution")
+
+
+def front(points: Sequence[Point], what: str, name: str) -> str:
+    """Accuracy against parameters, with the Pareto front: what no other point beats in both.
+
+    Args:
+        points: at least one.
+        what: the accuracy is of, for the axis.
+        name: of the chart, for ids within a page.
+    """
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.parameters, -p.accuracy)):
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 5.0))
+        panel = figure.subplots()
+        for marked, colour, size in ((False, RATE, 6), (True, HELD_OUT, 9)):
+            chosen = [p for p in points if p.marked == marked]
+            panel.plot(
+                [p.parameters for p in chosen],
+                [p.accuracy for p in chosen],
+                "o",
+                color=colour,
+                alpha=0.7,
+                markersize=size,
+            )
+        panel.step([p.parameters for p in best], [p.accuracy for p in best], where="post", color=TRAIN, linewidth=1.8)
+        for point in points:
+            panel.annotate(
+                point.label,
+                (point.parameters, point.accuracy),
+                (0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=10,
+            )
+        _focus(panel, [])
+        panel.set_xlabel("trainable parameters")
+        panel.set_ylabel(what)
+        return _svg(figure, name)
 
 
 def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:

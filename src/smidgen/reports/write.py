@@ -57,9 +57,19 @@ def write(collection: Collection) -> Document:
         rows = "; ".join(f"{g.label}: {_mean_sd(g.last)} %" for g in groups)
         caption = "Accuracy by the last epoch: every run, and each trial's mean"
         blocks.append(Chart("distribution", charts.distribution(groups), f"{caption}. {rows}.", caption))
+    if len(groups) > 2:
+        blocks.append(_front(groups))
     for index, group in enumerate(groups):
         blocks += _chapter(group, groups[index - 1] if index else None)
     return document
+
+
+def _front(groups: Sequence[TrialRuns]) -> Chart:
+    points = [charts.Point(g.runs[0].result["parameters"], statistics.mean(g.last), g.label) for g in groups]
+    caption = "Accuracy by the last epoch, mean over the runs, against parameters; the line joins what no other beats"
+    rows = "; ".join(f"{p.label}: {p.parameters:,} parameters, {p.accuracy:.3f} %" for p in points)
+    what = f"{groups[0].held_out} accuracy by the last epoch (%)"
+    return Chart("front", charts.front(points, what, "front"), f"{caption}. {rows}.", caption)
 
 
 def _title(groups: Sequence[TrialRuns]) -> str:

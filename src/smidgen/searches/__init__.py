@@ -1,0 +1,1 @@
+"""Finding better trials under a budget, on the validation split alone."""

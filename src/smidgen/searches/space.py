@@ -1,0 +1,237 @@
+"""What a search chooses among: a typed space of networks and recipes, and the trial that each choice makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from smidgen.errors import SettingError
+from smidgen.settings import Settings, setting
+from smidgen.trial import (
+    SGD,
+    AdamW,
+    Augmentation,
+    AvgPool,
+    Block,
+    Conv,
+    Cosine,
+    Linear,
+    MaxPool,
+    Network,
+    OneCycle,
+    Optimizer,
+    Schedule,
+    Trial,
+)
+
+
+@dataclass(frozen=True)
+class Integers(Settings):
+    """Whole numbers from `low` to `high`, both included, in steps."""
+
+    low: int = setting(least=0, most=10_000)
+    high: int = setting(least=0, most=10_000)
+    step: int = setting(1, least=1, most=10_000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ordered(self.low, self.high, "Integers.high")
+        if (self.high - self.low) % self.step:
+            raise SettingError("Integers.high", self.high, f"a whole number of steps of {self.step} above {self.low}")
+
+
+@dataclass(frozen=True)
+class Reals(Settings):
+    """Numbers from `low` to `high`; with `log` evenly by their logarithm."""
+
+    low: float = setting(least=0, most=10_000)
+    high: float = setting(least=0, most=10_000)
+    log: bool = setting(False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ordered(self.low, self.high, "Reals.high")
+        if self.log and self.low == 0:
+            raise SettingError("Reals.low", self.low, "above 0 where log is true")
+
+
+@dataclass(frozen=True)
+class Numbers(Settings):
+    """One of some numbers, without an order among them."""
+
+    options: tuple[float, ...] = setting()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _distinct(self.options, "Numbers.options")
+
+
+@dataclass(frozen=True)
+class Words(Settings):
+    """One of some words; which ones there are is said where it is used."""
+
+    options: tuple[str, ...] = setting()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _distinct(self.options, "Words.options")
+
+
+def _ordered(low: float, high: float, path: str) -> None:
+    if low > high:
+        raise SettingError(path, high, f"at least low, which is {low}")
+
+
+def _distinct(options: tuple[object, ...], path: str) -> None:
+    if not options or len(set(options)) != len(options):
+        raise SettingError(path, list(options), "at least one, and each once")
+
+
+_WORDS = {
+    "kind": ("plain", "separable"),
+    "pool": ("max", "stride"),
+    "squeeze": ("no", "yes"),
+    "head": ("linear", "convolution"),
+    "order": ("norm-activation", "activation-norm"),
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("one-cycle", "cosine"),
+}
+
+
+@dataclass(frozen=True)
+class Space(Settings):
+    """What is varied, and how far. A dimension with a single possibility is fixed.
+
+    A network is made of stages of convolutions with a halving of the image between them; it ends with a
+    global average pooling and a linear layer, or a 1 x 1 convolution to the classes and the pooling.
+    """
+
+    stages: tuple[Integers, ...] = setting((Integers(1, 4), Integers(1, 4)), help="convolutions in each stage")
+    width: Integers = setting(Integers(4, 20, 2), help="channels of each convolution")
+    kind: Words = setting(Words(("plain",)), help="plain, or separable after the first convolution")
+    padding: Integers = setting(Integers(0, 0), help="of 3 x 3 convolutions, pixels")
+    pool: Words = setting(Words(("max",)), help="max, or stride: the first convolution of the stage takes steps of 2")
+    squeeze: Words = setting(Words(("no", "yes")), help="whether a 1 x 1 convolution follows each halving")
+    head: Words = setting(Words(("linear", "convolution")))
+    order: Words = setting(Words(("norm-activation", "activation-norm")))
+    optimizer: Words = setting(Words(("sgd",)), help="sgd or adamw")
+    lr: Reals = setting(Reals(0.02, 0.4, True), help="peak learning rate of SGD with Nesterov momentum 0.9")
+    adamw_lr: Reals = setting(Reals(0.002, 0.05, True), help="peak learning rate of AdamW")
+    weight_decay: Reals = setting(Reals(1e-5, 1e-3, True))
+    schedule: Words = setting(Words(("one-cycle",)), help="one-cycle or cosine")
+    rise: Reals = setting(Reals(0.1, 0.4), help="fraction of the steps on the way up")
+    batch_size: Numbers = setting(Numbers((32, 64, 128)))
+    averaging: Numbers = setting(Numbers((0.0, 0.998, 0.999)), help="decay a step; 0: none")
+    label_smoothing: Reals = setting(Reals(0.0, 0.05))
+    dropout: Reals = setting(Reals(0.0, 0.0))
+    rotation: Reals = setting(Reals(4.0, 14.0), help="degrees")
+    translation: Reals = setting(Reals(0.03, 0.11), help="fraction of the side")
+    scale: Reals = setting(Reals(0.0, 0.16))
+    shear: Reals = setting(Reals(0.0, 0.2))
+    elastic: Reals = setting(Reals(0.0, 0.0), help="root-mean-square displacement, pixels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= len(self.stages) <= 5:
+            raise SettingError("Space.stages", f"{len(self.stages)} items", "1 to 5 items")
+        if self.width.low < 1:
+            raise SettingError("Space.width.low", self.width.low, "at least 1")
+        for name, known in _WORDS.items():
+            for word in getattr(self, name).options:
+                if word not in known:
+                    raise SettingError(f"Space.{name}.options", word, ", ".join(known))
+        for batch in self.batch_size.options:
+            if batch != int(batch):
+                raise SettingError("Space.batch_size.options", batch, "whole numbers")
+
+
+class Choose(Protocol):
+    """Decides each dimension by its name, the same name always within the same bounds."""
+
+    def integer(self, name: str, among: Integers) -> int:
+        """A whole number."""
+
+    def real(self, name: str, among: Reals) -> float:
+        """A number."""
+
+    def number(self, name: str, among: Numbers) -> float:
+        """One of the numbers."""
+
+    def word(self, name: str, among: Words) -> str:
+        """One of the words."""
+
+
+def make_trial(space: Space, choose: Choose, base: Trial) -> Trial:
+    """The trial that choices make of a base, which gives the name, the goal, the data and the epochs.
+
+    Args:
+        space: what is varied.
+        choose: decides.
+        base: gives the rest.
+    """
+    return replace(
+        base,
+        network=_network(space, choose),
+        augmentation=Augmentation(
+            rotation=choose.real("rotation", space.rotation),
+            translation=choose.real("translation", space.translation),
+            scale=choose.real("scale", space.scale),
+            shear=choose.real("shear", space.shear),
+            elastic=choose.real("elastic", space.elastic),
+        ),
+        dropout=choose.real("dropout", space.dropout),
+        optimizer=_optimizer(space, choose),
+        schedule=_schedule(space, choose),
+        batch_size=int(choose.number("batch_size", space.batch_size)),
+        averaging=choose.number("averaging", space.averaging),
+        label_smoothing=choose.real("label_smoothing", space.label_smoothing),
+    )
+
+
+def _network(space: Space, choose: Choose) -> Network:
+    kind = choose.word("kind", space.kind)
+    padding = choose.integer("padding", space.padding)
+    pool = choose.word("pool", space.pool) if len(space.stages) > 1 else "max"
+    squeeze = choose.word("squeeze", space.squeeze) == "yes" if len(space.stages) > 1 else False
+    blocks: list[Block] = []
+    channels = 0
+    for stage, count in enumerate(space.stages, 1):
+        convolutions = choose.integer(f"stage{stage}", count)
+        if stage > 1:
+            if pool == "max":
+                blocks.append(MaxPool(2))
+            if squeeze:
+                channels = choose.integer(f"squeeze{stage}", space.width)
+                blocks.append(Conv(channels, kernel=1))
+        for number in range(1, convolutions + 1):
+            stride = 2 if stage > 1 and number == 1 and pool == "stride" else 1
+            width = choose.integer(f"width{stage}-{number}", space.width)
+            if kind == "separable" and channels:
+                blocks.append(Conv(channels, stride=stride, padding=padding, groups=channels, activation="none"))
+                blocks.append(Conv(width, kernel=1))
+            else:
+                blocks.append(Conv(width, stride=stride, padding=padding))
+            channels = width
+    if choose.word("head", space.head) == "linear":
+        blocks += [AvgPool(), Linear()]
+    else:
+        blocks += [Conv(None, kernel=1, norm=False, activation="none"), AvgPool()]
+    order = choose.word("order", space.order)
+    return Network(tuple(blocks), "activation-norm" if order == "activation-norm" else "norm-activation")
+
+
+def _optimizer(space: Space, choose: Choose) -> Optimizer:
+    decay = choose.real("weight_decay", space.weight_decay)
+    if choose.word("optimizer", space.optimizer) == "adamw":
+        # Decoupled, the decay acts times the rate, which is smaller here: ten times as much is alike.
+        return AdamW(lr=choose.real("adamw_lr", space.adamw_lr), weight_decay=10 * decay)
+    return SGD(lr=choose.real("lr", space.lr), momentum=0.9, nesterov=True, weight_decay=decay)
+
+
+def _schedule(space: Space, choose: Choose) -> Schedule:
+    kinds: dict[str, Callable[[float], Schedule]] = {
+        "one-cycle": lambda rise: OneCycle(rise=rise),
+        "cosine": lambda rise: Cosine(warmup=rise),
+    }
+    return kinds[choose.word("schedule", space.schedule)](choose.real("rise", space.rise))
