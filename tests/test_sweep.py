@@ -17,7 +17,7 @@ from smidgen.errors import RunError, SmidgenError
 from smidgen.reports.compare import compare
 from smidgen.runs.record import load_run
 from smidgen.sweeps import executor
-from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, do
+from smidgen.sweeps.executor import MOST_ATTEMPTS, Ended, LocalWorkers, do
 from smidgen.sweeps.jobs import How, Job, make_jobs, parse_seeds, parse_shard
 from smidgen.sweeps.sweep import Sweep, SweepInterruptedError, sweep
 from smidgen.trial import SGD, Trial
@@ -74,7 +74,7 @@ def test_a_job_is_addressed_by_what_shapes_its_result(small_trial: Trial) -> Non
 def test_the_runs_are_those_that_run_makes(whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
     assert (whole.done, whole.kept, whole.failures) == (6, 0, ())
     job = make_jobs(trials, [1], HOW)[1]
-    assert do(job, tmp_path) == ""
+    assert do(job, tmp_path) == Ended()
     made = load_run(tmp_path / job.place)
     assert made.result["weights_sha256"] == digests(whole)["slower", 1]
 

@@ -283,7 +283,7 @@ class _Going:
 
     def _with_results(self, candidate: Candidate, seeds: int) -> Candidate:
         jobs = [self._job(candidate, seed) for seed in range(seeds)]
-        errors = [self._ledger.failures[job] for job in jobs if job in self._ledger.failures]
+        errors = [self._ledger.failures[job] for job in jobs if job in self._ledger.recipes]
         if errors:
             return replace(candidate, accuracies=(), error=errors[0])
         return replace(candidate, accuracies=tuple(self._ledger.runs[job].accuracy for job in jobs))
@@ -313,6 +313,9 @@ class _Going:
         done = len(jobs) - len(missing)
         with contextlib.closing(outcomes):
             for outcome in outcomes:
+                if outcome.error and not outcome.again and not outcome.recipe:
+                    # Not the candidate's fault: it is not held against it, and the search can go on later.
+                    raise RunError(f"{outcome.job}: {outcome.error}; then the same command goes on")
                 if outcome.error:
                     self.show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
                     continue

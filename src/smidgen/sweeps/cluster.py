@@ -15,7 +15,7 @@ from typing import Any
 from smidgen.errors import SmidgenError
 from smidgen.runs import directory as names
 from smidgen.runs.directory import RunDirectory
-from smidgen.sweeps.executor import MOST_ATTEMPTS, Outcome, do
+from smidgen.sweeps.executor import MOST_ATTEMPTS, Ended, Outcome, do
 from smidgen.sweeps.jobs import Job
 
 LOCAL = "local"
@@ -111,11 +111,11 @@ class RayWorkers:
 
     def _outcome(self, reference: Any, job: Job, root: Path) -> Outcome:
         try:
-            error, files = self._ray.get(reference)
+            ended, files = self._ray.get(reference)
         except self._ray.exceptions.RayError as lost:
             return Outcome(job, f"{type(lost).__name__}: {str(lost).splitlines()[0]}")
-        if error:
-            return Outcome(job, error)
+        if ended.error:
+            return Outcome(job, ended.error, recipe=ended.recipe)
         try:
             _keep(files, root / job.place, job)
         except SmidgenError as problem:
@@ -123,14 +123,14 @@ class RayWorkers:
         return Outcome(job)
 
 
-def _remote_job(job: Job) -> tuple[str, dict[str, bytes]]:
+def _remote_job(job: Job) -> tuple[Ended, dict[str, bytes]]:
     """In a worker: make the run in a temporary folder, and give its files."""
     with tempfile.TemporaryDirectory(prefix="smidgen-") as name:
-        error = do(job, Path(name))
-        if error:
-            return error, {}
+        ended = do(job, Path(name))
+        if ended.error:
+            return ended, {}
         made = Path(name) / job.place
-        return "", {file: (made / file).read_bytes() for file in _FILES if (made / file).is_file()}
+        return ended, {file: (made / file).read_bytes() for file in _FILES if (made / file).is_file()}
 
 
 def _keep(files: dict[str, bytes], place: Path, job: Job) -> None:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, TrainingError, TrialError
 from smidgen.runs.lock import InUseError
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
@@ -37,11 +37,21 @@ class Outcome:
         job: it.
         error: one line, or nothing where the run is finished.
         again: whether it will be tried again.
+        recipe: whether the error is the recipe's own, such as a loss that diverges: it would come again.
     """
 
     job: Job
     error: str = ""
     again: bool = False
+    recipe: bool = False
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended; attributes as those of `Outcome`."""
+
+    error: str = ""
+    recipe: bool = False
 
 
 class Executor(Protocol):
@@ -51,8 +61,8 @@ class Executor(Protocol):
         """Do the jobs, below a folder; yields each attempt's outcome as it comes. Closing it stops the workers."""
 
 
-def do(job: Job, root: Path, parent: int | None = None) -> str:
-    """Do a job in this process: make its run, or go on with it; gives the error, one line, or nothing.
+def do(job: Job, root: Path, parent: int | None = None) -> Ended:
+    """Do a job in this process: make its run, or go on with it.
 
     Args:
         job: it.
@@ -78,15 +88,15 @@ def do(job: Job, root: Path, parent: int | None = None) -> str:
         except InUseError as error:
             # A worker of a sweep that was killed: it notices within a step.
             if time.monotonic() - began > _PATIENCE:
-                return str(error)
+                return Ended(str(error))
             time.sleep(0.2)
             continue
         except SmidgenError as error:
-            return str(error)
+            return Ended(str(error), recipe=isinstance(error, TrainingError | TrialError))
         except Exception as error:  # one bad job must not take the others with it
             print(f"smidgen: {job}:\n{traceback.format_exc()}", file=sys.stderr)
-            return f"{type(error).__name__}: {error}"
-        return ""
+            return Ended(f"{type(error).__name__}: {error}")
+        return Ended()
 
 
 class _Orphan(Silent):
@@ -125,8 +135,8 @@ class LocalWorkers:
                         worker.give(*waiting.popleft())
                 for worker in _stirring(workers):
                     job, attempt = worker.job, worker.attempt
-                    error = worker.result()
-                    if error is None:  # it died
+                    ended = worker.result()
+                    if ended is None:  # it died
                         workers.remove(worker)
                         if job is not None:
                             again = attempt < MOST_ATTEMPTS
@@ -134,7 +144,7 @@ class LocalWorkers:
                                 waiting.appendleft((job, attempt + 1))
                             yield Outcome(job, worker.cause_of_death, again)
                     elif job is not None:
-                        yield Outcome(job, error)
+                        yield Outcome(job, ended.error, recipe=ended.recipe)
                 if not waiting:
                     for worker in [w for w in workers if w.idle]:
                         worker.stop()
@@ -172,13 +182,13 @@ class _Worker:
         with contextlib.suppress(OSError):  # it has died: that shows next
             self._pipe.send(job)
 
-    def result(self) -> str | None:
-        """The job's error or nothing; None if the process has died."""
+    def result(self) -> Ended | None:
+        """How the job ended; None if the process has died."""
         try:
             if self._pipe.poll():
-                error: str = self._pipe.recv()
+                ended: Ended = self._pipe.recv()
                 self.job = None
-                return error
+                return ended
         except (EOFError, OSError):
             pass
         self._process.join()

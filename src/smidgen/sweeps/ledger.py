@@ -21,11 +21,13 @@ class Ledger:
         root: where the run directories are.
         runs: those that are finished.
         failures: jobs that could not be done, with the reason.
+        recipes: those of them whose recipe is the reason.
     """
 
     root: Path
     runs: dict[Job, Run] = field(default_factory=dict)
     failures: dict[Job, str] = field(default_factory=dict)
+    recipes: set[Job] = field(default_factory=set)
 
     def load(self, job: Job) -> bool:
         """Take in a job's run if it is finished; one that cannot be read is a failure of that job alone."""
@@ -57,4 +59,6 @@ class Ledger:
             outcome = Outcome(job, self.failures.get(job, "its run directory is not there"))
         if outcome.error and not outcome.again:
             self.failures[job] = outcome.error
+            if outcome.recipe:
+                self.recipes.add(job)
         return outcome

@@ -1,0 +1,471 @@
+"""Searches: within limits, the same however they are done, resumable, and blind to the test images."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import Command, start_smidgen, write_folder
+from smidgen.data.dataset import FILES, Dataset
+from smidgen.errors import RunError, SettingError, SmidgenError
+from smidgen.nets.build import build_network, count_parameters, measure
+from smidgen.searches import ask
+from smidgen.searches.ask import Asker, Limits
+from smidgen.searches.candidate import Candidate, front, ranked, read_candidates, rungs, survivors
+from smidgen.searches.found import Search
+from smidgen.searches.search import SearchInterruptedError, search
+from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
+from smidgen.sweeps.executor import Outcome, do
+from smidgen.sweeps.jobs import Job
+from smidgen.trial import AdamW, Cosine, Trial
+from smidgen.trials.find import find_trial
+
+SPACE = Space(
+    stages=(Integers(1, 2),),
+    width=Integers(2, 8),
+    batch_size=Numbers((50, 100)),
+    averaging=Numbers((0.0, 0.9)),
+    order=Words(("norm-activation",)),
+)
+"""Small networks on 600 images: a run takes a fraction of a second."""
+
+
+class Here:
+    """Does jobs in this process; after so many of them, or at one of them, something happens."""
+
+    def __init__(self, most: int | None = None, fails: dict[int, Outcome] | None = None) -> None:
+        self.left, self.fails = most, fails or {}
+        self.jobs: list[Job] = []
+
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+        for job in jobs:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left = None if self.left is None else self.left - 1
+            self.jobs.append(job)
+            if len(self.jobs) in self.fails:
+                yield replace(self.fails[len(self.jobs)], job=job)
+                continue
+            ended = do(job, root)
+            yield Outcome(job, ended.error, recipe=ended.recipe)
+
+
+def small_search(base: Trial, out: Path, **changes: Any) -> Search:
+    about: dict[str, Any] = {
+        "max_parameters": 600, "max_epochs": 1, "candidates": 6, "batch": 3, "seeds": 2, "finalists": 2,
+        "space": SPACE, "executor": Here(), "engine": "native", **changes,
+    }  # fmt: skip
+    return search(base, out=out, **about)
+
+
+def record(found: Search) -> list[dict[str, Any]]:
+    return [candidate.to_json() for candidate in found.candidates]
+
+
+@pytest.fixture(scope="module")
+def whole(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Search:
+    return small_search(small_trial, tmp_path_factory.mktemp("whole"))
+
+
+class AtRandom:
+    """Chooses at random, and notes what it was asked."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.asked: list[str] = []
+
+    def integer(self, name: str, among: Integers) -> int:
+        self.asked.append(name)
+        return self.draw.randrange(among.low, among.high + 1, among.step)
+
+    def real(self, name: str, among: Reals) -> float:
+        self.asked.append(name)
+        return self.draw.uniform(among.low, among.high)
+
+    def number(self, name: str, among: Numbers) -> float:
+        self.asked.append(name)
+        return self.draw.choice(among.options)
+
+    def word(self, name: str, among: Words) -> str:
+        self.asked.append(name)
+        return self.draw.choice(among.options)
+
+
+WIDE = Space(
+    kind=Words(("plain", "separable")),
+    padding=Integers(0, 1),
+    pool=Words(("max", "stride")),
+    optimizer=Words(("sgd", "adamw")),
+    schedule=Words(("one-cycle", "cosine")),
+)
+
+
+@pytest.mark.parametrize("space", [Space(), WIDE, SPACE], ids=["default", "wide", "small"])
+def test_every_choice_makes_a_trial_whose_size_is_known_before_it_is_built(space: Space, small_trial: Trial) -> None:
+    kinds = set()
+    for seed in range(60):
+        choose = AtRandom(seed)
+        trial = make_trial(space, choose, small_trial)
+        assert len(set(choose.asked)) == len(choose.asked)
+        assert Trial.from_json(trial.to_json()) == trial
+        parameters, macs = measure(trial.network, input_shape=(1, 28, 28), classes=10)
+        network = build_network(trial.network, input_shape=(1, 28, 28), classes=10)
+        assert parameters == count_parameters(network)
+        assert macs > 0
+        kinds |= {type(trial.optimizer), type(trial.schedule)}
+    assert ({AdamW, Cosine} <= kinds) == (space is WIDE)
+
+
+def test_spaces_that_cannot_be_are_named() -> None:
+    for make, words in (
+        (lambda: Integers(3, 2), "Integers.high is 2; allowed: at least low"),
+        (lambda: Integers(1, 4, 2), "Integers.high is 4; allowed: a whole number of steps of 2 above 1"),
+        (lambda: Reals(0.0, 1.0, True), "Reals.low is 0.0; allowed: above 0"),
+        (lambda: Numbers(()), "Numbers.options"),
+        (lambda: Words(("max", "max")), "each once"),
+        (lambda: Space(pool=Words(("mean",))), "Space.pool.options is 'mean'; allowed: max, stride"),
+        (lambda: Space(stages=()), "Space.stages is '0 items'"),
+        (lambda: Space(width=Integers(0, 4)), "Space.width.low is 0"),
+        (lambda: Space(batch_size=Numbers((32.5,))), "whole numbers"),
+    ):
+        with pytest.raises(SettingError) as caught:
+            make()
+        assert words in str(caught.value)
+
+
+def candidate(number: int, mean: float, parameters: int) -> Candidate:
+    return Candidate(number, 0, find_trial("mnist-4-strict"), {}, {}, parameters, 1, accuracies=(mean,))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(90, 95), st.integers(1, 6)), min_size=1, max_size=12))
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    candidates = [candidate(i, mean, parameters) for i, (mean, parameters) in enumerate(points)]
+    found = {c.number for c in front(candidates)}
+    for i, (mean, parameters) in enumerate(points):
+        beaten = any(m >= mean and p <= parameters and (m, p) != (mean, parameters) for m, p in points)
+        assert (i in found) == (not beaten)
+    best = ranked(candidates, pareto=True)
+    assert {c.number for c in best[: len(found)]} == found
+    assert [c.mean for c in ranked(candidates, pareto=False)] == sorted((m for m, _ in points), reverse=True)
+
+
+def test_halving() -> None:
+    assert [rungs(n) for n in (1, 2, 3, 4, 5, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 5], [1, 2, 4, 8]]
+    five = [candidate(i, mean, 1) for i, mean in enumerate([91, 95, 93, 94, 92])]
+    assert [c.number for c in survivors(five, pareto=False)] == [1, 2, 3]
+    assert survivors([replace(five[0], accuracies=(), error="diverged")], pareto=False) == []
+
+
+def asker(base: Trial, **changes: Any) -> Asker:
+    about: dict[str, Any] = {
+        "space": SPACE, "base": base, "limits": Limits(400), "input_shape": (1, 28, 28), "classes": 10,
+        "seed": 0, "pareto": False, **changes,
+    }  # fmt: skip
+    return Asker(**about)
+
+
+def test_asking_keeps_the_limits_and_depends_on_nothing_but_what_was_told(small_trial: Trial) -> None:
+    asked, rejected = asker(small_trial).ask([], 0, 12)
+    assert all(c.parameters <= 400 for c in asked)
+    assert rejected > 0
+    assert len({c.trial.recipe_digest for c in asked}) == 12
+    assert asker(small_trial).ask([], 0, 12) == (asked, rejected)
+    assert asker(small_trial, seed=1).ask([], 0, 12)[0] != asked
+    told = [replace(c, accuracies=(90 + i / 10,)) for i, c in enumerate(asked)]
+    more = asker(small_trial).ask(told, 1, 4)[0]
+    assert [c.number for c in more] == [12, 13, 14, 15]
+    assert asker(small_trial).ask(told, 1, 4)[0] == more
+    assert asker(small_trial).ask(told[:-1], 1, 4)[0] != more
+    fewer = asker(small_trial, limits=Limits(10_000, macs=100_000)).ask([], 0, 8)[0]
+    assert all(c.macs <= 100_000 for c in fewer)
+
+
+def test_what_is_told_is_heeded(small_trial: Trial) -> None:
+    """After thirty candidates of which the wide ones do well, wide ones are asked for."""
+    told: list[Candidate] = []
+    wide = asker(small_trial, space=replace(SPACE, stages=(Integers(1, 1),)), limits=Limits(10_000))
+    for batch in range(6):
+        asked, _ = wide.ask(told, batch, 5)
+        told += [replace(c, accuracies=(float(c.choices["width1-1"]),)) for c in asked]
+    first, last = ([c.choices["width1-1"] for c in told[part]] for part in (slice(10), slice(20, 30)))
+    assert sum(last) / len(last) > sum(first) / len(first) + 1
+
+
+def test_a_space_that_holds_nothing_within_the_limits_is_one_line(
+    small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "MOST_REJECTED", 50)
+    with pytest.raises(SmidgenError, match=r"none of 50 candidates in a row was new, fitted .* at most 10 parameters"):
+        small_search(small_trial, tmp_path, max_parameters=10)
+
+
+def test_what_a_search_gives(whole: Search, smidgen: Command) -> None:
+    assert len(whole.candidates) == 6
+    assert whole.to_json()["evaluated"] == 6
+    for batch in (0, 1):
+        members = [c for c in whole.candidates if c.batch == batch]
+        kept = {c.number for c in members if len(c.accuracies) == 2}
+        assert len(kept) == 2  # of three
+        dropped = [c for c in members if c.number not in kept]
+        assert all(d.accuracies[0] <= k.accuracies[0] for d in dropped for k in members if k.number in kept)
+    assert all(c.parameters <= 600 for c in whole.candidates)
+    assert [len(f.candidate.fresh) for f in whole.finalists] == [2, 2]
+    means = [f.mean for f in whole.finalists]
+    assert means == sorted(means, key=lambda mean: -(mean or 0))
+    best = find_trial(whole.best.file)
+    assert best.data.evaluate == "test"
+    assert best.goal.parameters == 600
+    assert best.network == whole.best.candidate.trial.network
+    assert whole.chart.read_text().startswith("<svg ")
+    ran = smidgen("run", whole.best.file, "--out", whole.chart.parent / "judged", "--json")
+    assert ran.json["held_out"] == "test"
+    assert ran.json["parameters"] == whole.best.candidate.parameters
+    text = str(whole)
+    assert whole.best.candidate.trial.name in text
+    assert f"smidgen sweep {whole.best.file}" in text
+
+
+def test_the_recorded_accuracies_are_those_of_runs_with_the_same_seeds(whole: Search, small_trial: Trial) -> None:
+    runs = whole.chart.parent / "runs"
+    for found in whole.candidates:
+        results = sorted(runs.glob(f"{found.trial.name}-*/seed*/result.json"))
+        held = [json.loads(path.read_text()) for path in results]
+        assert {r["held_out"] for r in held} == {"validation"}
+        assert [r["validation_accuracy_last"] for r in held] == [*found.accuracies, *found.fresh]
+
+
+def test_one_worker_two_workers_and_none_find_the_same(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        found = small_search(small_trial, tmp_path / str(workers), executor=None, workers=workers)
+        assert record(found) == record(whole)
+
+
+@pytest.mark.parametrize("after", [0, 2, 4, 7, 12])
+def test_an_interrupted_search_goes_on(whole: Search, small_trial: Trial, tmp_path: Path, after: int) -> None:
+    """In the first batch, between the rounds, in the second batch, with the finalists."""
+    with pytest.raises(SearchInterruptedError, match="of 6 candidates judged; the same command goes on"):
+        small_search(small_trial, tmp_path, executor=Here(most=after))
+    rest = Here()
+    found = small_search(small_trial, tmp_path, executor=rest)
+    assert record(found) == record(whole)
+    assert after + len(rest.jobs) == found.to_json()["runs"]  # none twice
+    nothing = Here()
+    assert record(small_search(small_trial, tmp_path, executor=nothing)) == record(whole)
+    assert nothing.jobs == []
+
+
+def test_killed_at_random_moments_it_ends_as_if_left_alone(small_trial: Trial, tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(small_trial.to_json()))
+    arguments: list[str | Path] = [
+        "search", path, "--max-parameters", "600", "--max-epochs", "1", "--candidates", "4", "--batch", "2",
+        "--seeds", "2", "--finalists", "1", "--workers", "2", "--set", 'stages=[{"low":1,"high":2}]',
+        "--set", "width.low=2", "--set", "width.high=8",
+    ]  # fmt: skip
+    draw = random.Random(5)
+    for _ in range(3):
+        process = start_smidgen(*arguments, "--out", tmp_path / "killed")
+        time.sleep(draw.uniform(1.5, 5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    for name in ("killed", "whole"):
+        process = start_smidgen(*arguments, "--out", tmp_path / name)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    killed, whole = (read_candidates(tmp_path / name / "candidates.jsonl") for name in ("killed", "whole"))
+    assert killed == whole
+
+
+def test_more_candidates_go_on_from_the_end(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
+    fewer = small_search(small_trial, tmp_path, candidates=1)
+    assert len(fewer.candidates) == 3  # a whole batch
+    more = small_search(small_trial, tmp_path)
+    assert [c.accuracies for c in more.candidates] == [c.accuracies for c in whole.candidates]
+
+
+def test_the_test_images_are_never_opened(
+    small_trial: Trial, mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "data", mnist, 600, 200)
+    opened: list[str] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    base = replace(small_trial, data=replace(small_trial.data, source=str(folder)))
+    found = small_search(base, tmp_path / "search")
+    watching = False
+    names = {Path(path).name for path in opened if path.startswith(str(folder))}
+    assert names == {FILES["train_images"], FILES["train_labels"]}
+    # And without them it finds the same.
+    for name in ("test_images", "test_labels"):
+        (folder / FILES[name]).unlink()
+    again = small_search(base, tmp_path / "again", executor=None, workers=2)
+    assert record(again) == record(found)
+    # While the trials that it writes are for them.
+    with pytest.raises(SmidgenError, match=FILES["test_images"]):
+        small_search(find_trial(again.best.file), tmp_path / "third", name="x", executor=OnTestImages())
+
+
+class OnTestImages(Here):
+    """Judges on the test images, as no search may: to see that the test above would notice."""
+
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+        for job in jobs:
+            trial = replace(job.trial, data=replace(job.trial.data, evaluate="test"))
+            yield from super().run([replace(job, trial=trial)], root)
+
+
+def test_seeds_take_turns_on_the_folds(small_trial: Trial, tmp_path: Path) -> None:
+    executor = Here()
+    small_search(small_trial, tmp_path, candidates=1, batch=2, seeds=4, folds=3, executor=executor)
+    assert {(job.seed, job.trial.data.fold) for job in executor.jobs} == {(s, s % 3) for s in range(8)}
+    with pytest.raises(SmidgenError, match=r"6 blocks of 100; set data\.fold lower"):
+        small_search(small_trial, tmp_path / "many", folds=7)
+
+
+def test_a_candidate_that_diverges_is_noted_and_the_rest_goes_on(small_trial: Trial, tmp_path: Path) -> None:
+    diverged = Outcome(Job(small_trial, 0, None, ""), "training diverged", recipe=True)  # type: ignore[arg-type]
+    found = small_search(small_trial, tmp_path, executor=Here(fails={2: diverged, 5: diverged}))
+    errors = [c.error for c in found.candidates]
+    assert errors.count("training diverged") == 2
+    assert found.to_json()["failed"] == 2
+    assert not any(c.accuracies for c in found.candidates if c.error)
+    assert all(not f.candidate.error for f in found.finalists)
+
+
+def test_a_finalist_that_once_diverges_comes_after_those_that_do_not(
+    whole: Search, small_trial: Trial, tmp_path: Path
+) -> None:
+    """The last four runs are the finalists': seed 2 of both, then seed 3."""
+    runs = whole.to_json()["runs"]
+    first = whole.best.candidate.number
+    diverged = Outcome(Job(small_trial, 0, None, ""), "training diverged", recipe=True)  # type: ignore[arg-type]
+    for position in (runs - 3, runs - 2):
+        executor = Here(fails={position: diverged})
+        found = small_search(small_trial, tmp_path / str(position), executor=executor)
+        lost = executor.jobs[position - 1].trial.name
+        assert found.finalists[-1].candidate.trial.name == lost
+        assert len(found.finalists[-1].candidate.fresh) == 1
+        assert (found.best.candidate.number == first) == (lost != whole.best.candidate.trial.name)
+
+
+def test_a_full_disk_is_not_held_against_a_candidate(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
+    full = Outcome(Job(small_trial, 0, None, ""), "x cannot be written: No space left on device")  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"No space left on device; then the same command goes on"):
+        small_search(small_trial, tmp_path, executor=Here(fails={2: full}))
+    assert record(small_search(small_trial, tmp_path)) == record(whole)
+
+
+def test_pareto_looks_for_small_ones_too(small_trial: Trial, tmp_path: Path) -> None:
+    found = small_search(small_trial, tmp_path, pareto=True, candidates=9)
+    assert [f.candidate.number for f in found.finalists] == [
+        f.candidate.number for f in sorted(found.finalists, key=lambda f: -(f.mean or 0))
+    ]
+    whole = [c for c in found.candidates if len(c.accuracies) == 2]
+    assert {c.number for c in front(whole)} >= {f.candidate.number for f in found.finalists[:1]}
+    shown = found.to_json()["front"]
+    assert [point["parameters"] for point in shown] == sorted(point["parameters"] for point in shown)
+    assert [point["mean"] for point in shown] == sorted(point["mean"] for point in shown)
+
+
+def test_another_search_in_the_folder_is_refused(whole: Search, small_trial: Trial) -> None:
+    root = whole.chart.parent
+    for changes, words in (
+        ({"seeds": 3}, r"another plan\.seeds \(2, here 3\)"),
+        ({"settings": ["width.high=6"]}, r"another space\.width\.high \(8, here 6\)"),
+        ({"max_parameters": 500}, "another base.goal.parameters"),
+        ({"engine": "eager"}, "another engine"),
+    ):
+        with pytest.raises(RunError, match=f"holds a search with {words}") as caught:
+            small_search(small_trial, root, **changes)
+        assert "--out" in str(caught.value)
+
+
+def test_damaged_records_are_one_line_and_the_runs_are_kept(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
+    small_search(small_trial, tmp_path, candidates=3)
+    path = tmp_path / "candidates.jsonl"
+    good = path.read_text()
+    line = json.loads(good.splitlines()[0])
+    for bad in (
+        good[: len(good) // 2],
+        json.dumps({**line, "accuracies": [101]}) + "\n",
+        json.dumps({**line, "number": 1}) + "\n",
+        json.dumps({**line, "choices": {}}) + "\n",
+        "[]\n",
+        "\x00\n",
+    ):
+        path.write_text(bad)
+        with pytest.raises(RunError, match=r"candidates\.jsonl is damaged"):
+            small_search(small_trial, tmp_path, candidates=3)
+    path.unlink()
+    executor = Here()
+    assert record(small_search(small_trial, tmp_path, candidates=3, executor=executor)) != []
+    assert executor.jobs == []
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(RunError, match=r"search\.json is damaged"):
+        small_search(small_trial, tmp_path, candidates=3)
+
+
+def test_two_searches_at_once_in_a_folder_are_one_too_many(small_trial: Trial, tmp_path: Path) -> None:
+    class Second(Here):
+        def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+            with pytest.raises(RunError, match=f"is in use by process {os.getpid()}"):
+                small_search(small_trial, tmp_path)
+            return super().run(jobs, root)
+
+    small_search(small_trial, tmp_path, candidates=3, executor=Second())
+
+
+def test_bad_flags_and_a_missing_library_are_one_line(
+    smidgen: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ["--out", tmp_path / "s"]
+    for arguments, words in (
+        (["--candidates", "0"], "--candidates is 0"),
+        (["--seeds", "-1"], "--seeds is -1"),
+        (["--max-parameters", "-5"], "--max-parameters"),
+        (["--folds", "11"], "10 blocks of 6,000"),
+        (["--set", "width.hihg=6"], "did you mean 'high'?"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--name", "a/b"], "Trial.name is 'a/b'"),
+        (["nothing"], "there is no trial 'nothing'"),
+    ):
+        assert smidgen("search", *arguments, *out).is_mistake(words)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert smidgen("search", *out).is_mistake("a search needs Optuna; install it with: pip install 'smidgen[search]'")
+    assert not (tmp_path / "s" / "candidates.jsonl").exists()
+
+
+def test_the_command(smidgen: Command, small_trial: Trial, tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(small_trial.to_json()))
+    out = tmp_path / "s"
+    arguments = ["search", path, "--max-parameters", "600", "--max-epochs", "1", "--candidates", "2", "--batch", "2"]
+    arguments += ["--seeds", "1", "--finalists", "1", "--workers", "1", "--name", "mine", "--out", out]
+    done = smidgen(*arguments, "--json")
+    assert done.status == 0
+    assert done.json["evaluated"] == 2
+    assert done.json["best"]["file"] == str(out / "best" / f"{done.json['best']['name']}.json")
+    assert done.json["best"]["name"].startswith("mine-")
+    shown = smidgen(*arguments)
+    assert "2 candidates are there already" in shown.out
+    assert "what no other candidate beats in both" in shown.out
+    reported = smidgen("report", out / "runs", "-o", tmp_path / "r.html")
+    assert reported.status == 0
