@@ -105,8 +105,8 @@ def kill_workers(monkeypatch: pytest.MonkeyPatch, root: Path, most: int) -> None
     give = executor._Worker.give
     kills = iter(range(most))
 
-    def give_and_kill(self: executor._Worker, job: Job, attempt: int) -> None:
-        give(self, job, attempt)
+    def give_and_kill(self: executor._Worker, job: Job, attempt: int, folder: Path) -> None:
+        give(self, job, attempt, folder)
         if next(kills, None) is not None:
             while not list(root.rglob("trial.json")):
                 time.sleep(0.02)
@@ -143,7 +143,9 @@ def test_a_job_that_always_dies_is_given_up(
 ) -> None:
     kill_workers(monkeypatch, tmp_path, most=MOST_ATTEMPTS)
     jobs = make_jobs([replace(trials[0], epochs=3000, goal=replace(trials[0].goal, epochs=3000))], [0], HOW)
-    outcomes = list(LocalWorkers(1).run(jobs, tmp_path))
+    workers = LocalWorkers(1)
+    outcomes = list(workers.run(jobs, tmp_path))
+    workers.close()
     assert [outcome.again for outcome in outcomes] == [True] * (MOST_ATTEMPTS - 1) + [False]
     assert all("killed by SIGKILL" in outcome.error for outcome in outcomes)
 

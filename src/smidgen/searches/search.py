@@ -138,6 +138,7 @@ def search(
     limits = Limits(max_parameters or trial.goal.parameters, max_macs)
     trial = _prepared(trial, name, limits, max_epochs)
     how = choose_how(engine, precision, device, threads)
+    mine_to_close = executor is None
     executor = executor or choose_executor(how, workers, cluster)
     dataset = load_trial_data(trial)
     asker = Asker(space, trial, limits, dataset.input_shape, dataset.classes, seed, pareto)
@@ -151,6 +152,9 @@ def search(
             return going.run()
         except KeyboardInterrupt:
             raise SearchInterruptedError(len(going.history), plan.candidates) from None
+        finally:
+            if mine_to_close:
+                executor.close()
 
 
 def _plan(candidates: int, batch: int, seeds: int, folds: int, finalists: int, pareto: bool, seed: int) -> Plan:

@@ -54,27 +54,28 @@ class RayWorkers:
             raise SmidgenError("--cluster needs Ray; install it with: pip install 'smidgen[cluster]'") from None
         self._ray = ray
         self.address, self.workers, self.gpus = address, workers, gpus
+        self._connected = False
 
     def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
         """As `Executor` says."""
         if not jobs:
             return
-        mine = self._connect(len(jobs))
-        try:
-            yield from self._run(jobs, root)
-        finally:
-            if mine:
-                self._ray.shutdown()
+        if not self._ray.is_initialized():
+            self._connect()
+        yield from self._run(jobs, root)
 
-    def _connect(self, jobs: int) -> bool:
-        """Join the cluster, unless that is done; whether it is this sweep's to leave."""
-        if self._ray.is_initialized():
-            return False
+    def close(self) -> None:
+        """As `Executor` says; a cluster that was joined before is not left."""
+        if self._connected:
+            self._ray.shutdown()
+        self._connected = False
+
+    def _connect(self) -> None:
         try:
             if self.address == LOCAL:
                 # Loopback only, and no dashboard: nothing that listens beyond this machine.
                 self._ray.init(
-                    num_cpus=min(self.workers or 2**16, jobs, os.cpu_count() or 1) if self.workers else None,
+                    num_cpus=min(self.workers, os.cpu_count() or 1) if self.workers else None,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
                     log_to_driver=False,
@@ -83,7 +84,7 @@ class RayWorkers:
                 self._ray.init(address=self.address, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise SmidgenError(f"--cluster {self.address}: {error}") from None
-        return True
+        self._connected = True
 
     def _run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
         ray = self._ray

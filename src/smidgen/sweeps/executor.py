@@ -58,7 +58,10 @@ class Executor(Protocol):
     """Does jobs, several at a time, and says what becomes of each."""
 
     def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
-        """Do the jobs, below a folder; yields each attempt's outcome as it comes. Closing it stops the workers."""
+        """Do the jobs, below a folder; yields each attempt's outcome as it comes. Closing it ends those under way."""
+
+    def close(self) -> None:
+        """Let go of the workers, which are kept from one call of `run` to the next."""
 
 
 def do(job: Job, root: Path, parent: int | None = None) -> Ended:
@@ -121,48 +124,59 @@ class LocalWorkers:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._workers: list[_Worker] = []
 
     def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
         """As `Executor` says."""
         waiting = deque((job, 1) for job in jobs)
-        workers: list[_Worker] = []
+        workers = self._workers
         try:
-            while waiting or workers:
-                while len(workers) < min(self.workers, len(waiting) + sum(not w.idle for w in workers)):
-                    workers.append(_Worker(root))
+            while waiting or self._busy:
+                while len(workers) < min(self.workers, len(waiting) + len(self._busy)):
+                    workers.append(_Worker())
                 for worker in workers:
                     if waiting and worker.idle:
-                        worker.give(*waiting.popleft())
-                for worker in _stirring(workers):
-                    job, attempt = worker.job, worker.attempt
+                        job, attempt = waiting.popleft()
+                        worker.give(job, attempt, root)
+                for worker in _stirring(self._busy):
+                    doing, attempt = worker.job, worker.attempt
+                    assert doing is not None
                     ended = worker.result()
-                    if ended is None:  # it died
-                        workers.remove(worker)
-                        if job is not None:
-                            again = attempt < MOST_ATTEMPTS
-                            if again:
-                                waiting.appendleft((job, attempt + 1))
-                            yield Outcome(job, worker.cause_of_death, again)
-                    elif job is not None:
-                        yield Outcome(job, ended.error, recipe=ended.recipe)
-                if not waiting:
-                    for worker in [w for w in workers if w.idle]:
-                        worker.stop()
-                        workers.remove(worker)
+                    if ended is not None:
+                        yield Outcome(doing, ended.error, recipe=ended.recipe)
+                        continue
+                    workers.remove(worker)  # it died
+                    again = attempt < MOST_ATTEMPTS
+                    if again:
+                        waiting.appendleft((doing, attempt + 1))
+                    yield Outcome(doing, worker.cause_of_death, again)
         finally:
-            for worker in workers:
+            self._stop(self._busy)
+
+    def close(self) -> None:
+        """As `Executor` says."""
+        self._stop(list(self._workers))
+
+    @property
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.idle]
+
+    def _stop(self, workers: Sequence[_Worker]) -> None:
+        for worker in workers:
+            if not worker.idle:
                 worker.interrupt()
-            for worker in workers:
-                worker.stop()
+        for worker in workers:
+            worker.stop()
+            self._workers.remove(worker)
 
 
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, root, os.getpid()), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
         self.job: Job | None = None
@@ -177,10 +191,10 @@ class _Worker:
         """What is ready when the job is done or the process has died."""
         return [self._pipe, self._process.sentinel]
 
-    def give(self, job: Job, attempt: int) -> None:
+    def give(self, job: Job, attempt: int, root: Path) -> None:
         self.job, self.attempt = job, attempt
         with contextlib.suppress(OSError):  # it has died: that shows next
-            self._pipe.send(job)
+            self._pipe.send((job, root))
 
     def result(self) -> Ended | None:
         """How the job ended; None if the process has died."""
@@ -219,22 +233,20 @@ class _Worker:
         self._pipe.close()
 
 
-def _stirring(workers: list[_Worker]) -> list[_Worker]:
+def _stirring(busy: list[_Worker]) -> list[_Worker]:
     """Wait until some have something to say, or have died."""
-    busy = [worker for worker in workers if not worker.idle]
-    if not busy:
-        return []
     ready = set(multiprocessing.connection.wait([sign for worker in busy for sign in worker.signs]))
     return [worker for worker in busy if ready & set(worker.signs)]
 
 
-def _work(pipe: Connection, root: Path, parent: int) -> None:
+def _work(pipe: Connection, parent: int) -> None:
     """What a worker does: jobs from the pipe, until there is none."""
     # Ctrl-C goes to the whole group of processes; the sweep tells its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupted)
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
-        while (job := pipe.recv()) is not None:
+        while (given := pipe.recv()) is not None:
+            job, root = given
             pipe.send(do(job, root, parent))
 
 

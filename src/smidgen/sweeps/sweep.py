@@ -178,6 +178,7 @@ def sweep(
     if not numbers:
         raise SmidgenError("a sweep needs at least one seed")
     how = choose_how(engine, precision, device, threads)
+    mine_to_close = executor is None
     executor = executor or choose_executor(how, workers, cluster)
     jobs = make_jobs(chosen, numbers, how)
     mine = jobs
@@ -203,6 +204,8 @@ def sweep(
         raise SweepInterruptedError(sum(job in ledger.runs for job in mine), len(mine)) from None
     finally:
         outcomes.close()
+        if mine_to_close:
+            executor.close()
     seconds = time.perf_counter() - began
     return Sweep(_results(jobs, ledger), tuple(ledger.failures.items()), done, kept, seconds)
 
