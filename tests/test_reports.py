@@ -28,7 +28,7 @@ from smidgen.reports.write import reliability_bins, write
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
-from smidgen.trial import Augmentation, Goal, Trial
+from smidgen.trial import Augmentation, Conv, Goal, Trial
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +313,31 @@ def test_runs_can_be_given_as_values(small_run: Run, tmp_path: Path) -> None:
     written = report([small_run], tmp_path / "r.html")
     assert isinstance(written.trials[0], TrialRuns)
     assert written.trials[0].trial.goal == Goal(accuracy=10, parameters=1000, epochs=3)
+
+
+def test_three_trials_are_drawn_as_accuracy_against_parameters(
+    small_run: Run, small_trial: Trial, tmp_path: Path
+) -> None:
+    others = []
+    for name, width in (("wider", 8), ("narrower", 3)):
+        network = replace(small_trial.network, blocks=(Conv(width, stride=2), *small_trial.network.blocks[1:]))
+        others.append(
+            run(replace(small_trial, name=name, network=network), seed=0, out=tmp_path / name, progress=Silent())
+        )
+    report([small_run, *others], tmp_path / "three.html")
+    page = (tmp_path / "three.html").read_text()
+    alt = next(a for a in re.findall(r'aria-label="([^"]*)"', page) if "against parameters" in a)
+    for made in (small_run, *others):
+        assert f"{made.trial.name}: {made.result['parameters']:,} parameters, {made.accuracy:.3f} %" in alt
+    report([small_run, others[0]], tmp_path / "two.html")
+    assert "against parameters" not in (tmp_path / "two.html").read_text()
+
+
+def test_the_line_of_the_front_joins_what_no_other_beats() -> None:
+    points = [charts.Point(100, 98.0, "a"), charts.Point(200, 97.0, "b"), charts.Point(200, 99.0, "c", marked=True)]
+    points += [charts.Point(300, 99.0, "d"), charts.Point(400, 99.5, "e")]
+    svg = charts.front(points, "accuracy", "test")
+    line = max(re.findall(r'<path d="([^"]*)" clip-path', svg), key=len)
+    assert len(re.findall("[ML]", line)) == 5  # three points in steps
+    for label in "abcde":
+        assert f">{label}</text>" in svg
