@@ -39,6 +39,7 @@ SPACE = Space(
     batch_size=Numbers((50, 100)),
     averaging=Numbers((0.0, 0.9)),
     order=Words(("norm-activation",)),
+    widths=Words(("each",)),
 )
 """Small networks on 600 images: a run takes a fraction of a second."""
 

@@ -89,6 +89,7 @@ def _distinct(options: tuple[object, ...], path: str) -> None:
 
 
 _WORDS = {
+    "widths": ("stage", "each"),
     "kind": ("plain", "separable"),
     "pool": ("max", "stride"),
     "squeeze": ("no", "yes"),
@@ -108,7 +109,8 @@ class Space(Settings):
     """
 
     stages: tuple[Integers, ...] = setting((Integers(1, 4), Integers(1, 4)), help="convolutions in each stage")
-    width: Integers = setting(Integers(4, 20, 2), help="channels of each convolution")
+    width: Integers = setting(Integers(4, 20, 2), help="channels of a convolution")
+    widths: Words = setting(Words(("stage", "each")), help="one for all convolutions of a stage, or each its own")
     kind: Words = setting(Words(("plain",)), help="plain, or separable after the first convolution")
     padding: Integers = setting(Integers(0, 0), help="of 3 x 3 convolutions, pixels")
     pool: Words = setting(Words(("max",)), help="max, or stride: the first convolution of the stage takes steps of 2")
@@ -193,6 +195,7 @@ def _network(space: Space, choose: Choose) -> Network:
     kind = choose.word("kind", space.kind)
     padding = choose.integer("padding", space.padding)
     pool = choose.word("pool", space.pool) if len(space.stages) > 1 else "max"
+    shared = choose.word("widths", space.widths) == "stage"
     squeeze = choose.word("squeeze", space.squeeze) == "yes" if len(space.stages) > 1 else False
     blocks: list[Block] = []
     channels = 0
@@ -204,9 +207,11 @@ def _network(space: Space, choose: Choose) -> Network:
             if squeeze:
                 channels = choose.integer(f"squeeze{stage}", space.width)
                 blocks.append(Conv(channels, kernel=1))
+        width = choose.integer(f"width{stage}", space.width) if shared else 0
         for number in range(1, convolutions + 1):
             stride = 2 if stage > 1 and number == 1 and pool == "stride" else 1
-            width = choose.integer(f"width{stage}-{number}", space.width)
+            if not shared:
+                width = choose.integer(f"width{stage}-{number}", space.width)
             if kind == "separable" and channels:
                 blocks.append(Conv(channels, stride=stride, padding=padding, groups=channels, activation="none"))
                 blocks.append(Conv(width, kernel=1))
