@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench results golden clean
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench throughput results golden clean
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -69,6 +69,10 @@ format: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/smidgen bench
+
+# Jobs an hour of a sweep with one worker and with two: about 5 minutes on 2 cores.
+throughput: $(VENV)/installed
+	$(BIN)/python docs/throughput.py
 
 # The runs behind docs/results.md: about 40 minutes on 2 cores. Repeating it does what is missing.
 results: $(VENV)/installed
