@@ -22,7 +22,7 @@ from smidgen.runs.weights import weights_sha256
 from smidgen.training import checkpoint, loop
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
-from smidgen.trial import SGD, Adam, AdamW, Augmentation, Cosine, OneCycle, Step, Trial
+from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Cosine, OneCycle, Step, Trial
 
 PLACE = place(threads=1)
 
@@ -274,3 +274,16 @@ def test_what_cannot_be_placed_is_one_line() -> None:
     assert place().engine == ("native" if find_core() else "eager")
     assert place("eager").engine == "eager"
     assert place(threads=3).threads == 3
+
+
+def test_initial_weights_have_the_spread_that_is_asked_for(data: Dataset, small_trial: Trial) -> None:
+    blocks = (Conv(256, stride=2), *small_trial.network.blocks[1:])
+    wide = replace(small_trial, network=replace(small_trial.network, blocks=blocks))
+    for name, gain in (("pytorch", 1 / 3), ("he", 2.0)):
+        network = new_network(replace(wide, initial_weights=name), data, 0)  # type: ignore[arg-type]
+        for conv in (m for m in network.modules() if isinstance(m, nn.Conv2d)):
+            fan_in = conv.weight[0].numel()
+            if conv.weight.numel() > 2_000:
+                assert float(conv.weight.detach().var()) * fan_in == pytest.approx(gain, rel=0.1)
+    assert wide.recipe_digest == replace(wide, initial_weights="pytorch").recipe_digest
+    assert wide.recipe_digest != replace(wide, initial_weights="he").recipe_digest

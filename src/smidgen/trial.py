@@ -241,6 +241,9 @@ class Trial(Settings):
         0.0, least=0, below=1, help="decay a step of the averaged weights that are judged; 0: no averaging"
     )
     label_smoothing: float = setting(0.0, least=0, below=1)
+    initial_weights: Literal["pytorch", "he"] = setting(
+        "pytorch", later=True, help="of convolutions: PyTorch's default, or normal with variance 2 / fan-in"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

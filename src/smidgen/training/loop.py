@@ -149,9 +149,15 @@ def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Stream(seed, Purpose.TORCH).torch_seed())
-        return build_network(
+        network = build_network(
             trial.network, input_shape=dataset.input_shape, classes=dataset.classes, dropout=trial.dropout
         )
+        if trial.initial_weights == "he":
+            # He, Zhang, Ren, Sun, "Delving deep into rectifiers" (ICCV 2015), equation 10.
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        return network
 
 
 def start(trial: Trial, network: nn.Module, placement: Placement, *, prepared: bool = False) -> Training:
