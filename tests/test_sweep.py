@@ -116,6 +116,19 @@ def kill_workers(monkeypatch: pytest.MonkeyPatch, root: Path, most: int) -> None
     monkeypatch.setattr(executor._Worker, "give", give_and_kill)
 
 
+def test_seeds_take_turns_on_the_folds(trials: list[Trial], tmp_path: Path) -> None:
+    made = sweep(trials, "0-3", folds=3, workers=2, out=tmp_path)
+    assert [len(result.runs) for result in made.trials] == [4, 4]
+    for result in made.trials:
+        assert [run.trial.data.fold for run in result.runs] == [0, 1, 2, 0]
+        assert {run.result["held_out"] for run in result.runs} == {"validation"}
+    assert [result.trial.name for result in made.trials] == ["small", "slower"]
+    assert made.goals_met is None
+    for folds, words in ((0, "--folds is 0"), (7, "6 blocks of 100")):
+        with pytest.raises(SmidgenError, match=words):
+            sweep(trials, "0-3", folds=folds, workers=1, out=tmp_path)
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
     whole: Sweep, trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=trial_help)
     sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
+    sweep.add_argument(
+        "--folds", type=int, metavar="N", help="tune: judge seed i on block i modulo N of the training images"
+    )
     sweep.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
     sweep.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, for N machines")
     sweep.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
@@ -255,6 +258,7 @@ def _sweep(options: argparse.Namespace) -> int:
         options.trials,
         options.seeds,
         workers=options.workers,
+        folds=options.folds,
         shard=options.shard,
         cluster=options.cluster,
         engine=options.engine,

@@ -20,7 +20,7 @@ from smidgen.searches.found import Search, progress_table, write_found
 from smidgen.searches.space import Space
 from smidgen.settings import with_settings
 from smidgen.sweeps.executor import Executor
-from smidgen.sweeps.jobs import How, Job
+from smidgen.sweeps.jobs import How, Job, on_fold
 from smidgen.sweeps.ledger import Ledger
 from smidgen.sweeps.workers import choose_executor, choose_how
 from smidgen.trial import Trial
@@ -143,7 +143,7 @@ def search(
     dataset = load_trial_data(trial)
     asker = Asker(space, trial, limits, dataset.input_shape, dataset.classes, seed, pareto)
     if folds > 1:
-        load_trial_data(_on_fold(trial, folds - 1))  # there are that many
+        load_trial_data(on_fold(trial, folds - 1))  # there are that many
     root = Path(out)
     with _locked(root):
         _settle(root, plan, space, trial, limits, dataset.digest, how)
@@ -180,10 +180,6 @@ def _prepared(trial: Trial, name: str, limits: Limits, max_epochs: int | None) -
         data=replace(trial.data, evaluate="validation"),
         goal=replace(trial.goal, parameters=limits.parameters, epochs=epochs),
     )
-
-
-def _on_fold(trial: Trial, fold: int) -> Trial:
-    return replace(trial, data=replace(trial.data, fold=trial.data.fold + fold))
 
 
 @contextlib.contextmanager
@@ -328,5 +324,5 @@ class _Going:
                 self.show(f"{outcome.job}: {reached:.2f} % of validation, {done} of {len(jobs)} runs of this round")
 
     def _job(self, candidate: Candidate, seed: int) -> Job:
-        trial = _on_fold(candidate.trial, seed % self.plan.folds)
+        trial = on_fold(candidate.trial, seed % self.plan.folds)
         return Job(trial, seed, self.how, self.data_sha256)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smidgen.engines.prepare import DeviceName, EngineName, Precision
@@ -78,23 +78,37 @@ class Job:
         return f"{self.trial.name}, seed {self.seed}"
 
 
-def make_jobs(trials: Iterable[Trial], seeds: Iterable[int], how: How) -> list[Job]:
+def on_fold(trial: Trial, fold: int) -> Trial:
+    """The trial judged on another block of held-out training images, so many before its own."""
+    data = replace(trial.data, evaluate="validation", fold=trial.data.fold + fold)
+    return replace(trial, data=data)
+
+
+def make_jobs(trials: Iterable[Trial], seeds: Iterable[int], how: How, folds: int | None = None) -> list[Job]:
     """All trials with all seeds, a seed of each trial before the next seed; the same recipe counts once.
 
+    Args:
+        trials: recipes.
+        seeds: of each.
+        how: the runs are made.
+        folds: judge seed i on block i modulo this of the training images; None: as the trials say.
+
     Raises:
-        SmidgenError: data that is missing or damaged.
+        SmidgenError: data that is missing, damaged or has not so many blocks.
     """
     digests: dict[str, str] = {}
     distinct: dict[str, Trial] = {}
     for trial in trials:
         distinct.setdefault(trial.recipe_digest, trial)
-        data = canonical_json(trial.data.to_json())
+        last = trial if folds is None else on_fold(trial, folds - 1)
+        data = canonical_json(last.data.to_json())
         if data not in digests:
-            digests[data] = load_trial_data(trial).digest
+            digests[data] = load_trial_data(last).digest
+        digests[trial.recipe_digest] = digests[data]
     return [
-        Job(trial, seed, how, digests[canonical_json(trial.data.to_json())])
+        Job(trial if folds is None else on_fold(trial, seed % folds), seed, how, digests[digest])
         for seed in seeds
-        for trial in distinct.values()
+        for digest, trial in distinct.items()
     ]
 
 

@@ -21,6 +21,7 @@ from smidgen.trial import Trial
 from smidgen.trials.find import find_trial
 
 DEFAULT_ROOT = Path("runs/sweep")
+MOST_FOLDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def sweep(
     seeds: str | Iterable[int] = "0-7",
     *,
     workers: int | None = None,
+    folds: int | None = None,
     shard: str | None = None,
     cluster: str | None = None,
     engine: EngineName = "auto",
@@ -155,6 +157,7 @@ def sweep(
         trials: trials, or what names them.
         seeds: as in `0-31` or `0-3,8`, or the seeds themselves.
         workers: processes; None takes as many as there are cores for their threads.
+        folds: tune: judge seed i on block i modulo this of the training images, instead of what the trials say.
         shard: `I/N`: only the I-th of N parts of the runs, for N machines; the summary is of what is
             there of all parts.
         cluster: a Ray cluster's address, or `local`; None takes processes of this machine.
@@ -180,7 +183,12 @@ def sweep(
     how = choose_how(engine, precision, device, threads)
     mine_to_close = executor is None
     executor = executor or choose_executor(how, workers, cluster)
-    jobs = make_jobs(chosen, numbers, how)
+    if folds is not None and not 1 <= folds <= MOST_FOLDS:
+        raise SmidgenError(f"--folds is {folds}; allowed: 1 to {MOST_FOLDS:,}")
+    jobs = make_jobs(chosen, numbers, how, folds)
+    # A trial's jobs come one after another, as often as there are seeds.
+    apart = len(jobs) // len(numbers)
+    own = [jobs[index::apart] for index in range(apart)]
     mine = jobs
     if shard is not None:
         number, parts = parse_shard(shard)
@@ -199,7 +207,7 @@ def sweep(
                 continue
             done += 1
             left = _time_left(time.perf_counter() - began, done, len(missing))
-            show(f"{table(_results(jobs, ledger))}\n{done} of {len(missing)} runs done{left}")
+            show(f"{table(_results(own, ledger))}\n{done} of {len(missing)} runs done{left}")
     except KeyboardInterrupt:
         raise SweepInterruptedError(sum(job in ledger.runs for job in mine), len(mine)) from None
     finally:
@@ -207,20 +215,18 @@ def sweep(
         if mine_to_close:
             executor.close()
     seconds = time.perf_counter() - began
-    return Sweep(_results(jobs, ledger), tuple(ledger.failures.items()), done, kept, seconds)
+    return Sweep(_results(own, ledger), tuple(ledger.failures.items()), done, kept, seconds)
 
 
-def _results(jobs: Sequence[Job], ledger: Ledger) -> tuple[TrialResult, ...]:
-    found: dict[str, list[Job]] = {}
-    for job in jobs:
-        found.setdefault(job.trial.recipe_digest, []).append(job)
+def _results(own: Sequence[Sequence[Job]], ledger: Ledger) -> tuple[TrialResult, ...]:
+    """What each trial came to, from its jobs."""
     return tuple(
         TrialResult(
-            own[0].trial,
-            tuple(ledger.runs[job] for job in sorted(own, key=lambda job: job.seed) if job in ledger.runs),
-            len(own),
+            jobs[0].trial,
+            tuple(ledger.runs[job] for job in sorted(jobs, key=lambda job: job.seed) if job in ledger.runs),
+            len(jobs),
         )
-        for own in found.values()
+        for jobs in own
     )
 
 
