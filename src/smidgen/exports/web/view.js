@@ -27,7 +27,7 @@ function showSeen(canvas, pixels, height, width) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const image = new ImageData(width, height);
   for (let i = 0; i < height * width; i++) image.data.set([pixels[i], pixels[i], pixels[i], 255], 4 * i);
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
 }
 
 /** A row a class with its probability as a bar. */
