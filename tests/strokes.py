@@ -9,7 +9,7 @@ from playwright.sync_api import Page
 Point = tuple[float, float]
 
 
-def arc(x: float, y: float, across: float, down: float, start: float, end: float, steps: int = 20) -> list[Point]:
+def arc(x: float, y: float, across: float, down: float, start: float, end: float, steps: int = 32) -> list[Point]:
     """Points on an ellipse, angles in degrees, clockwise from the right."""
     angles = [math.radians(start + (end - start) * i / steps) for i in range(steps + 1)]
     return [(x + across * math.cos(a), y + down * math.sin(a)) for a in angles]

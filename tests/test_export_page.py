@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
 import shutil
@@ -28,7 +29,8 @@ from smidgen.runs.run import run
 from smidgen.runs.weights import TrainedNetwork
 from test_export_graph import NETWORKS, trained
 
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node is installed")
+needed = bool(os.environ.get("CI"))
+pytestmark = pytest.mark.skipif(shutil.which("node") is None and not needed, reason="no node is installed")
 
 
 def exported(source: Source, directory: Path) -> Path:
@@ -256,3 +258,16 @@ def test_words_for_a_learner(flagship_run: Run) -> None:
     assert titles["pool1"] == "largest of each 2 × 2"
     assert titles["pool2"] == "mean of the whole image"
     assert titles["linear1"] == "linear layer"
+
+
+def test_the_demo_is_what_the_exporter_makes(small_run: Run, mnist: Dataset, tmp_path: Path) -> None:
+    """`make demo` makes it again after a change of the page."""
+    demo = (Path(__file__).parents[1] / "docs" / "demo.html").read_text()
+    path = exported(Source(small_run, mnist.held_out.images[:5], mnist.held_out.labels[:5]), tmp_path)
+    for part in (r"<style>.*?</style>", r'<script id="network">.*?</script>', r"<script>.*?</script>"):
+        found = [re.search(part, html, re.DOTALL) for html in (demo, path.read_text())]
+        assert found[0]
+        assert found[1]
+        assert found[0][0] == found[1][0], "docs/demo.html is out of date: make demo"
+    assert len(demo) < 100_000
+    assert len(model_in(demo)["weights"]) > 7_000 * 16 / 3
