@@ -88,11 +88,13 @@ class Sampler(nn.Module):
         self.wide = nn.Conv2d(28, 11, (1, 3), dilation=(1, 2))
         self.hidden = nn.Linear(55, 9)
         self.last = nn.Linear(18, 4)
+        self.above = nn.Hardtanh(-0.2, float("inf"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.gelu(self.first(x), approximate="tanh")
         x = torch.tanh(self.depthwise(x))
         x = torch.cat([self.mean1(x), torch.sigmoid(nn.functional.relu6(self.mean1(x)))], 1)
+        x = self.above(x)
         x = self.wide(self.most(self.mean2(x)))
         y = self.hidden(nn.functional.leaky_relu(x, 0.2).flatten(1))
         result: torch.Tensor = self.last(torch.cat([nn.functional.hardswish(y), nn.functional.silu(y + y)], 1))

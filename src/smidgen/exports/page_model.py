@@ -94,12 +94,18 @@ def _settings(node: Node, weights: _Weights) -> dict[str, Any]:
                 "countPadding": node.count_padding,
             }
         case Activation():
-            return {"kind": "activation", "which": node.which, "low": node.low, "high": node.high}
+            return {"kind": "activation", "which": node.which, "low": _finite(node.low), "high": _finite(node.high)}
         case Add():
             return {"kind": "add"}
         case Concat():
             return {"kind": "concat"}
     raise AssertionError(node)
+
+
+def _finite(limit: float) -> float:
+    """JSON has no infinity; no float32 lies beyond the largest."""
+    most = float(np.finfo(np.float32).max)
+    return min(max(limit, -most), most)
 
 
 def title(node: Node, graph: Graph) -> str:
