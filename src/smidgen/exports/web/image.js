@@ -41,16 +41,24 @@ function greyOf({ data, width, height }) {
 function inkOf({ values, width, height }) {
   const border = borderOf(values, width, height);
   const paper = quantile(border, 0.5);
-  let balance = 0;
-  for (const value of values) balance += paper - value;
-  const sign = balance > 0 ? 1 : -1;
-  const ink = values.map((value) => sign * (paper - value));
-  const strongest = ink.reduce((a, b) => Math.max(a, b), 0);
+  let [balance, darkest, lightest] = [0, 0, 0];
+  for (let i = 0; i < values.length; i++) {
+    const darker = paper - values[i];
+    balance += darker;
+    if (darker > darkest) darkest = darker;
+    if (-darker > lightest) lightest = -darker;
+  }
+  const [sign, strongest] = balance > 0 ? [1, darkest] : [-1, lightest];
   if (strongest < LEAST_CONTRAST) return null;
   // Grain of paper or compression, as strong as what the border shows, is not ink.
   const spread = quantile(border.map((value) => Math.abs(value - paper)), 0.9);
   const grain = Math.min(0.5 * strongest, 2 * spread);
-  return { values: ink.map((value) => (value > grain ? Math.max(value / strongest, 0) : 0)), width, height };
+  const ink = new Float32Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    const value = sign * (paper - values[i]);
+    if (value > grain) ink[i] = value / strongest;
+  }
+  return { values: ink, width, height };
 }
 
 function borderOf(values, width, height) {
@@ -71,17 +79,20 @@ function quantile(values, share) {
 /** The part of a picture that holds the drawing. */
 function cropped({ values, width, height }) {
   let [top, bottom, left, right] = [height, 0, width, 0];
-  for (let i = 0; i < values.length; i++) {
-    if (values[i] <= INK) continue;
-    const [row, column] = [Math.floor(i / width), i % width];
-    top = Math.min(top, row);
-    bottom = Math.max(bottom, row + 1);
-    left = Math.min(left, column);
-    right = Math.max(right, column + 1);
+  for (let row = 0; row < height; row++) {
+    for (let column = 0; column < width; column++) {
+      if (values[row * width + column] <= INK) continue;
+      top = Math.min(top, row);
+      bottom = row + 1;
+      left = Math.min(left, column);
+      right = Math.max(right, column + 1);
+    }
   }
-  const lines = [];
-  for (let row = top; row < bottom; row++) lines.push(...values.subarray(row * width + left, row * width + right));
-  return { values: Float32Array.from(lines), width: right - left, height: bottom - top };
+  const part = new Float32Array((right - left) * (bottom - top));
+  for (let row = top; row < bottom; row++) {
+    part.set(values.subarray(row * width + left, row * width + right), (row - top) * (right - left));
+  }
+  return { values: part, width: right - left, height: bottom - top };
 }
 
 /**
