@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench throughput results golden clean
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench throughput results golden clean demo
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -77,6 +77,10 @@ throughput: $(VENV)/installed
 # The runs behind docs/results.md: about 40 minutes on 2 cores. Repeating it does what is missing.
 results: $(VENV)/installed
 	$(BIN)/python docs/results.py
+
+# docs/demo.html and its picture, from the flagship, which is trained unless RUN names a finished run.
+demo: $(VENV)/installed-dev
+	$(BIN)/python docs/demo.py $(RUN)
 
 golden: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/test_golden.py --overwrite

@@ -21,6 +21,7 @@ import torch
 
 from smidgen.cli import main
 from smidgen.data.dataset import FILES, Dataset, load_dataset
+from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
 from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
@@ -82,6 +83,12 @@ def small_trial(small_folder: Path) -> Trial:
 @pytest.fixture(scope="session")
 def small_run(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(small_trial, seed=3, out=tmp_path_factory.mktemp("runs") / "small", threads=1)
+
+
+@pytest.fixture(scope="session")
+def flagship_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One epoch of the flagship on the real data, about 99 %: a few seconds by the native engine."""
+    return run("mnist-4-strict", epochs=1, out=tmp_path_factory.mktemp("runs") / "flagship", progress=Silent())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""The web page as an export target: one HTML file that reads handwriting, checked by running its script in node."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from smidgen.errors import SmidgenError
+from smidgen.exports.page_file import page_html
+from smidgen.exports.target import Check, Source
+from smidgen.files import cannot_read, read_bounded
+
+_CHECK = files("smidgen.exports") / "web" / "check.cjs"
+_MOST_BYTES = 2**30
+
+
+class PageTarget:
+    """One HTML file, named after the trial: draw, and see the network at work, without a connection."""
+
+    def files(self, source: Source) -> dict[str, bytes]:
+        """The page by its name.
+
+        Raises:
+            RunError: the network has a layer that no export can express.
+        """
+        return {_name(source): page_html(source).encode()}
+
+    def check(self, source: Source, directory: Path) -> Check:
+        """Classify all test images with the script and the weights of the file that was written.
+
+        Raises:
+            SmidgenError: node is missing, or the file cannot be read or run.
+        """
+        path = directory / _name(source)
+        try:
+            size = len(read_bounded(path, _MOST_BYTES))
+        except OSError as error:
+            raise SmidgenError(cannot_read(path, error)) from None
+        found, seconds = _run(path, source)
+        predictions = torch.from_numpy(found.argmax(1))
+        differing = torch.nonzero(predictions != source.predictions).flatten()
+        difference = np.abs(found - source.scores.numpy()).max(initial=0)
+        return Check(
+            images=len(source.images),
+            mismatches=tuple(differing.tolist()),
+            reference="the network",
+            largest_difference=float(difference) if np.isfinite(difference) else float("inf"),
+            accuracy=100 * int((predictions == source.labels).sum()) / len(source.labels),
+            seconds=seconds,
+            details={"bytes": size},
+        )
+
+
+def _name(source: Source) -> str:
+    return f"{source.run.trial.name}.html"
+
+
+def _run(path: Path, source: Source) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float]:
+    """Scores [count, classes] of the test images by the page's script in node, and the seconds they took."""
+    node = shutil.which("node") or shutil.which("nodejs")
+    if node is None:
+        raise SmidgenError("checking a page needs node, which is not installed; install it (Debian: nodejs)")
+    with as_file(_CHECK) as script:
+        done = subprocess.run(  # noqa: S603 - the project's own script
+            [node, str(script), str(path)], input=source.images.numpy().tobytes(), capture_output=True, check=False
+        )
+    if done.returncode != 0:
+        reason = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+        raise SmidgenError(f"{path} cannot be run in node: {reason[-1]}; export it again")
+    shape = len(source.images), source.graph.classes
+    if len(done.stdout) != 8 + 4 * shape[0] * shape[1]:
+        raise SmidgenError(f"{path} gives another number of scores than the run's network; export it again")
+    scores = np.frombuffer(done.stdout, "<f4", offset=8).astype(np.float32).reshape(shape)
+    return scores, float(np.frombuffer(done.stdout, "<f8", count=1)[0])
