@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smidgen.exports.graph import Graph, to_graph
 from smidgen.runs.record import Run
+from smidgen.runs.run import load_trial_data
 from smidgen.training.evaluation import scores
 
 
@@ -37,6 +38,11 @@ class Source:
             RunError: it has a layer that no export can express.
         """
         return to_graph(self.run.trained)
+
+    @cached_property
+    def training_images(self) -> Tensor:
+        """The images that the run was trained on, uint8 [count, channels, height, width]: what to calibrate on."""
+        return load_trial_data(self.run.trial).train.images
 
     @cached_property
     def scores(self) -> Tensor:
@@ -70,6 +76,38 @@ class Check:
     accuracy: float
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compared(
+    source: Source,
+    scores: Tensor,
+    seconds: float,
+    *,
+    reference: Tensor | None = None,
+    called: str = "the network",
+    details: Mapping[str, Any] | None = None,
+) -> Check:
+    """The check of an export from the scores that it gave.
+
+    Args:
+        source: what was exported.
+        scores: of the export, one row a test image.
+        seconds: that it took for them.
+        reference: the scores that it should have given; None stands for the network's.
+        called: what those are, for people.
+        details: more figures by name.
+    """
+    expected = source.scores if reference is None else reference
+    labels = scores.argmax(1)
+    return Check(
+        images=len(source.labels),
+        mismatches=tuple((labels != expected.argmax(1)).nonzero().flatten().tolist()),
+        reference=called,
+        largest_difference=float((scores.double() - expected.double()).abs().max()),
+        accuracy=100 * int((labels == source.labels).sum()) / len(source.labels),
+        seconds=seconds,
+        details=details or {},
+    )
 
 
 class Target(Protocol):
