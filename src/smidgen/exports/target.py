@@ -61,7 +61,8 @@ class Check:
 
     Attributes:
         images: how many.
-        mismatches: positions of the images that the export puts into another class than its reference does.
+        mismatches: positions of the images that the export puts into another class than its reference does;
+            where the two should agree to the last bit, of those for which any score differs.
         reference: what that is, for people: `the network`, or for integers `the integer network in Python`.
         largest_difference: between the export's scores and the reference's, in the export's units.
         accuracy: of the export on the test images, percent.
@@ -85,6 +86,7 @@ def compared(
     *,
     reference: Tensor | None = None,
     called: str = "the network",
+    exact: bool = False,
     details: Mapping[str, Any] | None = None,
 ) -> Check:
     """The check of an export from the scores that it gave.
@@ -95,13 +97,15 @@ def compared(
         seconds: that it took for them.
         reference: the scores that it should have given; None stands for the network's.
         called: what those are, for people.
+        exact: whether any difference counts, and not only another class.
         details: more figures by name.
     """
     expected = source.scores if reference is None else reference
     labels = scores.argmax(1)
+    wrong = (scores != expected).any(1) if exact else labels != expected.argmax(1)
     return Check(
         images=len(source.labels),
-        mismatches=tuple((labels != expected.argmax(1)).nonzero().flatten().tolist()),
+        mismatches=tuple(wrong.nonzero().flatten().tolist()),
         reference=called,
         largest_difference=float((scores.double() - expected.double()).abs().max()),
         accuracy=100 * int((labels == source.labels).sum()) / len(source.labels),

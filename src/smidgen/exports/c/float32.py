@@ -98,11 +98,12 @@ class _Writer:
                 parameters = _PARAMETERS.get(node.which, ())
                 limits = [f"{hex_float(float(x))}" for x in (node.low, node.high)][: len(parameters)]
                 expression = _EXPRESSIONS[node.which]
-                values = {"name": node.which, "expression": expression}
+                kernel = f"apply_{node.which}"  # tanh, for one, is C's own
+                values = {"name": kernel, "expression": expression}
                 values["parameters"] = "".join(f", float {p}" for p in parameters)
-                code.kernels[node.which] = render("activation_float32.c", values)
+                code.kernels[kernel] = render("activation_float32.c", values)
                 code.needs_math |= "expf" in expression or "tanhf" in expression
-                code.step(f"{node.which}({', '.join([source, target, str(count), *limits])});", self.about(node))
+                code.step(f"{kernel}({', '.join([source, target, str(count), *limits])});", self.about(node))
             case Add():
                 code.kernels["add"] = render("add_float32.c", {})
                 code.step(f"add({source}, {self.at(node.inputs[1])}, {target}, {count});", self.about(node))

@@ -51,8 +51,9 @@ class Code:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of all fields; they are ordered so that none needs padding."""
-        return sum(_BYTES[kind] * count for kind, _, count in self.scratch)
+        """Bytes of all fields: the widest come first, so that there is no gap but at the end."""
+        used, widest = sum(_BYTES[kind] * count for kind, _, count in self.scratch), _BYTES[self.scratch[0][0]]
+        return -(-used // widest) * widest
 
     def array(self, kind: str, name: str, values: NDArray[np.generic], comment: str = "") -> str:
         """A table of constants; gives its name."""

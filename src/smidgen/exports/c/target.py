@@ -7,8 +7,11 @@ from pathlib import Path
 from smidgen.errors import SmidgenError
 from smidgen.exports.c.compiler import classify, compiled, require_compiler
 from smidgen.exports.c.float32 import float32_code
+from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
 from smidgen.exports.c.source import About, Code, files
+from smidgen.exports.integer import IntegerNetwork
+from smidgen.exports.quantize import quantize
 from smidgen.exports.target import Check, Source, compared
 
 TYPES = ("float32", "int8")
@@ -22,6 +25,7 @@ class CTarget:
             raise SmidgenError(f"--type is {type!r}; allowed: {', '.join(TYPES)}")
         self.type, self.name, self.checked = type or "float32", name, check
         self._code: Code | None = None
+        self._integers: IntegerNetwork | None = None
 
     def files(self, source: Source) -> dict[str, bytes]:
         """The three files.
@@ -34,7 +38,12 @@ class CTarget:
         if self.checked:
             require_compiler()
         graph, run = source.graph, source.run
-        self._code = code = float32_code(graph)
+        if self.type == "int8":
+            self._integers = quantize(graph, source.training_images)
+            code = int8_code(graph, self._integers)
+        else:
+            code = float32_code(graph)
+        self._code = code
         about = About(
             name,
             f"{run.trial.name}: an image classifier of {graph.classes} classes",
@@ -57,4 +66,21 @@ class CTarget:
             "macs": source.graph.macs,
             "microseconds_an_image": found.microseconds,
         }
+        if self._integers is not None:
+            expected = self._integers.scores(source.images)
+            differing = int((found.labels != source.predictions).sum())
+            right = int((source.predictions == source.labels).sum())
+            details |= {
+                "other_class_than_the_float32_network": differing,
+                "accuracy_of_the_float32_network": 100 * right / len(source.labels),
+            }
+            return compared(
+                source,
+                found.scores,
+                found.seconds,
+                reference=expected,
+                called="the integer network in Python",
+                exact=True,
+                details=details,
+            )
         return compared(source, found.scores, found.seconds, details=details)
