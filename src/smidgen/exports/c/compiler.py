@@ -26,6 +26,11 @@ STRICT = shlex.split(
     "-std=c99 -O2 -Wall -Wextra -Wpedantic -Wconversion -Wdouble-promotion -Wshadow -Wstrict-prototypes -Werror"
 )
 """What the exported files are compiled with: any warning is an error."""
+ARM = {
+    "cortex_m0plus": ["-mcpu=cortex-m0plus", "-mthumb"],
+    "cortex_m4": ["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"],
+}
+"""Flags of GCC for the processors that sizes are shown for, where `arm-none-eabi-gcc` is installed."""
 SECONDS = 300
 """How long the compiler or the program may take."""
 
@@ -70,6 +75,28 @@ def compiled(directory: Path, prefix: str, flags: Sequence[str] = STRICT) -> Ite
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise SmidgenError(f"{shlex.join(command)} does not compile the files in {directory}: {first}")
         yield program
+
+
+def code_bytes(source: Path, command: Sequence[str], flags: Sequence[str], size: str = "size") -> int | None:
+    """Bytes of machine code, without constants, of a source file that is compiled for size.
+
+    Args:
+        source: the exported `.c`.
+        command: of the compiler.
+        flags: for the processor.
+        size: the program that reads section sizes; it comes with the compiler.
+
+    Returns:
+        None where one of the programs is missing or does not know the flags.
+    """
+    if not shutil.which(command[0]) or not shutil.which(size):
+        return None
+    with tempfile.TemporaryDirectory(prefix="smidgen-") as folder:
+        made = Path(folder) / "made.o"
+        done = _run([*command, "-std=c99", "-Os", *flags, "-c", "-o", str(made), str(source)], "the C compiler")
+        listed = _run([size, "-A", str(made)], size) if done.returncode == 0 else done
+    sections = re.findall(r"^\.text\S*\s+(\d+)", listed.stdout, re.MULTILINE)
+    return sum(map(int, sections)) if sections and listed.returncode == 0 else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.c.compiler import classify, compiled, require_compiler
+from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, require_compiler
 from smidgen.exports.c.float32 import float32_code
 from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
@@ -60,9 +60,10 @@ class CTarget:
         with compiled(directory, name) as program:
             found = classify(program, source.images)
         assert self._code is not None
-        details = {
+        details: dict[str, object] = {
             "bytes_of_weights": self._code.weight_bytes,
             "bytes_of_memory": self._code.scratch_bytes,
+            **_code_sizes(directory / f"{name}.c"),
             "macs": source.graph.macs,
             "microseconds_an_image": found.microseconds,
         }
@@ -84,3 +85,11 @@ class CTarget:
                 details=details,
             )
         return compared(source, found.scores, found.seconds, details=details)
+
+
+def _code_sizes(source: Path) -> dict[str, int]:
+    """Bytes of code compiled for size: for this machine, and for microcontrollers where their compiler is at hand."""
+    sizes = {"bytes_of_code": code_bytes(source, require_compiler(), [])}
+    for core, flags in ARM.items():
+        sizes[f"bytes_of_code_{core}"] = code_bytes(source, ["arm-none-eabi-gcc"], flags, "arm-none-eabi-size")
+    return {name: size for name, size in sizes.items() if size is not None}
