@@ -43,7 +43,7 @@ test-cluster: $(VENV)/installed-dev
 # The exported C on emulated Cortex-M0 and M4 boards, all 10,000 images on the M4. On Debian:
 #   apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 test-arm: $(VENV)/installed-dev
-	@command -v arm-none-eabi-gcc qemu-system-arm >/dev/null || \
+	@{ command -v arm-none-eabi-gcc && command -v qemu-system-arm; } >/dev/null || \
 	    { echo "make test-arm needs gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm"; exit 2; }
 	$(BIN)/python -m pytest -m '' tests/test_export_arm.py
 

@@ -143,6 +143,25 @@ def test_predict_takes_the_safetensors_file(
     assert smidgen("predict", picture, picture).is_mistake("digit.png")
 
 
+def test_the_docs_lines_of_plain_pytorch_load_the_file(
+    runs: dict[str, Run], mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand in docs/export.md, the normalization included."""
+    text = (ROOT / "docs" / "export.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "smidgen" not in block
+    (formula,) = re.findall(r"It takes `(.*?)`", text)
+    chosen = runs["mnist-4-strict"]
+    export(chosen, "safetensors", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"images": mnist.held_out.images[:100]}
+    exec(compile(block, "docs/export.md", "exec"), names)
+    with torch.no_grad():
+        found = names["network"](eval(formula, names))
+    normalized = (mnist.held_out.images[:100] / 255 - chosen.trained.mean) / chosen.trained.std
+    torch.testing.assert_close(found, chosen.network(normalized))
+
+
 def test_an_onnx_file_takes_uint8_images_in_any_number(runs: dict[str, Run], mnist: Dataset, tmp_path: Path) -> None:
     import onnx
     import onnxruntime
