@@ -45,7 +45,7 @@ test-cluster: $(VENV)/installed-dev
 test-arm: $(VENV)/installed-dev
 	@{ command -v arm-none-eabi-gcc && command -v qemu-system-arm; } >/dev/null || \
 	    { echo "make test-arm needs gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm"; exit 2; }
-	$(BIN)/python -m pytest -m '' tests/test_export_arm.py
+	$(BIN)/python -m pytest -s -m '' tests/test_export_arm.py
 
 # The table of docs/export.md, measured here: trains what is missing of its two runs first.
 export-table: $(VENV)/installed-dev
