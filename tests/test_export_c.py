@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C compi
 SANITIZED = [
     *(flag for flag in STRICT if flag != "-O2"), "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 ]  # fmt: skip
-RANDOM = range(10)
+RANDOM, MORE = range(6), range(6, 30)
 ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardswish, lambda: nn.GELU(approximate="tanh"), nn.SiLU, nn.Sigmoid, nn.Tanh,
 ]  # fmt: skip
@@ -113,7 +113,11 @@ def random_network(seed: int) -> TrainedNetwork:
     return replace(example, input_shape=shape)
 
 
-CASES = [*test_export_graph.NETWORKS, *(f"random {seed}" for seed in RANDOM)]
+CASES: list[Any] = [
+    *test_export_graph.NETWORKS,
+    *(f"random {seed}" for seed in RANDOM),
+    *(pytest.param(f"random {seed}", marks=pytest.mark.slow) for seed in MORE),
+]
 
 
 def graph_of(name: str) -> Graph:

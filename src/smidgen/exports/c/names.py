@@ -19,8 +19,10 @@ _KEYWORDS = """
 _TAKEN = """
     main assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdarg stdbool
     stddef stdint stdio stdlib string tgmath time wchar wctype
+    convolution_8 convolution_16 average_pool_8 average_pool_16
 """
-"""The example program and C's own headers: the files are named after the prefix."""
+"""The example program and C's own headers, as the files are named after the prefix; and what would come to the name
+of a function in the source file."""
 _MOST = 48
 
 
@@ -40,7 +42,7 @@ def prefix(name: str | None, trial: str) -> str:
     elif wanted.lower() in _KEYWORDS.split():
         problem = "is a keyword of C or C++"
     elif wanted.lower() in _TAKEN.split():
-        problem = "is taken by C itself"
+        problem = "is taken"
     elif len(wanted) > _MOST:
         problem = f"has more than {_MOST} characters"
     else:

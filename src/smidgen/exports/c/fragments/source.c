@@ -9,7 +9,11 @@
 
 {{tables}}
 
-/* ---- The network ---- */
+/* ---- The network ----
+
+   Values share memory: a place is used again when nobody will read what was there, and an output may run into its
+   own input from behind, which the layer has done with by the time it gets there. So the order of the calls, and
+   the order in which each works through its image, must stay as they are. */
 
 const {{score}} *{{prefix}}_scores(const uint8_t image[{{upper}}_PIXELS], {{prefix}}_scratch *scratch)
 {
