@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from smidgen.errors import SmidgenError as SmidgenError
     from smidgen.errors import TrainingError as TrainingError
     from smidgen.errors import TrialError as TrialError
+    from smidgen.exports.export import Exported as Exported
+    from smidgen.exports.export import export as export
     from smidgen.images import read_image as read_image
     from smidgen.inspection import Inspection as Inspection
     from smidgen.inspection import inspect as inspect
@@ -95,6 +97,7 @@ _HOMES = {
         "TrainingError",
         "TrialError",
     ),
+    "exports.export": ("Exported", "export"),
     "images": ("read_image",),
     "nets.build": ("build_network",),
     "reports.compare": ("compare",),

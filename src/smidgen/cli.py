@@ -198,8 +198,16 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("path", nargs="?", metavar="PATH", help="a folder of four IDX files")
     data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
 
+    export = command("export", _export, "write a run as files for elsewhere, checked over all test images")
+    export.add_argument("run", metavar="RUN", help="run directory")
+    export.add_argument("--to", required=True, metavar="TARGET", help="safetensors, onnx, c or page")
+    export.add_argument("-o", "--out", metavar="DIR", help="default: named after the run and the target")
+    export.add_argument("--type", choices=["float32", "int8"], help="of the arithmetic in C; default float32")
+    export.add_argument("--name", metavar="NAME", help="how identifiers in C begin; default: after the trial")
+    export.add_argument("--no-check", action="store_false", dest="check", help="write the files and do not check them")
+
     predict = command("predict", _predict, "classify PNG and JPEG files with a finished run")
-    predict.add_argument("run", metavar="RUN", help="run directory")
+    predict.add_argument("run", metavar="RUN", help="run directory, or a safetensors file of smidgen export")
     predict.add_argument("files", nargs="+", metavar="FILE")
 
     report = command("report", _report, "write the document of runs: results, curves, tables, mistakes, analysis")
@@ -384,6 +392,17 @@ def _predict(options: argparse.Namespace) -> int:
         rows = [[p.file, p.label, f"{100 * p.probability:.2f} %"] for p in predictions]
         print(render(["file", "label", "probability"], rows))
     return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from smidgen.exports.export import export
+
+    exported = export(options.run, options.to, options.out, type=options.type, name=options.name, check=options.check)
+    if options.json:
+        _print_json(exported.to_json())
+    else:
+        print(exported)
+    return MISSED if exported.equal is False else DONE
 
 
 def _report(options: argparse.Namespace) -> int:

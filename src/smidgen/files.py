@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from smidgen.errors import RunError, SmidgenError
@@ -98,12 +98,7 @@ def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) ->
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         try:
-            handle = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
-            try:
-                _write_all(handle, content)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            _write_new(temporary, content)
             if previous is not None:
                 with contextlib.suppress(FileNotFoundError):
                     path.replace(previous)
@@ -115,6 +110,43 @@ def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) ->
         sync_directory(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def write_together(directory: Path, files: Mapping[str, bytes], flag: str = "--out") -> None:
+    """Write several files into a directory, made if need be: all are on disk before the first takes its name.
+
+    Args:
+        directory: where; what is there under other names stays.
+        files: content by name.
+        flag: that chooses another place, for the message.
+
+    Raises:
+        RunError: something cannot be written; no file has changed, and a directory made here is gone again.
+    """
+    made, waiting = False, dict[Path, Path]()
+    try:
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir()
+                made = True
+            for name, content in files.items():
+                temporary = directory / f".{name}.{secrets.token_hex(4)}{TEMPORARY}"
+                waiting[temporary] = directory / name
+                _write_new(temporary, content)
+            for temporary, path in waiting.items():
+                temporary.replace(path)
+        except BaseException:
+            for temporary in waiting:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+            if made:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+            raise
+        sync_directory(directory)
+    except OSError as error:
+        raise cannot_write(directory, error, flag) from None
 
 
 def append_line(path: Path, line: str) -> None:
@@ -178,6 +210,16 @@ def looked_up(path: Path, kind: type[SmidgenError] = RunError) -> Iterator[None]
 def cannot_read(path: Path, error: OSError) -> str:
     """What an error in reading comes to, as text."""
     return f"{path} cannot be read: {error.strerror or error}"
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """A file that is not there yet, synced to disk."""
+    handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
+    try:
+        _write_all(handle, content)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write_all(handle: int, content: bytes) -> None:

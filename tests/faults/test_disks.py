@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import start_smidgen
+from smidgen.runs.record import Run
 from smidgen.trial import Trial
 
 from .conftest import Zygote, outcome
@@ -50,6 +51,19 @@ def test_a_full_disk_is_named_and_nothing_is_called_done(
     assert "error" in json.loads(printed)
     assert not (small_disk / "r" / "result.json").exists()
     assert not list(small_disk.glob("r/.*"))
+
+
+@pytest.mark.skipif(not can_mount, reason="needs root to mount a small disk")
+@pytest.mark.parametrize("room", [0, 5_000, 9_000])
+def test_an_export_to_a_full_disk_leaves_nothing(small_disk: Path, small_run: Run, room: int) -> None:
+    (small_disk / "filler").write_bytes(b"x" * (256 * 1024 - room))
+    process = start_smidgen("export", small_run.directory, "--to", "c", "--no-check", "-o", small_disk / "out")
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert printed == ""
+    assert errors.count("\n") == 1
+    assert "No space left on device; free some space there, or choose another place with -o" in errors
+    assert not (small_disk / "out").exists()
 
 
 def test_a_limit_on_file_size_is_named(small_trial: Trial, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def _run(node: Node, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
         case Pool():
             return F.avg_pool2d(x, node.kernel, node.stride, node.padding, count_include_pad=node.count_padding)
         case Activation():
-            return _activate(node, x)
+            return activate(node, x)
         case Add():
             return x + inputs[1]
         case Concat():
@@ -196,7 +196,8 @@ def _run(node: Node, inputs: list[Tensor], dtype: torch.dtype) -> Tensor:
     raise AssertionError(node)
 
 
-def _activate(node: Activation, x: Tensor) -> Tensor:
+def activate(node: Activation, x: Tensor) -> Tensor:
+    """The function that an activation stands for, of each value."""
     match node.which:
         case "leaky_relu":
             return F.leaky_relu(x, node.low)

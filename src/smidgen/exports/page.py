@@ -12,7 +12,7 @@ import torch
 
 from smidgen.errors import SmidgenError
 from smidgen.exports.page_file import page_html
-from smidgen.exports.target import Check, Source
+from smidgen.exports.target import Check, Source, compared
 from smidgen.files import cannot_read, read_bounded
 
 _CHECK = files("smidgen.exports") / "web" / "check.cjs"
@@ -20,14 +20,24 @@ _MOST_BYTES = 2**30
 
 
 class PageTarget:
-    """One HTML file, named after the trial: draw, and see the network at work, without a connection."""
+    """One HTML file, named after the trial: draw, and see the network at work, without a connection.
+
+    Args:
+        check: whether the file will be checked, which needs node.
+    """
+
+    def __init__(self, check: bool = True) -> None:
+        self._to_be_checked = check
 
     def files(self, source: Source) -> dict[str, bytes]:
         """The page by its name.
 
         Raises:
             RunError: the network has a layer that no export can express.
+            SmidgenError: node is missing.
         """
+        if self._to_be_checked:
+            _node()
         return {_name(source): page_html(source).encode()}
 
     def check(self, source: Source, directory: Path) -> Check:
@@ -42,29 +52,25 @@ class PageTarget:
         except OSError as error:
             raise SmidgenError(cannot_read(path, error)) from None
         found, seconds = _run(path, source)
-        predictions = torch.from_numpy(found.argmax(1))
-        differing = torch.nonzero(predictions != source.predictions).flatten()
-        difference = np.abs(found - source.scores.numpy()).max(initial=0)
-        return Check(
-            images=len(source.images),
-            mismatches=tuple(differing.tolist()),
-            reference="the network",
-            largest_difference=float(difference) if np.isfinite(difference) else float("inf"),
-            accuracy=100 * int((predictions == source.labels).sum()) / len(source.labels),
-            seconds=seconds,
-            details={"bytes": size},
-        )
+        return compared(source, torch.from_numpy(found), seconds, details={"bytes": size})
 
 
 def _name(source: Source) -> str:
     return f"{source.run.trial.name}.html"
 
 
-def _run(path: Path, source: Source) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float]:
-    """Scores [count, classes] of the test images by the page's script in node, and the seconds they took."""
+def _node() -> str:
     node = shutil.which("node") or shutil.which("nodejs")
     if node is None:
-        raise SmidgenError("checking a page needs node, which is not installed; install it (Debian: nodejs)")
+        raise SmidgenError(
+            "checking a page needs node, which is not installed; install it (Debian: nodejs), or add --no-check"
+        )
+    return node
+
+
+def _run(path: Path, source: Source) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], float]:
+    """Scores [count, classes] of the test images by the page's script in node, and the seconds they took."""
+    node = _node()
     with as_file(_CHECK) as script:
         done = subprocess.run(  # noqa: S603 - the project's own script
             [node, str(script), str(path)], input=source.images.numpy().tobytes(), capture_output=True, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from smidgen.exports.graph import Graph, to_graph
 from smidgen.runs.record import Run
+from smidgen.runs.run import load_trial_data
 from smidgen.training.evaluation import scores
 
 
@@ -39,6 +41,11 @@ class Source:
         return to_graph(self.run.trained)
 
     @cached_property
+    def training_images(self) -> Tensor:
+        """The images that the run was trained on, uint8 [count, channels, height, width]: what to calibrate on."""
+        return load_trial_data(self.run.trial).train.images
+
+    @cached_property
     def scores(self) -> Tensor:
         """Scores (logits) of the network itself, float32 [count, classes]: what an export must agree with."""
         return scores(self.run.network, self.images, self.run.trained.mean, self.run.trained.std)
@@ -55,9 +62,11 @@ class Check:
 
     Attributes:
         images: how many.
-        mismatches: positions of the images that the export puts into another class than its reference does.
+        mismatches: positions of the images that the export puts into another class than its reference does;
+            where the two should agree to the last bit, of those for which any score differs.
         reference: what that is, for people: `the network`, or for integers `the integer network in Python`.
-        largest_difference: between the export's scores and the reference's, in the export's units.
+        largest_difference: between the export's scores and the reference's, in the export's units; infinite
+            where the export gives no number.
         accuracy: of the export on the test images, percent.
         seconds: that classifying them took, without starting up.
         details: more figures by name (sizes in bytes, the like), for `--json` and the table.
@@ -70,6 +79,42 @@ class Check:
     accuracy: float
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compared(
+    source: Source,
+    scores: Tensor,
+    seconds: float,
+    *,
+    reference: Tensor | None = None,
+    called: str = "the network",
+    exact: bool = False,
+    details: Mapping[str, Any] | None = None,
+) -> Check:
+    """The check of an export from the scores that it gave.
+
+    Args:
+        source: what was exported.
+        scores: of the export, one row a test image.
+        seconds: that it took for them.
+        reference: the scores that it should have given; None stands for the network's.
+        called: what those are, for people.
+        exact: whether any difference counts, and not only another class.
+        details: more figures by name.
+    """
+    expected = source.scores if reference is None else reference
+    difference = float((scores.double() - expected.double()).abs().max())
+    labels = scores.argmax(1)
+    wrong = (scores != expected).any(1) if exact else labels != expected.argmax(1)
+    return Check(
+        images=len(source.labels),
+        mismatches=tuple(wrong.nonzero().flatten().tolist()),
+        reference=called,
+        largest_difference=math.inf if math.isnan(difference) else difference,
+        accuracy=100 * int((labels == source.labels).sum()) / len(source.labels),
+        seconds=seconds,
+        details=details or {},
+    )
 
 
 class Target(Protocol):

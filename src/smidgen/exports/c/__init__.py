@@ -1,0 +1,1 @@
+"""Networks as C99: float32, and integers only."""

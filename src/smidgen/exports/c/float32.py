@@ -1,0 +1,141 @@
+"""A graph in C with float32 arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smidgen.exports.c.source import Code, check_sizes, features_of, hex_float, shape_text, sides
+from smidgen.exports.c.template import render
+from smidgen.exports.graph import Activation, Add, Affine, Concat, Convolution, Graph, Node, Pool, Which
+from smidgen.exports.memory import leads, lifetimes, plan
+
+_TYPES = {"in": "float", "out": "float", "weight": "float", "bias": "float", "sum": "float"}
+_EXPRESSIONS: Mapping[Which, str] = {
+    "relu": "x > 0.0f ? x : 0.0f",
+    "leaky_relu": "x > 0.0f ? x : x * slope",
+    "clamp": "x < low ? low : x > high ? high : x",
+    "hardswish": "x <= -3.0f ? 0.0f : x >= 3.0f ? x : x * (x + 3.0f) / 6.0f",
+    "gelu": "0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)))",
+    "silu": "x / (1.0f + expf(-x))",
+    "sigmoid": "1.0f / (1.0f + expf(-x))",
+    "tanh": "tanhf(x)",
+}
+_PARAMETERS: Mapping[Which, tuple[str, ...]] = {"leaky_relu": ("slope",), "clamp": ("low", "high")}
+
+
+def float32_code(graph: Graph) -> Code:
+    """The parts of the C files of a graph.
+
+    Raises:
+        SmidgenError: a layer is too large for the tables.
+    """
+    check_sizes(graph.shapes, graph.nodes)
+    return _Writer(graph).code
+
+
+class _Writer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.code = Code(
+            arithmetic="Arithmetic in float32, the same network as was trained, BatchNorm folded into the weights.",
+            score="float",
+            score_unit="1.0f",
+            score_format='" %a", (double)scores[c]',
+        )
+        self.offsets, size = plan(lifetimes(graph), leads(graph))
+        self.code.scratch.append(("float", "memory", size))
+        self.code.steps += ["    float *const memory = scratch->memory;", ""]
+        self.convolutions = features_of(node for node in graph.nodes if isinstance(node, Convolution))
+        self.pools = {
+            kind: features_of(node for node in graph.nodes if isinstance(node, Pool) and node.kind == kind)
+            for kind in ("max", "average")
+        }
+        scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
+        pixels = graph.shapes[0][0] * graph.shapes[0][1] * graph.shapes[0][2]
+        rounded = {"scale": f"{scale:.9g}f", "shift": f"{shift:.9g}f"}
+        self.code.kernels["normalize"] = render("normalize.c", {"pixels": pixels, **rounded})
+        self.code.step(f"normalize(image, {self.at(0)});")
+        for number, node in enumerate(graph.nodes, start=1):
+            self.add(f"layer{number}", node)
+        self.code.steps.append(f"    return {self.at(graph.output)};")
+
+    def at(self, value: int) -> str:
+        offset = self.offsets[value]
+        return f"memory + {offset}" if offset else "memory"
+
+    def about(self, node: Node) -> str:
+        shapes = self.graph.shapes
+        before = " and ".join(shape_text(shapes[value]) for value in node.inputs)
+        return f"{node.name}: {before} to {shape_text(shapes[node.output])}"
+
+    def add(self, name: str, node: Node) -> None:
+        """One operation."""
+        code, shapes = self.code, self.graph.shapes
+        count = shapes[node.output][0] * shapes[node.output][1] * shapes[node.output][2]
+        source, target = self.at(node.inputs[0]), self.at(node.output)
+        match node:
+            case Convolution():
+                self.convolution(name, node)
+                code.step(f"convolution(&{name}, {source}, {target});", self.about(node))
+            case Pool():
+                kernel, features = f"{node.kind}_pool", self.pools[node.kind]
+                values = {**_TYPES, "name": kernel, "about": f"The {node.kind} of a window, channel by channel."}
+                code.kernels[kernel] = render("pool.c", values, features | {node.kind})
+                fields = sides(node, node.kernel, shapes, features)
+                if node.kind == "average" and "padding" in features:
+                    fields["count_padding"] = int(node.count_padding)
+                code.struct(kernel, name, fields)
+                code.step(f"{kernel}(&{name}, {source}, {target});", self.about(node))
+            case Affine():
+                code.kernels["affine"] = render("affine_float32.c", {"relu": ", then perhaps ReLU"})
+                channels, height, width = shapes[node.output]
+                scale = code.array("float", f"{name}_scale", node.scale)
+                shift = code.array("float", f"{name}_shift", node.shift)
+                fields_ = {"scale": scale, "shift": shift, "pixels": height * width, "channels": channels}
+                code.struct("affine", name, {**fields_, "relu": int(node.relu)})
+                code.step(f"affine(&{name}, {source}, {target});", self.about(node))
+            case Activation():
+                parameters = _PARAMETERS.get(node.which, ())
+                limits = [f"{hex_float(float(x))}" for x in (node.low, node.high)][: len(parameters)]
+                expression = _EXPRESSIONS[node.which]
+                kernel = f"apply_{node.which}"  # tanh, for one, is C's own
+                values = {"name": kernel, "expression": expression}
+                values["parameters"] = "".join(f", float {p}" for p in parameters)
+                code.kernels[kernel] = render("activation_float32.c", values)
+                code.needs_math |= "expf" in expression or "tanhf" in expression
+                code.step(f"{kernel}({', '.join([source, target, str(count), *limits])});", self.about(node))
+            case Add():
+                code.kernels["add"] = render("add_float32.c", {})
+                code.step(f"add({source}, {self.at(node.inputs[1])}, {target}, {count});", self.about(node))
+            case Concat():
+                code.kernels["concatenate"] = render("concatenate_float32.c", {})
+                channels, height, width = shapes[node.output]
+                before = 0
+                for value in node.inputs:
+                    own = shapes[value][0]
+                    place = f"memory + {self.offsets[node.output] + before}"
+                    arguments = f"{self.at(value)}, {place}, {height * width}, {own}, {channels}"
+                    code.step(f"concatenate({arguments});", self.about(node))
+                    before += own
+            case _:
+                raise AssertionError(node)
+
+    def convolution(self, name: str, node: Convolution) -> None:
+        code, features = self.code, self.convolutions
+        about = "A convolution" + (", then ReLU." if "relu" in features else ".")
+        per_group = " / groups" if "groups" in features else ""
+        values = {**_TYPES, "name": "convolution", "about": about, "per_group": per_group}
+        code.kernels["convolution"] = render("convolution.c", values, features)
+        weights = node.weight.transpose(0, 2, 3, 1)
+        fields: dict[str, object] = {
+            "weights": code.array("float", f"{name}_weights", weights, node.name),
+            "bias": code.array("float", f"{name}_bias", node.bias),
+        }
+        if node.scale is not None and node.shift is not None:
+            fields["scale"] = code.array("float", f"{name}_scale", node.scale)
+            fields["shift"] = code.array("float", f"{name}_shift", node.shift)
+        kernel = (node.weight.shape[2], node.weight.shape[3])
+        fields |= sides(node, kernel, self.graph.shapes, features)
+        if "relu" in features:
+            fields["relu"] = int(node.relu)
+        code.struct("convolution", name, fields)

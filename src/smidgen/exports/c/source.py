@@ -1,0 +1,225 @@
+"""Puts the files of a C export together."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smidgen.errors import SmidgenError
+from smidgen.exports.c.template import render
+from smidgen.exports.graph import Convolution, Node, Pair, Pool, Shape
+from smidgen.version import VERSION
+
+MOST_SIDE = 2**16 - 1
+"""Sides and channels are 16 bits in the tables."""
+MOST_VALUES = 2**31 - 1
+"""Places in memory are 32 bits with a sign."""
+WIDTH = 112
+
+
+@dataclass
+class Code:
+    """The parts of a network in C that differ between kinds of arithmetic.
+
+    Attributes:
+        arithmetic: what it is, for the head of the header.
+        score: C type of a score.
+        score_unit: what 1 of a score is in the network's unit, as C.
+        score_format: arguments of printf for score `c` of `scores`.
+        needs_math: whether math.h is called.
+        kernels: static functions by name, in the order in which they were needed.
+        tables: constants.
+        steps: lines of the function that runs the network.
+        scratch: C type, name and number of elements of each field of the scratch memory.
+        weight_bytes: what the constants take, without the shapes.
+    """
+
+    arithmetic: str
+    score: str
+    score_unit: str
+    score_format: str
+    needs_math: bool = False
+    kernels: dict[str, str] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    scratch: list[tuple[str, str, int]] = field(default_factory=list)
+    weight_bytes: int = 0
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of all fields: the widest come first, so that there is no gap but at the end."""
+        used, widest = sum(_BYTES[kind] * count for kind, _, count in self.scratch), _BYTES[self.scratch[0][0]]
+        return -(-used // widest) * widest
+
+    def array(self, kind: str, name: str, values: NDArray[np.generic], comment: str = "") -> str:
+        """A table of constants; gives its name."""
+        flat = values.ravel()
+        shown = [hex_float(float(v)) for v in flat] if kind == "float" else [_integer(kind, int(v)) for v in flat]
+        lines = textwrap.fill(
+            ", ".join(shown), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+        )
+        about = f" /* {comment} */" if comment else ""
+        self.tables.append(f"static const {kind} {name}[{len(flat)}] = {{{about}\n{lines}\n}};")
+        self.weight_bytes += _BYTES[kind] * len(flat)
+        return name
+
+    def struct(self, kind: str, name: str, fields: Mapping[str, object]) -> str:
+        """The table of a layer; gives its name."""
+        shown = textwrap.fill(
+            ", ".join(f".{key} = {value}" for key, value in fields.items()),
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+        self.tables.append(f"static const struct {kind} {name} = {{\n{shown}\n}};")
+        return name
+
+    def step(self, call: str, comment: str = "") -> None:
+        """A line of the function that runs the network."""
+        self.steps.append(f"    {call}" + (f" /* {comment} */" if comment else ""))
+
+
+_BYTES = {"float": 4, "int64_t": 8, "int32_t": 4, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
+
+
+def hex_float(value: float) -> str:
+    """A float32 as C99 writes it exactly, as short as that goes."""
+    mantissa, _, exponent = value.hex().partition("p")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}p{exponent}f"
+
+
+def _integer(kind: str, value: int) -> str:
+    if kind == "int64_t":
+        return f"INT64_C({value})"
+    return "(-2147483647 - 1)" if value == -(2**31) else str(value)
+
+
+def sides(node: Convolution | Pool, kernel: Pair, shapes: Sequence[Shape], features: Iterable[str]) -> dict[str, int]:
+    """The fields of a convolution's or pooling's table that say where it looks."""
+    (channels, height, width), (out_channels, out_height, out_width) = shapes[node.inputs[0]], shapes[node.output]
+    chosen = set(features)
+    fields = {"in_height": height, "in_width": width}
+    if isinstance(node, Convolution):
+        fields |= {"in_channels": channels, "out_height": out_height, "out_width": out_width}
+        fields |= {"out_channels": out_channels}
+    else:
+        fields |= {"channels": channels, "out_height": out_height, "out_width": out_width}
+        if "padding" not in chosen:
+            del fields["in_height"]
+    fields |= {"kernel_height": kernel[0], "kernel_width": kernel[1]}
+    fields |= {"stride_y": node.stride[0], "stride_x": node.stride[1]}
+    if "padding" in chosen:
+        fields |= {"padding_y": node.padding[0], "padding_x": node.padding[1]}
+    if isinstance(node, Convolution):
+        if "dilation" in chosen:
+            fields |= {"dilation_y": node.dilation[0], "dilation_x": node.dilation[1]}
+        if "groups" in chosen:
+            fields["groups"] = node.groups
+    return fields
+
+
+def features_of(nodes: Iterable[Convolution | Pool]) -> set[str]:
+    """What of a kernel the nodes have need of."""
+    found = set()
+    for node in nodes:
+        if node.padding != (0, 0):
+            found.add("padding")
+        if isinstance(node, Convolution):
+            found |= {"relu"} if node.relu else set()
+            found |= {"dilation", "spread"} if node.dilation != (1, 1) else set()
+            found |= {"groups", "spread"} if node.groups != 1 else set()
+            found |= {"after"} if node.scale is not None else set()
+    return found
+
+
+def check_sizes(shapes: Sequence[Shape], nodes: Sequence[Node]) -> None:
+    """Refuse what does not fit the tables.
+
+    Raises:
+        SmidgenError: names the layer.
+    """
+    for node in nodes:
+        pairs: tuple[Pair, ...] = (node.kernel, node.stride, node.padding) if isinstance(node, Pool) else ()
+        if isinstance(node, Convolution):
+            kernel = (node.weight.shape[2], node.weight.shape[3])
+            pairs = (kernel, node.stride, node.padding, node.dilation, (node.groups, 1))
+        numbers = [*shapes[node.output], *(n for pair in pairs for n in pair)]
+        if max(numbers) > MOST_SIDE or int(np.prod(shapes[node.output])) > MOST_VALUES:
+            raise SmidgenError(f"{node.name} is too large for C: sides and channels may be {MOST_SIDE:,} at most")
+
+
+def shape_text(shape: Shape) -> str:
+    """As in 26 x 26 x 10: rows, columns, channels."""
+    channels, height, width = shape
+    return f"{height} x {width} x {channels}"
+
+
+@dataclass(frozen=True)
+class About:
+    """What the files say of the network.
+
+    Attributes:
+        prefix: of identifiers and file names.
+        title: one line, without anything that would end a comment.
+        origin: where it comes from, likewise.
+        input_shape: channels, height, width.
+        classes: number of scores.
+        macs: multiply-accumulates for an image.
+    """
+
+    prefix: str
+    title: str
+    origin: str
+    input_shape: Shape
+    classes: int
+    macs: int
+
+
+def files(code: Code, about: About) -> dict[str, bytes]:
+    """The header, the source and the example program."""
+    channels, height, width = about.input_shape
+    values: dict[str, object] = {
+        "prefix": about.prefix,
+        "upper": about.prefix.upper(),
+        "guard": f"{about.prefix.upper()}_H",
+        "title": about.title,
+        "origin": about.origin,
+        "arithmetic": textwrap.fill(code.arithmetic, 110, subsequent_indent="   "),
+        "math": " but libm's functions of floats" if code.needs_math else "",
+        "libraries": " -lm" if code.needs_math else "",
+        "polarity": "",
+        "version": VERSION,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "pixels": channels * height * width,
+        "classes": about.classes,
+        "last": about.classes - 1,
+        "weight_bytes": code.weight_bytes,
+        "scratch_bytes": code.scratch_bytes,
+        "macs": about.macs,
+        "score": code.score,
+        "score_unit": code.score_unit,
+        "score_format": code.score_format,
+        "scratch": "\n".join(f"    {kind} {name}[{count}];" for kind, name, count in code.scratch),
+        "includes": "#include <math.h>\n" if code.needs_math else "",
+        "kernels": "\n\n".join(code.kernels.values()),
+        "tables": "\n\n".join(code.tables),
+        "steps": "\n".join(code.steps),
+    }
+    names = {"header.h": f"{about.prefix}.h", "source.c": f"{about.prefix}.c", "main.c": "main.c"}
+    return {name: _tidy(render(fragment, values)).encode("ascii") for fragment, name in names.items()}
+
+
+def _tidy(text: str) -> str:
+    """At most one empty line in a row, and a newline at the end."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""The target `c`: a header, a source file and an example program in C99."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smidgen.errors import SmidgenError
+from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, require_compiler
+from smidgen.exports.c.float32 import float32_code
+from smidgen.exports.c.int8 import int8_code
+from smidgen.exports.c.names import prefix
+from smidgen.exports.c.source import About, Code, files
+from smidgen.exports.integer import IntegerNetwork
+from smidgen.exports.quantize import quantize
+from smidgen.exports.target import Check, Source, compared
+
+TYPES = ("float32", "int8")
+
+
+class CTarget:
+    """`<name>.h` and `<name>.c`, and `main.c`, which classifies IDX files with them."""
+
+    def __init__(self, type: str | None = None, name: str | None = None, check: bool = True) -> None:
+        if type not in (None, *TYPES):
+            raise SmidgenError(f"--type is {type!r}; allowed: {', '.join(TYPES)}")
+        self.type, self.name, self.checked = type or "float32", name, check
+        self._code: Code | None = None
+        self._integers: IntegerNetwork | None = None
+
+    def files(self, source: Source) -> dict[str, bytes]:
+        """The three files.
+
+        Raises:
+            SmidgenError: the name is no identifier in C, a layer cannot be expressed, or a check is wanted
+                and there is no compiler.
+        """
+        name = prefix(self.name, source.run.trial.name)
+        if self.checked:
+            require_compiler()
+        graph, run = source.graph, source.run
+        if self.type == "int8":
+            self._integers = quantize(graph, source.training_images)
+            code = int8_code(graph, self._integers)
+        else:
+            code = float32_code(graph)
+        self._code = code
+        about = About(
+            name,
+            f"{run.trial.name}: an image classifier of {graph.classes} classes",
+            f"Trained with seed {run.seed}; sha256 of the weights {run.result['weights_sha256']}.",
+            graph.input_shape,
+            graph.classes,
+            graph.macs,
+        )
+        return files(code, about)
+
+    def check(self, source: Source, directory: Path) -> Check:
+        """Compile the files without a warning and classify all test images with the program."""
+        name = prefix(self.name, source.run.trial.name)
+        with compiled(directory, name) as program:
+            found = classify(program, source.images)
+        assert self._code is not None
+        details: dict[str, object] = {
+            "bytes_of_weights": self._code.weight_bytes,
+            "bytes_of_memory": self._code.scratch_bytes,
+            **_code_sizes(directory / f"{name}.c"),
+            "macs": source.graph.macs,
+            "microseconds_an_image": found.microseconds,
+        }
+        if self._integers is not None:
+            expected = self._integers.scores(source.images)
+            differing = int((found.labels != source.predictions).sum())
+            right = int((source.predictions == source.labels).sum())
+            details |= {
+                "other_class_than_the_float32_network": differing,
+                "accuracy_of_the_float32_network": 100 * right / len(source.labels),
+            }
+            return compared(
+                source,
+                found.scores,
+                found.seconds,
+                reference=expected,
+                called="the integer network in Python",
+                exact=True,
+                details=details,
+            )
+        return compared(source, found.scores, found.seconds, details=details)
+
+
+def _code_sizes(source: Path) -> dict[str, int]:
+    """Bytes of code compiled for size: for this machine, and for microcontrollers where their compiler is at hand."""
+    sizes = {"bytes_of_code": code_bytes(source, require_compiler(), [])}
+    for core, flags in ARM.items():
+        sizes[f"bytes_of_code_{core}"] = code_bytes(source, ["arm-none-eabi-gcc"], flags, "arm-none-eabi-size")
+    return {name: size for name, size in sizes.items() if size is not None}

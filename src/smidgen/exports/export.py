@@ -1,0 +1,209 @@
+"""`smidgen export`: a finished run as files for elsewhere, checked against the network over all test images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smidgen.data.dataset import Examples, load_dataset
+from smidgen.errors import RunError
+from smidgen.exports.registry import Option, make_target
+from smidgen.exports.target import Check, Source
+from smidgen.files import cannot_read, looked_up, read_bounded, write_atomic, write_together
+from smidgen.runs.record import Run, load_run
+from smidgen.tables import render
+from smidgen.version import VERSION
+
+MANIFEST = "export.json"
+"""Says what the files of a directory were exported from, and what their check came to."""
+MOST_SHOWN = 10
+_MOST_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export that was written.
+
+    Attributes:
+        run: what was exported.
+        target: as in `onnx`.
+        directory: where the files are.
+        sizes: bytes by file name.
+        check: what came out on the test images; None if it was left out.
+    """
+
+    run: Run
+    target: str
+    directory: Path
+    sizes: Mapping[str, int]
+    check: Check | None
+
+    @property
+    def equal(self) -> bool | None:
+        """Whether the export classifies every test image as its reference does; None if that was not checked."""
+        return None if self.check is None else not self.check.mismatches
+
+    def to_json(self) -> dict[str, Any]:
+        """The export as `smidgen export --json` prints it; accuracy in percent, null where nothing was checked."""
+        check = self.check
+        return {
+            "target": self.target,
+            "directory": str(self.directory),
+            "files": [str(self.directory / name) for name in self.sizes],
+            "sizes": dict(self.sizes),
+            "images": check and check.images,
+            "mismatches": check and len(check.mismatches),
+            "mismatching_images": check and list(check.mismatches),
+            "reference": check and check.reference,
+            "largest_difference": check.largest_difference
+            if check and math.isfinite(check.largest_difference)
+            else None,
+            "accuracy": check and check.accuracy,
+            "seconds": check and check.seconds,
+            "details": dict(check.details) if check else {},
+        }
+
+    def __str__(self) -> str:
+        files = render(["file", "bytes"], [[str(self.directory / name), size] for name, size in self.sizes.items()])
+        check = self.check
+        if check is None:
+            return f"{files}\nnot checked"
+        rows: list[list[object]] = [
+            ["test images", check.images],
+            ["mismatches", _mismatches(check)],
+            ["largest difference of a score", f"{check.largest_difference:.3g}"],
+            ["accuracy", f"{check.accuracy:.2f} %"],
+            ["time", f"{check.seconds:.2f} s, {1e6 * check.seconds / check.images:,.0f} µs an image"],
+        ]
+        rows += [[name.replace("_", " "), _shown(value)] for name, value in check.details.items()]
+        wrong, all_images = len(check.mismatches), f"{check.images:,} test images"
+        verdict = (
+            f"{wrong:,} of {all_images} come out otherwise than in {check.reference}"
+            if wrong
+            else f"every one of the {all_images} comes out as in {check.reference}"
+        )
+        return f"{files}\n{render(['check', f'against {check.reference}'], rows)}\n{verdict}"
+
+
+def _shown(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _mismatches(check: Check) -> str:
+    if not check.mismatches:
+        return "0"
+    shown = ", ".join(map(str, check.mismatches[:MOST_SHOWN]))
+    more = ", ..." if len(check.mismatches) > MOST_SHOWN else ""
+    return f"{len(check.mismatches):,} (images {shown}{more})"
+
+
+def export(run: Run | str | Path, to: str, out: str | Path | None = None, **options: Option) -> Exported:
+    """Write a run as files for elsewhere, then classify all test images with those files.
+
+    Everything that can be wrong is refused before anything is written. The check is made on the test
+    images whether or not the run was judged on them.
+
+    Args:
+        run: a finished run or its directory.
+        to: a name in `smidgen.exports.registry.TARGETS`.
+        out: a directory: new, empty or of an earlier export; None takes `<run's directory>-<target>` here.
+        options: of the target; for `c`: `type` (`float32` or `int8`), `name` (a C identifier), `check`
+            (False leaves the check out, for want of a compiler).
+
+    Raises:
+        SmidgenError: the target is unknown, the run cannot be read or expressed, a library or compiler is
+            missing, or the directory cannot be written or holds other files.
+    """
+    target = make_target(to, options)
+    run = run if isinstance(run, Run) else load_run(run)
+    source = _source(run)
+    files = target.files(source)
+    directory = Path(out) if out is not None else Path(f"{run.directory.resolve().name}-{_label(to, options)}")
+    stale = _earlier(directory, files)
+    about = {
+        "smidgen": VERSION,
+        "target": to,
+        "options": {name: value for name, value in options.items() if value is not None},
+        "trial": run.trial.name,
+        "seed": run.seed,
+        "weights_sha256": run.result["weights_sha256"],
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    write_together(directory, {**files, MANIFEST: _json({**about, "check": None})}, "-o")
+    for path in stale:
+        path.unlink(missing_ok=True)
+    check = target.check(source, directory) if options.get("check") is not False else None
+    exported = Exported(run, to, directory, {name: len(content) for name, content in files.items()}, check)
+    if check is not None:
+        kept = ("images", "mismatches", "mismatching_images", "reference", "largest_difference", "accuracy", "details")
+        shown = exported.to_json()
+        write_atomic(directory / MANIFEST, _json({**about, "check": {key: shown[key] for key in kept}}))
+    return exported
+
+
+def _label(to: str, options: Mapping[str, Option]) -> str:
+    kind = options.get("type")
+    return f"{to}-{kind}" if kind else to
+
+
+def _json(data: object) -> bytes:
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _source(run: Run) -> Source:
+    """The run with all test images of its data.
+
+    Raises:
+        SmidgenError: the data is missing, or is not what the run was trained on.
+    """
+    dataset = load_dataset(run.trial.data.source)
+    trained = run.trained
+    if (trained.input_shape, trained.classes) != (dataset.input_shape, dataset.classes):
+        raise RunError(f"{run.directory} is for other images or classes than those of {dataset.name}")
+    if run.result["held_out"] == "test" and run.result["data_sha256"] != dataset.digest:
+        raise RunError(f"the data at {dataset.name} has changed since {run.directory} was made; put it back as it was")
+    test: Examples = dataset.held_out
+    return Source(run, test.images, test.labels)
+
+
+def _earlier(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Files of an earlier export into the directory that the new one does not write anew.
+
+    Raises:
+        RunError: a file would be overwritten that no export wrote, or that was changed since.
+    """
+    with looked_up(directory):
+        if directory.exists() and not directory.is_dir():
+            raise RunError(f"{directory} is a file; choose another place with -o")
+        there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    own = _own(directory) if MANIFEST in there else {}
+    for name in there & {*files, MANIFEST} - set(own) - ({MANIFEST} if own else set()):
+        raise RunError(f"{directory / name} is not of an earlier export; choose another place with -o, or remove it")
+    for name in sorted(there & set(own)):
+        try:
+            content = read_bounded(directory / name, _MOST_BYTES, follow=False)
+        except OSError as error:
+            raise RunError(cannot_read(directory / name, error)) from None
+        if hashlib.sha256(content).hexdigest() != own[name]:
+            raise RunError(
+                f"{directory / name} was changed since it was exported; choose another place with -o, or remove it"
+            )
+    return [directory / name for name in own if name in there and name not in files]
+
+
+def _own(directory: Path) -> dict[str, str]:
+    """Hashes by name of the files that an earlier export wrote."""
+    try:
+        found = json.loads(read_bounded(directory / MANIFEST, 2**20, follow=False))["files"]
+        return {
+            str(name): str(digest)
+            for name, digest in found.items()
+            if Path(str(name)).name == name and name != MANIFEST
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}

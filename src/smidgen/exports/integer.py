@@ -1,0 +1,246 @@
+"""A network in integers only: what int8 exports do, in Python, to the last bit.
+
+Every value is an unsigned integer q that stands for the real number scale * (q - zero); weights are signed
+bytes with a scale for each output channel. So a convolution's sums stand for real numbers too, with another
+scale, and are brought to the steps of its output by one multiplication and one shift in 64 bits (Jacob et al.,
+Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, arXiv 1712.05877):
+
+    q = min(max(sum * multiplier + offset, 0) >> shift, top)
+
+where the offset holds the output's zero point and the half that makes the shift round. Nothing below 0 is ever
+shifted, so the same is defined in C. Scores are not cut down: each class's last sum, in a common unit, 32 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smidgen.exports.graph import Activation, Add, Affine, Concat, Convolution, Pool, Shape
+
+Integers = NDArray[np.int64]
+BATCH = 50
+"""Images at a time: their values stay in the cache."""
+SCORE_SHIFT = 30
+"""Scores are shifted by this, towards minus infinity."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the integers of a value stand for: scale * (q - zero).
+
+    Attributes:
+        scale: of a step.
+        zero: the integer that stands for 0; of pixels, which are as they come, it may lie between two.
+        top: the largest integer; the smallest is 0.
+    """
+
+    scale: float
+    zero: float
+    top: int
+
+    @property
+    def nearest_zero(self) -> int:
+        """The integer that comes closest to 0: what padding is."""
+        return round(self.zero)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """From sums to the steps of a value, channel by channel, or to scores.
+
+    Attributes:
+        multipliers: one a channel, or one for all; less than 2**31 in size.
+        offsets: likewise; less than 2**62 in size.
+        shift: of all.
+        top: the largest result, the smallest being 0; None for scores, which are not cut.
+    """
+
+    multipliers: Integers
+    offsets: Integers
+    shift: int
+    top: int | None
+
+    def __call__(self, sums: Tensor) -> Tensor:
+        """Int64 [count, channels, height, width] of the same."""
+        return self.finish(sums * _by_channel(self.multipliers) + _by_channel(self.offsets))
+
+    def finish(self, scaled: Tensor) -> Tensor:
+        """The last part: shifted, and cut to what the value can hold."""
+        return scaled >> self.shift if self.top is None else (scaled.clamp(min=0) >> self.shift).clamp(max=self.top)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sums:
+    """A convolution: sums of weights times inputs plus a bias, ReLU where the node says so, then rescaled.
+
+    Attributes:
+        node: says where it looks.
+        weight: int8 range, [outputs, inputs / groups, kernel height, kernel width].
+        bias: 32 bits, [outputs].
+        zero: what is subtracted from each input; not 0 only where padding stands for 0.
+        rescale: of the sums.
+    """
+
+    node: Convolution
+    weight: Integers
+    bias: Integers
+    zero: int
+    rescale: Rescale
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scaled:
+    """An affine map of each channel; a ReLU is in the clamp at 0."""
+
+    node: Affine
+    rescale: Rescale
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Largest:
+    """The largest of a window; the same steps as its input."""
+
+    node: Pool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Averages:
+    """The sum of a window, rescaled; `zero` is what counts where the window leaves the image."""
+
+    node: Pool
+    zero: int
+    rescale: Rescale
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lookup:
+    """A function of each value, as a table of what comes out for each integer."""
+
+    node: Activation
+    table: Integers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Together:
+    """The sum of two values, each with its multiplier; the offset and the rest are the first's."""
+
+    node: Add
+    rescales: tuple[Rescale, Rescale]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Joined:
+    """Values one after another, by channels, each rescaled to common steps."""
+
+    node: Concat
+    rescales: tuple[Rescale, ...]
+
+
+Step = Sums | Scaled | Largest | Averages | Lookup | Together | Joined
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerNetwork:
+    """A network in integers.
+
+    Attributes:
+        steps: in an order in which they can be run.
+        shapes: channels, height, width of each value; the first is the image's.
+        grids: what the integers of each value stand for; of the scores, which have none, a zero of 0.
+        output: the value that holds the scores.
+    """
+
+    steps: tuple[Step, ...]
+    shapes: tuple[Shape, ...]
+    grids: tuple[Grid, ...]
+    output: int
+
+    @property
+    def score_unit(self) -> float:
+        """What 1 of a score is in the unit of the network's scores; all zeros are the same, so any may stand."""
+        return self.grids[self.output].scale
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Scores, int64 [count, classes], of uint8 images [count, channels, height, width]."""
+        with one_thread():
+            return torch.cat([self._run(part)[self.output].flatten(1) for part in images.split(BATCH)])
+
+    def _run(self, images: Tensor) -> dict[int, Tensor]:
+        values = {0: images.to(torch.int64)}
+        for step in self.steps:
+            values[step.node.output] = _apply(step, [values[value] for value in step.node.inputs])
+        return values
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, for pieces so small that dividing them costs more than it gains."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _apply(step: Step, inputs: Sequence[Tensor]) -> Tensor:
+    x = inputs[0]
+    match step:
+        case Sums():
+            sums = whole_sums(step, x) + _by_channel(step.bias)
+            return step.rescale(sums.clamp(min=0) if step.node.relu else sums)
+        case Scaled():
+            return step.rescale(x)
+        case Largest():
+            # Exact: the values are whole numbers far below 2**53.
+            return F.max_pool2d(x.double(), step.node.kernel, step.node.stride, step.node.padding).to(torch.int64)
+        case Averages():
+            (rows, columns), (height, width) = step.node.padding, step.node.kernel
+            padded = F.pad(x, (columns, columns, rows, rows), value=step.zero).double()
+            means = F.avg_pool2d(padded, step.node.kernel, step.node.stride, divisor_override=1)
+            assert height * width * 2**16 < 2**53
+            return step.rescale(means.to(torch.int64))
+        case Lookup():
+            return torch.from_numpy(step.table)[x]
+        case Together():
+            first, second = step.rescales
+            return first.finish(
+                x * int(first.multipliers[0]) + inputs[1] * int(second.multipliers[0]) + int(first.offsets[0])
+            )
+        case Joined():
+            return torch.cat([rescale(x) for rescale, x in zip(step.rescales, inputs, strict=True)], 1)
+    raise AssertionError(step)
+
+
+def whole_sums(step: Sums, x: Tensor) -> Tensor:
+    """The sums of a convolution without its bias, int64.
+
+    In floating point, where sums of whole numbers are exact in any order as long as none needs more bits than the
+    mantissa has: PyTorch multiplies whole numbers without the help of its fast kernels, twenty times as slowly.
+    """
+    node = step.node
+    largest = int(np.abs(step.weight).sum(axis=(1, 2, 3)).max()) * max(int((x - step.zero).abs().max()), 1)
+    dtype = torch.float32 if largest < 2**24 else torch.float64
+    assert largest < 2**53
+    sums = F.conv2d(
+        (x - step.zero).to(dtype),
+        torch.from_numpy(step.weight).to(dtype),
+        None,
+        node.stride,
+        node.padding,
+        node.dilation,
+        node.groups,
+    )
+    return sums.to(torch.int64)
+
+
+def _by_channel(values: Integers) -> Tensor:
+    return torch.from_numpy(values).reshape(1, -1, 1, 1)

@@ -1,0 +1,192 @@
+"""The target `onnx`: one file that takes raw uint8 images, made from the folded graph.
+
+The file is put together with onnx's own helpers and not by PyTorch's exporter: that one traces the module again,
+needs a third package (onnxscript), leaves BatchNorm and the normalization of the images to be dealt with
+afterwards, and writes names and metadata that change from version to version. The graph is at hand already, and
+each of its operations is one or two of ONNX's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smidgen.errors import SmidgenError
+from smidgen.exports.graph import Activation, Add, Affine, Array, Concat, Convolution, Graph, Node, Pool
+from smidgen.exports.target import Check, Source, compared
+from smidgen.settings import canonical_json
+from smidgen.version import VERSION
+
+OPSET = 20
+"""The first with GELU; onnxruntime knows it from 1.17 on, of the beginning of 2024."""
+IR = 9
+"""Of the same time: onnx writes its newest by default, which older runtimes refuse."""
+BATCH = 500
+
+
+class OnnxTarget:
+    """One ONNX file: `images` uint8 [N, channels, height, width] in, `scores` float32 [N, classes] out."""
+
+    def files(self, source: Source) -> dict[str, bytes]:
+        """The file, named after the trial.
+
+        Raises:
+            SmidgenError: onnx or onnxruntime is missing.
+        """
+        onnx, _ = _library("onnx"), _library("onnxruntime")
+        model = _Writer(onnx, source.graph).model(source)
+        onnx.checker.check_model(model, full_check=True)
+        content: bytes = model.SerializeToString(deterministic=True)
+        return {self._name(source): content}
+
+    def check(self, source: Source, directory: Path) -> Check:
+        """Classify all test images with onnxruntime on the CPU."""
+        runtime = _library("onnxruntime")
+        session = runtime.InferenceSession(directory / self._name(source), providers=["CPUExecutionProvider"])
+        began = time.perf_counter()
+        parts = [session.run(["scores"], {"images": part.numpy()})[0] for part in source.images.split(BATCH)]
+        seconds = time.perf_counter() - began
+        return compared(
+            source, torch.from_numpy(np.concatenate(parts)), seconds, details={"onnxruntime": runtime.__version__}
+        )
+
+    @staticmethod
+    def _name(source: Source) -> str:
+        return f"{source.run.trial.name}.onnx"
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise SmidgenError(
+            f"--to onnx needs the package {name}; install it with: pip install 'smidgen[onnx]'"
+        ) from None
+
+
+class _Writer:
+    """An ONNX graph while it is being put together."""
+
+    def __init__(self, onnx: Any, graph: Graph) -> None:
+        self.onnx, self.graph = onnx, graph
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.names = {0: "normalized"}
+
+    def model(self, source: Source) -> Any:
+        """The whole model."""
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        graph, trial = self.graph, source.run.trial
+        self.emit("Cast", ["images"], "pixels", to=types.FLOAT)
+        scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
+        self.emit("Mul", ["pixels", self.constant("pixel_scale", np.float32(scale))], "scaled")
+        self.emit("Add", ["scaled", self.constant("pixel_shift", np.float32(shift))], "normalized")
+        for node in graph.nodes:
+            self.names[node.output] = f"value{node.output}"
+            self.add(node)
+        self.emit("Flatten", [self.names[graph.output]], "scores", axis=1)
+        made = helper.make_graph(
+            self.nodes,
+            trial.name,
+            [helper.make_tensor_value_info("images", types.UINT8, ["N", *graph.input_shape])],
+            [helper.make_tensor_value_info("scores", types.FLOAT, ["N", graph.classes])],
+            self.constants,
+        )
+        model = helper.make_model(
+            made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="smidgen", producer_version=VERSION
+        )
+        model.ir_version = IR
+        about = {
+            "trial": trial.name,
+            "recipe": canonical_json(trial.to_json()),
+            "seed": str(source.run.seed),
+            "weights_sha256": source.run.result["weights_sha256"],
+        }
+        helper.set_model_props(model, about)
+        return model
+
+    def emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def channels(self, name: str, values: Array) -> str:
+        return self.constant(name, values.reshape(1, -1, 1, 1))
+
+    def add(self, node: Node) -> None:
+        """One operation of the graph."""
+        inputs, output = [self.names[value] for value in node.inputs], self.names[node.output]
+        match node:
+            case Convolution():
+                self.convolution(node, inputs, output)
+            case Affine():
+                self.affine(inputs[0], output, node.scale, node.shift, relu=node.relu)
+            case Pool():
+                sides: dict[str, Any] = {
+                    "kernel_shape": node.kernel,
+                    "strides": node.stride,
+                    "pads": (*node.padding, *node.padding),
+                }
+                if node.kind == "average":
+                    sides["count_include_pad"] = int(node.count_padding)
+                self.emit("MaxPool" if node.kind == "max" else "AveragePool", inputs, output, **sides)
+            case Activation():
+                self.activation(node, inputs[0], output)
+            case Add():
+                self.emit("Add", inputs, output)
+            case Concat():
+                self.emit("Concat", inputs, output, axis=1)
+            case _:
+                raise AssertionError(node)
+
+    def convolution(self, node: Convolution, inputs: list[str], output: str) -> None:
+        weights = [self.constant(f"{output}.weight", node.weight), self.constant(f"{output}.bias", node.bias)]
+        after = node.scale is not None and node.shift is not None
+        current = f"{output}.sum" if node.relu or after else output
+        self.emit(
+            "Conv",
+            [*inputs, *weights],
+            current,
+            kernel_shape=node.weight.shape[2:],
+            strides=node.stride,
+            pads=(*node.padding, *node.padding),
+            dilations=node.dilation,
+            group=node.groups,
+        )
+        if node.relu:
+            current = self.emit("Relu", [current], f"{output}.relu" if after else output)
+        if node.scale is not None and node.shift is not None:
+            self.affine(current, output, node.scale, node.shift, relu=False)
+
+    def affine(self, current: str, output: str, scale: Array, shift: Array, *, relu: bool) -> None:
+        current = self.emit("Mul", [current, self.channels(f"{output}.scale", scale)], f"{output}.scaled")
+        shifted = f"{output}.shifted" if relu else output
+        current = self.emit("Add", [current, self.channels(f"{output}.shift", shift)], shifted)
+        if relu:
+            self.emit("Relu", [current], output)
+
+    def activation(self, node: Activation, x: str, output: str) -> None:
+        match node.which:
+            case "leaky_relu":
+                self.emit("LeakyRelu", [x], output, alpha=node.low)
+            case "clamp":
+                limits = [
+                    self.constant(f"{output}.{name}", np.float32(limit))
+                    for name, limit in (("low", node.low), ("high", node.high))
+                ]
+                self.emit("Clip", [x, *limits], output)
+            case "gelu":
+                self.emit("Gelu", [x], output, approximate="tanh")
+            case "silu":
+                self.emit("Mul", [x, self.emit("Sigmoid", [x], f"{output}.sigmoid")], output)
+            case _:
+                kinds = {"relu": "Relu", "hardswish": "HardSwish", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+                self.emit(kinds[node.which], [x], output)

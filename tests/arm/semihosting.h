@@ -1,0 +1,1 @@
+void write_text(const char *text);

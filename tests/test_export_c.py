@@ -1,0 +1,366 @@
+"""Generated C against the graph (float32) and against the integer network (int8, to the last bit), under sanitizers."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import test_export_graph
+from conftest import idx_bytes
+from smidgen.errors import SmidgenError
+from smidgen.exports.c import compiler
+from smidgen.exports.c.compiler import STRICT, classify, compiled, find_compiler
+from smidgen.exports.c.float32 import float32_code
+from smidgen.exports.c.int8 import int8_code
+from smidgen.exports.c.source import About, Code, files, hex_float
+from smidgen.exports.graph import Convolution, Graph, Pool, to_graph
+from smidgen.exports.integer import IntegerNetwork, Rescale, Sums
+from smidgen.exports.memory import Buffer, leads, lifetimes, plan
+from smidgen.exports.quantize import quantize
+from smidgen.runs.weights import TrainedNetwork
+from smidgen.trials.mnist import strict
+from smidgen.version import VERSION
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+SANITIZED = [
+    *(flag for flag in STRICT if flag != "-O2"), "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+]  # fmt: skip
+RANDOM, MORE = range(6), range(6, 30)
+ACTIVATIONS: list[Callable[[], nn.Module]] = [
+    nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardswish, lambda: nn.GELU(approximate="tanh"), nn.SiLU, nn.Sigmoid, nn.Tanh,
+]  # fmt: skip
+
+
+class Joint(nn.Module):
+    """Two branches of the same shape, added or side by side."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, *, add: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.add = first, second, add
+
+    def forward(self, x: Tensor) -> Tensor:
+        a: Tensor = self.first(x)
+        b: Tensor = self.second(x)
+        return a + b if self.add else torch.cat([a, b, x], 1)
+
+
+def random_network(seed: int) -> TrainedNetwork:
+    """A small network of any of the layers, in any order."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    shape = (draw.choice([1, 1, 2, 3]), draw.randint(9, 14), draw.randint(9, 14))
+    layers: list[nn.Module] = []
+    x = torch.zeros(1, *shape)
+
+    def put(layer: nn.Module) -> None:
+        nonlocal x
+        x = layer.eval()(x)
+        layers.append(layer)
+
+    def conv(channels: int, outputs: int, groups: int) -> nn.Conv2d:
+        kernel, dilation = draw.choice([((3, 3), 1), ((3, 3), 2), ((2, 2), 1), ((1, 1), 1), ((2, 3), 2)])
+        padding = draw.choice([(0, 0), (1, 1), (2, 2), (1, 0)])
+        stride = draw.choice([(1, 1), (1, 1), (2, 2), (2, 1)])
+        return nn.Conv2d(channels, outputs, kernel, stride, padding, (1, dilation), groups)
+
+    for _ in range(draw.randint(3, 6)):
+        channels, (height, width) = x.shape[1], x.shape[2:]
+        kind = draw.choice(["conv", "conv", "norm", "activation", "max", "average", "add", "concat"])
+        if kind == "conv" and min(height, width) >= 6:
+            groups = draw.choice([g for g in (1, 2, 3, channels) if channels % g == 0])
+            put(conv(channels, groups * draw.randint(1, 5), groups))
+            for layer in draw.choice([[], ["norm"], ["relu"], ["norm", "relu"], ["relu", "norm"]]):
+                put(nn.BatchNorm2d(x.shape[1]) if layer == "norm" else nn.ReLU())
+        elif kind == "norm":
+            put(nn.BatchNorm2d(channels))
+        elif kind == "activation":
+            put(draw.choice(ACTIVATIONS)())
+        elif kind == "max" and min(height, width) >= 4:
+            put(nn.MaxPool2d(draw.choice([2, 3]), draw.choice([1, 2]), draw.choice([0, 1])))
+        elif kind == "average" and min(height, width) >= 4:
+            put(nn.AvgPool2d(draw.choice([2, 3]), draw.choice([1, 2]), draw.choice([0, 1])))
+        elif kind in ("add", "concat"):
+            branches = [
+                nn.Conv2d(channels, channels, 3, 1, 1),
+                nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Tanh()),
+            ]
+            put(Joint(branches[0], branches[1], add=kind == "add"))
+    classes = draw.randint(2, 6)
+    end = draw.choice(["linear", "pool and linear", "convolution and pool", "linear and norm"])
+    if end == "convolution and pool":
+        put(nn.Conv2d(x.shape[1], classes, 1))
+        put(nn.AvgPool2d((x.shape[2], x.shape[3])))
+        put(nn.Flatten())
+    else:
+        if end == "pool and linear":
+            put(nn.AdaptiveAvgPool2d(1))
+        put(nn.Flatten())
+        put(nn.Linear(x.shape[1], classes))
+        if end == "linear and norm":
+            put(nn.BatchNorm1d(classes))
+            put(nn.Sigmoid())
+    example = test_export_graph.trained(nn.Sequential(*layers), classes)
+    return replace(example, input_shape=shape)
+
+
+CASES: list[Any] = [
+    *test_export_graph.NETWORKS,
+    *(f"random {seed}" for seed in RANDOM),
+    *(pytest.param(f"random {seed}", marks=pytest.mark.slow) for seed in MORE),
+]
+
+
+def graph_of(name: str) -> Graph:
+    kind, _, seed = name.partition(" ")
+    if kind == "random":
+        return to_graph(random_network(int(seed)))
+    return to_graph(test_export_graph.trained(test_export_graph.NETWORKS[name]()))
+
+
+def random_images(graph: Graph, count: int) -> Tensor:
+    """Noise, half of it dark, so that values are as spread as with pictures."""
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randint(0, 256, (count, *graph.input_shape), dtype=torch.uint8, generator=generator)
+    images[count // 2 :] //= 4
+    return images
+
+
+def write(code: Code, graph: Graph, folder: Path, name: str = "net") -> Path:
+    about = About(name, "a test", "random weights", graph.input_shape, graph.classes, graph.macs)
+    folder.mkdir(exist_ok=True)
+    for file, content in files(code, about).items():
+        (folder / file).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_the_graph(name: str, tmp_path: Path) -> None:
+    graph = graph_of(name)
+    images = random_images(graph, 24)
+    with compiled(write(float32_code(graph), graph, tmp_path), "net", SANITIZED) as program:
+        found = classify(program, images)
+    expected = graph.scores(images, torch.float64)
+    size = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=2e-5 * size)
+    assert torch.equal(found.labels, found.scores.argmax(1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_int8_is_the_integer_network_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    graph = graph_of(name)
+    network = quantize(graph, random_images(graph, 100))
+    images = random_images(graph, 48)
+    with compiled(write(int8_code(graph, network), graph, tmp_path), "net", SANITIZED) as program:
+        found = classify(program, images)
+    expected = network.scores(images)
+    assert torch.equal(found.scores, expected.double())
+    assert torch.equal(found.labels, expected.argmax(1))
+    # And it comes near to the real thing.
+    real = graph.scores(images)
+    spread = float(real.max() - real.min())
+    zero = network.grids[network.output].zero
+    assert float(((expected - zero) * network.score_unit - real).abs().mean()) < 0.08 * spread
+
+
+def test_sums_are_those_of_whole_numbers() -> None:
+    """The integer network's convolutions, worked out in floating point, against a loop over integers."""
+    graph = to_graph(test_export_graph.trained(test_export_graph.Branches()))
+    network = quantize(graph, random_images(graph, 32))
+    step = next(s for s in network.steps if isinstance(s, Sums) and s.node.groups == 3)
+    x = torch.randint(0, 256, (1, 6, 7, 5))
+    from smidgen.exports.integer import whole_sums
+
+    found = whole_sums(step, x).numpy()
+    (pad, _), (gap, _) = step.node.padding, step.node.dilation
+    padded = np.pad(x.numpy() - step.zero, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    for o, row, column in np.ndindex(found.shape[1:]):
+        group = o // 2 * 2
+        window = padded[0, group : group + 2, row : row + 2 * gap + 1 : gap, column : column + 2 * gap + 1 : gap]
+        assert found[0, o, row, column] == int((window * step.weight[o]).sum())
+
+
+SABOTAGE: dict[str, Callable[[str], str]] = {
+    "a weight": lambda text: re.sub(r"(layer1_weights\[\d+\] = \{[^\n]*\n\s+)(-?\d+)", lambda m: f"{m[1]}{90 if int(m[2]) < 0 else -90}", text),
+    "rounding": lambda text: re.sub(r"value >>= shift;", "value = (value >> (shift - 1)) / 2 + (value >> (shift - 1)) % 2;", text),
+    "padding": lambda text: text.replace("if (left < 0) column_begin = -left;", "if (left < 0) column_begin = -left + 1;"),
+    "a ReLU": lambda text: re.sub(r"if \(layer->relu && sum < 0\) sum = 0;", "if (layer->relu && sum < 0) sum = -sum;", text),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_a_fault_in_the_files_is_noticed(what: str, tmp_path: Path) -> None:
+    graph = graph_of("padded, activation first")
+    network = quantize(graph, random_images(graph, 64))
+    folder = write(int8_code(graph, network), graph, tmp_path)
+    source = folder / "net.c"
+    changed = SABOTAGE[what](source.read_text())
+    assert changed != source.read_text()
+    source.write_text(changed)
+    images = random_images(graph, 24)
+    with compiled(folder, "net", [*STRICT, "-Wno-conversion"]) as program:
+        assert not torch.equal(classify(program, images).scores, network.scores(images).double())
+
+
+def test_a_warning_is_an_error(tmp_path: Path) -> None:
+    graph = graph_of("flagship")
+    folder = write(float32_code(graph), graph, tmp_path)
+    (folder / "net.c").write_text((folder / "net.c").read_text() + "static int unused;\n")
+    with pytest.raises(SmidgenError, match=r"does not compile the files in .*unused"), compiled(folder, "net"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The example program of a tiny network on images of 12 x 10, under the sanitizers."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 10 * 8, 4))
+    graph = to_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 12, 10), 4, 0.1, 0.3))
+    folder = write(float32_code(graph), graph, tmp_path_factory.mktemp("c") / "net")
+    with compiled(folder, "net", SANITIZED) as made:
+        yield made, graph
+
+
+def test_the_example_program_classifies_idx_files(program: tuple[Path, Graph], tmp_path: Path) -> None:
+    made, graph = program
+    images = random_images(graph, 20)
+    expected = graph.scores(images).argmax(1)
+    (tmp_path / "images").write_bytes(idx_bytes(images[:, 0].numpy()))
+    (tmp_path / "labels").write_bytes(idx_bytes(torch.cat([expected[:15], (expected[15:] + 1) % 4]).numpy()))
+    done = subprocess.run([made, tmp_path / "images", tmp_path / "labels"], capture_output=True, text=True, check=True)
+    assert [int(line) for line in done.stdout.split()] == expected.tolist()
+    assert "15 right, 75.00 %" in done.stderr
+
+
+HEAD = b"\0\0\x08\x03\0\0\0\x02\0\0\0\x0c\0\0\0\x0a"
+HOSTILE = {
+    "empty": b"",
+    "header cut short": HEAD[:10],
+    "other type": b"\0\0\x0d\x03" + HEAD[4:],
+    "other dimensions": b"\0\0\x08\x01" + HEAD[4:],
+    "larger images": HEAD[:8] + b"\xff\xff\xff\xff" * 2 + bytes(240),
+    "other images": HEAD[:8] + b"\0\0\0\x0a\0\0\0\x0c" + bytes(240),
+    "more promised than there is": b"\0\0\x08\x03\xff\xff\xff\xff" + HEAD[8:] + bytes(240),
+    "gzipped": b"\x1f\x8b\x08\x00" + bytes(300),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_the_example_program_withstands_a_hostile_file(program: tuple[Path, Graph], tmp_path: Path, what: str) -> None:
+    made, graph = program
+    (tmp_path / "images").write_bytes(HOSTILE[what])
+    done = subprocess.run([made, tmp_path / "images"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "images") in done.stderr
+    good = random_images(graph, 2)[:, 0].numpy()
+    (tmp_path / "images").write_bytes(idx_bytes(good))
+    for labels in (b"", b"\0\0\x08\x01\0\0\0\x03\1\2\3", b"\0\0\x08\x01\0\0\0\x02\1"):
+        (tmp_path / "labels").write_bytes(labels)
+        done = subprocess.run(
+            [made, tmp_path / "images", tmp_path / "labels"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert "labels" in done.stderr
+    for arguments in ([], ["a", "b", "c"], [tmp_path / "nothing"]):
+        done = subprocess.run([made, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+
+
+def test_memory_is_shared_and_an_output_may_run_into_its_input() -> None:
+    graph = graph_of("flagship")
+    sizes = {buffer.value: buffer.size for buffer in lifetimes(graph)}
+    offsets, size = plan(lifetimes(graph), leads(graph))
+    assert size < sizes[1] * 1.02  # hardly more than the largest value, 26 x 26 x 10
+    assert sizes[1] + sizes[2] > 1.8 * size
+    assert min(offsets.values()) == 0
+    apart, larger = plan(lifetimes(graph), {})
+    assert larger == sizes[1] + sizes[2]
+    for a in lifetimes(graph):
+        for b in lifetimes(graph):
+            if a.value < b.value and a.meets(b):
+                assert apart[a.value] + a.size <= apart[b.value] or apart[b.value] + b.size <= apart[a.value]
+
+
+def test_a_plan_of_nothing_and_of_values_that_outlive_each_other() -> None:
+    assert plan([], {}) == ({}, 0)
+    long, short, late = Buffer(0, 10, 0, 9), Buffer(1, 4, 1, 2), Buffer(2, 4, 3, 4)
+    offsets, size = plan([long, short, late], {})
+    assert size == 14
+    assert offsets[1] == offsets[2]
+
+
+def test_what_integers_cannot_express_is_named() -> None:
+    def graph(*layers: nn.Module) -> Graph:
+        network = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+        network(torch.zeros(2, 1, 12, 12))
+        return to_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 12, 12), 3, 0.1, 0.3))
+
+    images = torch.randint(0, 256, (8, 1, 12, 12), dtype=torch.uint8)
+    padded = graph(nn.Conv2d(1, 2, 3), nn.AvgPool2d(3, 2, 1, count_include_pad=False))
+    assert any(isinstance(node, Pool) for node in padded.nodes)
+    with pytest.raises(SmidgenError, match=r"^1 averages without its padding, .*--type float32 can"):
+        quantize(padded, images)
+    wide = graph(nn.Conv2d(1, 3, 1))
+    linear = wide.nodes[-1]
+    assert isinstance(linear, Convolution)
+    linear.weight[:] = 1
+    heavy = np.ones((3, 3, 200, 200), dtype=np.float32)
+    too_large = replace(wide, nodes=(wide.nodes[0], replace(linear, weight=heavy)))
+    from smidgen.exports.quantize import _Quantizer
+
+    quantizer = _Quantizer(wide, images)
+    with pytest.raises(SmidgenError, match="sums that might not fit in 32 bits.*--type float32 can"):
+        quantizer._sums(too_large.nodes[-1])  # type: ignore[arg-type]
+
+
+def test_rescaling_rounds_to_the_nearest_and_cuts() -> None:
+    half = Rescale(np.array([2**29]), np.array([2**29 + 3 * 2**30]), 30, 10)
+    sums = torch.tensor([-100, -7, -6, -5, 0, 1, 2, 13, 1000]).reshape(-1, 1, 1, 1)
+    assert half(sums).flatten().tolist() == [0, 0, 0, 1, 3, 4, 4, 10, 10]
+
+
+def test_floats_are_written_exactly() -> None:
+    for value in [0.0, -0.0, 1.0, 0.1, -3.14159, 1e-40, 3.4e38]:
+        exact = float(np.float32(value))
+        text = hex_float(exact)
+        assert text.endswith("f")
+        assert float.fromhex(text[:-1]) == exact
+
+
+def test_a_program_that_fails_or_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = tmp_path / "crash"
+    crash.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    crash.chmod(0o755)
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(SmidgenError, match=r"the exported program failed \(3\): broken"):
+        classify(crash, images)
+    crash.write_text("#!/bin/sh\nsleep 5\n")
+    monkeypatch.setattr(compiler, "SECONDS", 0.2)
+    with pytest.raises(SmidgenError, match="did not end within"):
+        classify(crash, images)
+    crash.write_text("#!/bin/sh\n")
+    monkeypatch.setattr(compiler, "SECONDS", 20)
+    with pytest.raises(SmidgenError, match="printed 0 lines for 2 images"):
+        classify(crash, images)
+
+
+def test_integer_networks_have_no_real_numbers() -> None:
+    graph = graph_of("branches")
+    network = quantize(graph, random_images(graph, 32))
+    assert isinstance(network, IntegerNetwork)
+    text = "".join(
+        content.decode()
+        for name, content in files(int8_code(graph, network), About("net", "a", "b", (1, 28, 28), 10, 1)).items()
+        if name == "net.c"
+    )
+    assert not re.search(r"\b(float|double)\b|\d\.\d|math\.h", text.replace(VERSION, ""))
