@@ -129,7 +129,8 @@ class Augmentation(Settings):
     """Random distortion of each training image, drawn anew for each image and epoch.
 
     Every strength is the half-width of a uniform distribution around "unchanged"; 0 turns it off.
-    What comes in from outside the image is black (0).
+    What comes in from outside the image is black (0). Images are mirrored only where `flip` asks for
+    it: a mirrored shoe is a shoe, but a mirrored digit is another sign.
     """
 
     rotation: float = setting(0.0, least=0, most=180, help="degrees")
@@ -139,11 +140,17 @@ class Augmentation(Settings):
     elastic: float = setting(0.0, least=0, most=64, help="root-mean-square displacement on each axis, pixels")
     elastic_smoothness: float = setting(4.0, least=0.5, most=16, help="s.d. of the smoothing Gaussian, pixels")
     interpolation: Literal["nearest", "bilinear"] = setting("bilinear")
+    flip: float = setting(0.0, least=0, most=1, later=True, help="share of images mirrored left to right")
 
     @property
     def affine(self) -> bool:
-        """Whether any affine distortion is on."""
-        return bool(self.rotation or self.translation or self.scale or self.shear)
+        """Whether any affine distortion is on; a mirroring is one."""
+        return bool(self.rotation or self.translation or self.scale or self.shear or self.flip)
+
+    @property
+    def distorts(self) -> bool:
+        """Whether anything is on."""
+        return self.affine or self.elastic > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str
     harder = [
         name
         for name, on in (
-            ("distorted images", trial.augmentation.affine or trial.augmentation.elastic),
+            ("distorted images", trial.augmentation.distorts),
             ("dropout", trial.dropout),
         )
         if on

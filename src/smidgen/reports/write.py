@@ -231,7 +231,7 @@ def _images(group: TrialRuns) -> list[Block]:
     typical = group.typical
     before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
     blocks.append(Heading("Training images", 3))
-    note = "as they are" if not (group.trial.augmentation.affine or group.trial.augmentation.elastic) else "distorted"
+    note = "as they are" if not group.trial.augmentation.distorts else "distorted"
     name, seen = f"sheet-{group.label}", f"As the network saw them, seed {typical.seed}, epoch 1"
     alts = ("Training images as they are in the data", f"The same images {note}, as the network saw them")
     blocks.append(
