@@ -279,7 +279,9 @@ def test_charts_take_the_pages_colour_and_repeat_to_the_byte(runs: Path) -> None
     assert "target 10 %" in "".join(root.itertext())
     matrix = np.eye(3) * 5
     matrix[0, 1] = 2.5
-    assert "2.5" in "".join(ET.fromstring(charts.confusion(matrix, "test", "x")).itertext())
+    text = "".join(ET.fromstring(charts.confusion(matrix, ["cat", "a $ sign", "x"], "test", "x")).itertext())
+    assert "2.5" in text
+    assert "a $ sign" in text
 
 
 def test_a_run_without_a_convolution_has_no_filters() -> None:

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", _run, "train a trial with one seed and judge it")
     run.add_argument("trial", nargs="?", metavar="TRIAL", help=trial_help + "; default: mnist-4-strict, the flagship")
-    run.add_argument("--data", metavar="PATH", help="a bundled data set, or a folder of four IDX files")
+    run.add_argument("--data", metavar="PATH", help="a bundled data set, or a path: images, IDX files, .npz or .csv")
     run.add_argument("--seed", type=int, metavar="N", help="default 0")
     run.add_argument("--epochs", type=int, metavar="N", help="instead of the trial's")
     run.add_argument(
@@ -377,7 +377,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"predictions": [asdict(prediction) for prediction in predictions]})
     else:
-        rows = [[p.file, p.label, f"{100 * p.probability:.2f} %"] for p in predictions]
+        rows = [[p.file, p.name, f"{100 * p.probability:.2f} %"] for p in predictions]
         print(render(["file", "label", "probability"], rows))
     return DONE
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from smidgen.anatomy.layers import Anatomy, examine, examine_trial
-from smidgen.data.dataset import BUNDLED, MNIST_CLASSES, MNIST_SHAPE, load_dataset
+from smidgen.data.dataset import load_dataset
+from smidgen.data.known import KNOWN, MNIST_SHAPE
 from smidgen.errors import TrialError
 from smidgen.tables import TableFormat
 from smidgen.trial import Trial
@@ -86,10 +87,14 @@ def inspect(what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] 
     if isinstance(found, nn.Module):
         shape = tuple(input_shape or MNIST_SHAPE)
         return Inspection(name or type(found).__name__, examine(found, shape))
-    classes = MNIST_CLASSES
-    if found.data.source not in BUNDLED:
+    if found.data.shape is not None:
+        input_shape = input_shape or found.data.shape
+    known = KNOWN.get(found.data.source)
+    if known is not None:
+        classes, input_shape = known.classes, input_shape or known.shape
+    else:
         # Shape and classes are in the training files; the test files need not even be there.
-        dataset = load_dataset(found.data.source, validation=1)
+        dataset = load_dataset(found.data.source, validation=1, shape=found.data.shape)
         classes, input_shape = dataset.classes, input_shape or dataset.input_shape
     shape = tuple(input_shape or MNIST_SHAPE)
     if len(shape) != 3:

@@ -32,13 +32,26 @@ class Data(Settings):
 
     With `evaluate="validation"` the last `validation` training images are held out and judged on,
     the rest trained on, and the test images never touched: for tuning. Another `fold` holds out the
-    block that lies so many blocks before. With `"test"` all training images are trained on.
+    block that lies so many blocks before. With `"test"` all training images are trained on. In image
+    folders and the like, "last" is by the hash of each image; data with a validation split of their
+    own hold out that, and never train on it.
     """
 
-    source: str = setting("mnist", help="a bundled data set, or a folder of four IDX files")
+    source: str = setting("mnist", help="a bundled data set, or a path: images, IDX files, .npz or .csv")
     evaluate: Literal["test", "validation"] = setting("test", help="what the accuracy is measured on")
     validation: int = setting(6_000, least=1, help="training images held out for tuning")
     fold: int = setting(0, least=0, later=True, help="which block of so many is held out, 0 the last of them")
+    shape: tuple[int, ...] | None = setting(
+        None, least=1, most=4_096, later=True, help="channels, height, width of the images; none: the data's own"
+    )
+    form: Literal["auto", "drawing", "picture"] = setting(
+        "auto", later=True, help="how files are brought to that form by predict: as MNIST's drawings, or as pictures"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape is not None and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
+            raise SettingError("Data.shape", list(self.shape), "channels (1 or 3), height and width")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(content: bytes, name: object, formats: Sequence[str]) -> Iterator[Image.Image]:
+def opened(content: bytes, name: object, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """The image in a file's bytes, its size checked before anything is decoded.
 
     Args:
@@ -132,7 +132,7 @@ def _check(image: Image.Image, content: bytes, name: object) -> None:
         raise TooLargeError(f"{name} has more than {MOST_SCANS} scans; save it anew")
 
 
-def _listed(formats: Sequence[str]) -> str:
+def _listed(formats: tuple[str, ...]) -> str:
     return ", ".join(formats[:-1]) + " or " + formats[-1]
 
 
@@ -174,6 +174,25 @@ def decode(content: bytes, name: object, shape: tuple[int, int, int]) -> npt.NDA
         return fitted(_plain(image), channels, height, width)
 
 
+def read_picture(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Read a picture to be classified, by the rule at the top of this module.
+
+    Args:
+        path: of the file.
+        shape: channels (1 or 3), height, width of the result.
+
+    Returns:
+        uint8 [channels, height, width].
+
+    Raises:
+        ImageError: the file is missing, animated, too large, or no picture.
+    """
+    content = read_content(path)
+    with quiet():
+        glance(content, path)
+        return decode(content, path, shape)
+
+
 def fitted(image: Image.Image, channels: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """An image of mode L or RGB scaled to fit, centred on black.
 
@@ -183,7 +202,9 @@ def fitted(image: Image.Image, channels: int, height: int, width: int) -> npt.ND
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         factor = min(width / image.width, height / image.height)
-        sides = [max(1, min(most, round(side * factor))) for side, most in zip(image.size, (width, height), strict=True)]
+        sides = [
+            max(1, min(most, round(side * factor))) for side, most in zip(image.size, (width, height), strict=True)
+        ]
         image = image.resize((sides[0], sides[1]), Image.Resampling.BILINEAR, reducing_gap=3.0)
     pixels = np.asarray(image)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,11 @@ from torch import Tensor
 
 Form = Literal["drawing", "picture"]
 """How an image file is brought to the form of the images: as a drawing in MNIST's manner, or as a picture."""
+
+
+def label_name(class_names: Sequence[str], label: int) -> str:
+    """A class for people: its name, or its number where classes have no names."""
+    return class_names[label] if class_names else str(label)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def front(points: Sequence[Point], what: str, name: str) -> str:
         return _svg(figure, name)
 
 
-def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
+def confusion(matrix: npt.NDArray[np.float64], class_names: Sequence[str], split: str, name: str) -> str:
     """Confusion matrix: images a run, by label (rows) and prediction (columns), the diagonal left out."""
     classes = len(matrix)
     errors = matrix * (1 - np.eye(classes))
@@ -187,11 +187,20 @@ def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
         panel.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=GOAL, linewidth=0.8, alpha=0.6)
         panel.set_xlim(-0.5, classes - 0.5)
         panel.set_ylim(classes - 0.5, -0.5)
-        panel.set_xticks(range(classes))
-        panel.set_yticks(range(classes))
+        ticks = [_tick(label) for label in class_names]
+        panel.set_xticks(range(classes), ticks)
+        if max(map(len, ticks)) > 3:
+            for text in panel.get_xticklabels():
+                text.set(rotation=45, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(classes), ticks)
         panel.set_xlabel("prediction")
         panel.set_ylabel(f"label ({split} images a run)")
         return _svg(figure, name)
+
+
+def _tick(label: str) -> str:
+    """A class's name on an axis: short, and nothing in it taken for mathematics."""
+    return (label if len(label) <= 16 else label[:15] + "…").replace("$", r"\$")
 
 
 def reliability(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.anatomy.layers import examine_trial
-from smidgen.data.dataset import MNIST_CLASSES, MNIST_SHAPE
+from smidgen.data.known import KNOWN
 from smidgen.settings import Json, differences
 from smidgen.tables import render
 from smidgen.trial import Network, Trial
@@ -26,7 +26,8 @@ def listing() -> list[dict[str, Any]]:
     entries = []
     for name, builtin in BUILTIN.items():
         trial = builtin.make()
-        anatomy = examine_trial(trial, MNIST_SHAPE, MNIST_CLASSES)
+        known = KNOWN[trial.data.source]
+        anatomy = examine_trial(trial, known.shape, known.classes)
         result = measured.get(name)
         if result is not None and result["recipe_sha256"] != trial.recipe_digest:
             result = None
