@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from smidgen.inspection import Inspection as Inspection
     from smidgen.inspection import inspect as inspect
     from smidgen.nets.build import build_network as build_network
+    from smidgen.nets.sizing import sized_network as sized_network
     from smidgen.reports.compare import compare as compare
     from smidgen.reports.report import Report as Report
     from smidgen.reports.report import report as report
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
     from smidgen.trial import Trial as Trial
     from smidgen.trials.find import find_trial as find_trial
     from smidgen.trials.listing import listing as listing
+    from smidgen.trials.new import NewTrial as NewTrial
+    from smidgen.trials.new import new_trial as new_trial
     from smidgen.verdict import Verdict as Verdict
 
 _HOMES = {
@@ -97,6 +100,7 @@ _HOMES = {
     ),
     "images": ("read_image",),
     "nets.build": ("build_network",),
+    "nets.sizing": ("sized_network",),
     "reports.compare": ("compare",),
     "reports.report": ("Report", "report"),
     "runs.predict": ("Prediction", "predict"),
@@ -129,6 +133,7 @@ _HOMES = {
     ),
     "trials.find": ("find_trial",),
     "trials.listing": ("listing",),
+    "trials.new": ("NewTrial", "new_trial"),
     "verdict": ("Verdict",),
     "version": ("VERSION",),
 }

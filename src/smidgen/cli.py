@@ -189,13 +189,22 @@ def _parser() -> argparse.ArgumentParser:
     inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
     inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
+    inspect.add_argument("--max-parameters", type=int, metavar="N", help="a budget; default: the trial's goal's")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
 
     data = command("data", _data, "describe the bundled data sets, or what is at a path")
-    data.add_argument("path", nargs="?", metavar="PATH", help="a folder of four IDX files")
+    data.add_argument("path", nargs="?", metavar="PATH", help="images, IDX files, .npz or .csv")
     data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
 
-    predict = command("predict", _predict, "classify PNG and JPEG files with a finished run")
+    data.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet: a row of images for each class")
+
+    new = command("new", _new, "write a trial file for data of your own, with a network sized to a budget")
+    new.add_argument("file", metavar="FILE.py", help="must not exist yet")
+    new.add_argument("--data", required=True, metavar="PATH", help="images, IDX files, .npz or .csv")
+    new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="default 20000")
+    new.add_argument("--epochs", type=int, default=14, metavar="N", help="default 14")
+
+    predict = command("predict", _predict, "classify image files with a finished run")
     predict.add_argument("run", metavar="RUN", help="run directory")
     predict.add_argument("files", nargs="+", metavar="FILE")
 
@@ -348,7 +357,7 @@ def _trials(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from smidgen.inspection import inspect
 
-    inspection = inspect(options.trial, input_shape=options.input)
+    inspection = inspect(options.trial, input_shape=options.input, max_parameters=options.max_parameters)
     if options.json:
         _print_json(inspection.to_json())
     else:
@@ -359,11 +368,22 @@ def _inspect(options: argparse.Namespace) -> int:
 def _data(options: argparse.Namespace) -> int:
     from smidgen.data.describe import describe
 
-    descriptions = describe(options.path)
+    descriptions = describe(options.path, sheet=options.sheet)
     if options.json:
         _print_json({"datasets": [description.to_json() for description in descriptions]})
     else:
         print("\n".join(description.text(hashes=options.check) for description in descriptions))
+    return DONE
+
+
+def _new(options: argparse.Namespace) -> int:
+    from smidgen.trials.new import new_trial
+
+    written = new_trial(options.file, data=options.data, max_parameters=options.max_parameters, epochs=options.epochs)
+    if options.json:
+        _print_json(written.to_json())
+    else:
+        print(written)
     return DONE
 
 

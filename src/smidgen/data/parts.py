@@ -62,6 +62,7 @@ class Survey:
         first_skipped: the first of them for each reason.
         duplicates: images that are there more than once, by what they have in common.
         notes: one line each, for the header of a run.
+        own_validation: whether the data have a validation split of their own.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Survey:
     first_skipped: dict[str, str] = field(default_factory=dict)
     duplicates: Counter[str] = field(default_factory=Counter)
     notes: tuple[str, ...] = ()
+    own_validation: bool = False
 
     @property
     def skipped_line(self) -> str:

@@ -48,6 +48,10 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
+class NoTestImagesError(DataError):
+    """Data with training and validation images, but none to test on."""
+
+
 @dataclass(frozen=True)
 class _Seen:
     """An image file after a look at it."""
@@ -91,7 +95,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
     parts = everything.part(0, trained), everything.part(trained, len(kept))
     if not len(parts[1]):
         raise DataError(f"{path}: no image is left to be judged on{_reason(listing)}; add some")
-    own_validation = tuning and any(e.split == "val" for e in listing.entries)
+    own_validation = any(e.split == "val" for e in listing.entries)
     survey = Survey(
         kind=listing.kind,
         sizes=Counter((s.glance.height, s.glance.width) for s in kept),
@@ -99,6 +103,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
         first_skipped=listing.first_skipped,
         duplicates=_duplicates(kept[:trained], kept[trained:], "validation" if tuning else "test"),
         notes=_notes(listing, kept, (channels, height, width), tuning=tuning),
+        own_validation=own_validation,
     )
     return Parts(
         train=parts[0],
@@ -160,7 +165,7 @@ def _split(
     if "test" in named:
         train, test = [s for s in seen if s.entry.split == "train"], [s for s in seen if s.entry.split == "test"]
     elif "val" in named and validation is None:
-        raise DataError(
+        raise NoTestImagesError(
             f"{path} has images for training and validation, but none to test on; add a test split, or judge on the "
             f"validation images with data.evaluate=validation"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -273,7 +274,10 @@ def _focus(panel: Axes, also: Sequence[float]) -> None:
 def _svg(figure: Figure, name: str) -> str:
     """The figure as SVG with the page's text colour, a scalable size, and ids of its own."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Names are text in the SVG, and the browser has the letters that the font measured with lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
