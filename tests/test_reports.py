@@ -28,7 +28,7 @@ from smidgen.reports.write import reliability_bins, write
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
-from smidgen.trial import Augmentation, Conv, Goal, Trial
+from smidgen.trial import Augmentation, Conv, Goal, Network, Trial
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +321,7 @@ def test_three_trials_are_drawn_as_accuracy_against_parameters(
     small_run: Run, small_trial: Trial, tmp_path: Path
 ) -> None:
     others = []
+    assert isinstance(small_trial.network, Network)
     for name, width in (("wider", 8), ("narrower", 3)):
         network = replace(small_trial.network, blocks=(Conv(width, stride=2), *small_trial.network.blocks[1:]))
         others.append(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from smidgen.inspection import Inspection as Inspection
     from smidgen.inspection import inspect as inspect
     from smidgen.nets.build import build_network as build_network
+    from smidgen.nets.code import from_module as from_module
+    from smidgen.nets.code import trust as trust
     from smidgen.nets.sizing import sized_network as sized_network
     from smidgen.reports.compare import compare as compare
     from smidgen.reports.report import Report as Report
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from smidgen.trial import Goal as Goal
     from smidgen.trial import Linear as Linear
     from smidgen.trial import MaxPool as MaxPool
+    from smidgen.trial import Module as Module
     from smidgen.trial import Network as Network
     from smidgen.trial import OneCycle as OneCycle
     from smidgen.trial import Step as Step
@@ -100,6 +103,7 @@ _HOMES = {
     ),
     "images": ("read_image",),
     "nets.build": ("build_network",),
+    "nets.code": ("from_module", "trust"),
     "nets.sizing": ("sized_network",),
     "reports.compare": ("compare",),
     "reports.report": ("Report", "report"),
@@ -126,6 +130,7 @@ _HOMES = {
         "Goal",
         "Linear",
         "MaxPool",
+        "Module",
         "Network",
         "OneCycle",
         "Step",

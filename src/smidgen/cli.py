@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _parser().parse_args(arguments)
+        if options.code:
+            from smidgen.nets.code import trust
+
+            for path in options.code:
+                trust(path)
         status: int = options.command(options)
         sys.stdout.flush()
         return status
@@ -98,15 +103,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smidgen {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Any, help: str, *, code: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function, code=[])
+        if code:
+            sub.add_argument(
+                "--code", action="append", default=[], metavar="FILE.py",
+                help="run this file, which defines a trial's network; may be repeated",
+            )  # fmt: skip
         return sub
 
     trial_help = "a built-in name, FILE.py:NAME, or the trial.json of a run"
 
-    run = command("run", _run, "train a trial with one seed and judge it")
+    run = command("run", _run, "train a trial with one seed and judge it", code=True)
     run.add_argument("trial", nargs="?", metavar="TRIAL", help=trial_help + "; default: mnist-4-strict, the flagship")
     run.add_argument("--data", metavar="PATH", help="a bundled data set, or a path: images, IDX files, .npz or .csv")
     run.add_argument("--seed", type=int, metavar="N", help="default 0")
@@ -140,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time between checkpoints within an epoch; default 30",
     )  # fmt: skip
 
-    sweep = command("sweep", _sweep, "train trials with many seeds; what is done already is not done again")
+    sweep = command("sweep", _sweep, "train trials with many seeds; what is done already is not done again", code=True)
     sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=trial_help)
     sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
@@ -152,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--threads", type=int, metavar="N", help="of each run; default 1")
     sweep.add_argument("--out", metavar="DIR", default="runs/sweep", help="where the runs go; default runs/sweep")
 
-    compare = command("compare", _compare, "compare two sets of runs on the same test images")
+    compare = command("compare", _compare, "compare two sets of runs on the same test images", code=True)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
     compare.add_argument("--with", nargs="+", required=True, metavar="RUN", dest="others", help="the other set")
 
@@ -186,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
-    inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
+    inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict", code=True)
     inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
     inspect.add_argument("--max-parameters", type=int, metavar="N", help="a budget; default: the trial's goal's")
@@ -204,11 +214,13 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="default 20000")
     new.add_argument("--epochs", type=int, default=14, metavar="N", help="default 14")
 
-    predict = command("predict", _predict, "classify image files with a finished run")
+    predict = command("predict", _predict, "classify image files with a finished run", code=True)
     predict.add_argument("run", metavar="RUN", help="run directory")
     predict.add_argument("files", nargs="+", metavar="FILE")
 
-    report = command("report", _report, "write the document of runs: results, curves, tables, mistakes, analysis")
+    report = command(
+        "report", _report, "write the document of runs: results, curves, tables, mistakes, analysis", code=True
+    )
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
     report.add_argument("-o", "--out", metavar="FILE", default="report.html", help="FILE.html or FILE.md")
 

@@ -103,6 +103,8 @@ class Network(Settings):
     `order` says where BatchNorm stands in a convolution's block.
     """
 
+    type_implied = True
+
     blocks: tuple[Block, ...] = setting()
     order: Literal["norm-activation", "activation-norm"] = setting("norm-activation")
 
@@ -113,6 +115,30 @@ class Network(Settings):
 
     def __str__(self) -> str:
         return " ".join(_short(block) for block in self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module(Settings):
+    """A network from a Python file of the user's own; `smidgen.from_module` makes it.
+
+    The file is named, not found: it is run only where the user names it (`smidgen.nets.code`).
+    """
+
+    file: str = setting(help="the file's name, without its folder")
+    name: str = setting(help="of the class or function in it")
+    sha256: str = setting(help="of the file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[^/\\]{1,200}\.py", self.file) or not self.file.isprintable():
+            raise SettingError("Module.file", self.file, "the name of a Python file, without its folder")
+        if not self.name.isidentifier() or len(self.name) > 200:
+            raise SettingError("Module.name", self.name, "the name of a class or function")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise SettingError("Module.sha256", self.sha256, "64 hexadecimal digits")
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.name}"
 
 
 def _short(block: Block) -> str:
@@ -250,7 +276,7 @@ class Trial(Settings):
     note: str = setting("", help="one line for people: what this trial is about")
     goal: Goal = Goal()
     data: Data = Data()
-    network: Network
+    network: Network | Module
     augmentation: Augmentation = Augmentation()
     dropout: float = setting(0.0, least=0, below=1, help="rate after every convolution with an activation")
     optimizer: Optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from smidgen.errors import RunError, SmidgenError
 from smidgen.files import cannot_read
 from smidgen.nets.build import build_network
 from smidgen.tensorfile import Header, read_header, read_tensors, sealed_bytes
-from smidgen.trial import Trial
+from smidgen.trial import Module, Trial
 
 _UNSEALED = 1
 """The first format, without a seal."""
@@ -122,7 +123,8 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
     if form not in ("drawing", "picture"):
         raise ValueError(f"its images' form is {form!r}")
     channels, height, width = shape
-    with torch.device("meta"):
+    # What a user's module keeps besides its weights must be there; blocks keep nothing.
+    with contextlib.nullcontext() if isinstance(trial.network, Module) else torch.device("meta"):
         network = build_network(trial.network, input_shape=shape, classes=classes, dropout=trial.dropout)
     return TrainedNetwork(network, trial, (channels, height, width), classes, mean, std, tuple(names), form)
 
