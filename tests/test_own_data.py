@@ -309,6 +309,18 @@ def test_what_does_not_fit_in_memory_is_refused_before_decoding(folder: Path, mo
     memory.check_room(10**9, (3, 512, 512), "anything")
 
 
+def test_large_pictures_go_through_several_threads_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = load_dataset(folder, shape=(3, 9, 9))
+    monkeypatch.setattr(pictures, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(pictures, "_LARGE_PIXELS", 1)
+    monkeypatch.setattr(pictures, "_BIG", 1)
+    monkeypatch.setattr(pictures, "_STEPS", 50)
+    told: list[str] = []
+    several = load_dataset(folder, shape=(3, 9, 9), show=told.append)
+    assert several.sha256 == one.sha256
+    assert told[:2] == ["50 images looked at", "100 images looked at"]
+
+
 def test_free_memory_is_known_here() -> None:
     free = memory.available_bytes()
     assert free is None or 2**20 < free < 2**50

@@ -42,6 +42,9 @@ _BIG = 4 * 2**20
 _USABLE, _UNREADABLE, _ANIMATED, _TOO_LARGE = range(4)
 _REASONS = {_UNREADABLE: "unreadable", _ANIMATED: "animated", _TOO_LARGE: "too large to decode"}
 _STEPS = 2_000
+"""Items between two reports of how far it is."""
+_LARGE_BYTES, _LARGE_PIXELS = 2**16, 2**16
+"""From these means on, of a file or a picture, several threads are worth it."""
 _one_at_a_time = threading.Lock()
 
 _In = TypeVar("_In")
@@ -143,7 +146,7 @@ def _look(entries: Sequence[Entry], listing: Listing, show: Show) -> list[_Seen]
             return entry, _status(error)
 
     seen = []
-    for found in _mapped(look, entries, "looked at", show):
+    for found in _mapped(look, entries, "looked at", show, large=_mean_bytes(entries) >= _LARGE_BYTES):
         if isinstance(found, _Seen):
             seen.append(found)
         else:
@@ -240,21 +243,35 @@ def _decode_block(
             except ImageError as error:
                 status[index] = _status(error)
 
-    for _ in _mapped(one, range(len(block)), what, show, start):
+    pixels_each = statistics.fmean(s.glance.height * s.glance.width for s in block)
+    for _ in _mapped(one, range(len(block)), what, show, large=pixels_each >= _LARGE_PIXELS, before=start):
         pass
     return torch.from_numpy(pixels), torch.from_numpy(status)
 
 
 def _mapped(
-    function: Callable[[_In], _Out], items: Sequence[_In], what: str, show: Show, before: int = 0
+    function: Callable[[_In], _Out], items: Sequence[_In], what: str, show: Show, *, large: bool, before: int = 0
 ) -> Iterator[_Out]:
-    """What a function makes of each item, in order, by several threads; files and Pillow's decoders let them run."""
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
+    """What a function makes of each item, in order.
+
+    Large pictures go through several threads, as Pillow's decoders let others run. For small ones
+    Python itself is most of the work, and threads that wait for it take twice as long as one does.
+    """
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if large else 1) as pool:
         for start in range(0, len(items), _STEPS):
-            yield from pool.map(function, items[start : start + _STEPS], chunksize=1)
+            part = items[start : start + _STEPS]
+            yield from pool.map(function, part) if large else map(function, part)
             if start + _STEPS < len(items):
                 show(f"{before + start + _STEPS:,} images {what}")
+
+
+def _mean_bytes(entries: Sequence[Entry]) -> float:
+    """Of some of the files, evenly spread."""
+    sizes = []
+    for entry in entries[:: max(1, len(entries) // 50)]:
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(entry.path.stat().st_size)
+    return statistics.fmean(sizes) if sizes else 0.0
 
 
 def _duplicates(train: Sequence[_Seen], held_out: Sequence[_Seen], split: str) -> Counter[str]:
