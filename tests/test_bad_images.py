@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -301,3 +302,43 @@ def test_mistakes_are_one_line_of_the_command(smidgen: Command, folder: Path, tm
     assert smidgen("data", tmp_path / "empty").is_mistake("holds no images")
     assert smidgen("run", "--data", tmp_path / "empty", "--out", tmp_path / "r").is_mistake("holds no images")
     assert smidgen("run", "--data", folder, "--set", "data.shape=[2,3,4]").is_mistake("data.shape", "channels")
+
+
+def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
+    """The content with some bytes changed, and often cut."""
+    generator = random.Random(seed)
+    made = []
+    for _ in range(count):
+        changed = bytearray(content)
+        for _ in range(generator.randint(1, 6)):
+            changed[generator.randrange(len(changed))] = generator.randrange(256)
+        made.append(bytes(changed[: generator.randint(1, len(changed))] if generator.random() < 0.3 else changed))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP"])
+def test_damaged_pictures_end_in_pixels_or_in_one_line(kind: str, tmp_path: Path) -> None:
+    image = picture(1, 3, side=16)
+    content = save(tmp_path / f"x.{kind.lower()}", image.quantize(64) if kind == "GIF" else image)
+    with decoding.quiet():
+        for changed in mutations(content, 150, 5):
+            try:
+                found = glance(changed, "x")
+                assert min(found.height, found.width) > 0
+                assert decode(changed, "x", (3, 8, 8)).shape == (3, 8, 8)
+            except ImageError as error:
+                assert "\n" not in str(error)
+
+
+def test_damaged_tables_and_arrays_end_in_data_or_in_one_line(folder: Path) -> None:
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.rglob("*.png"))]
+    np.savez_compressed(
+        folder / "d.npz", images=np.arange(60 * 36, dtype=np.uint8).reshape(60, 6, 6), labels=np.arange(60) % 3
+    )
+    for name, content in (("d.csv", "\n".join(rows).encode()), ("d.npz", (folder / "d.npz").read_bytes())):
+        for changed in mutations(content, 60, 7):
+            (folder / name).write_bytes(changed)
+            try:
+                assert count(load_dataset(folder / name)) <= 60
+            except DataError as error:
+                assert "\n" not in str(error)
