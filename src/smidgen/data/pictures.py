@@ -255,7 +255,8 @@ def _mapped(
     """What a function makes of each item, in order.
 
     Large pictures go through several threads, as Pillow's decoders let others run. For small ones
-    Python itself is most of the work, and threads that wait for it take twice as long as one does.
+    Python itself is most of the work, and two threads that wait for it take longer than one does
+    (docs/results.md).
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if large else 1) as pool:
         for start in range(0, len(items), _STEPS):
