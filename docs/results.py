@@ -65,7 +65,9 @@ def main() -> None:
                 results[name].append(smidgen.load_run(directory).result)
         print(f"\n{' '.join(OPTIONS[engine])}\n\n{_table(results)}")
         if engine == "native":
-            measured = {name: _measured(found) for name, found in results.items() if len(found) >= 3}
+            # Trials on other data are measured elsewhere, and stay.
+            measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+            measured |= {name: _measured(found) for name, found in results.items() if len(found) >= 3}
             MEASURED.write_text(json.dumps(measured, indent=2) + "\n")
             print(f"\nwrote {MEASURED.name} beside the built-in trials", file=sys.stderr)
 

@@ -207,7 +207,7 @@ NB_MODULE(_core, m) {
                                    available,
                                    shape_of(shape),
                                    {strengths.at(0), strengths.at(1), strengths.at(2), strengths.at(3),
-                                    strengths.at(4), strengths.at(5), nearest},
+                                    strengths.at(4), strengths.at(5), strengths.at(6), nearest},
                                    seed,
                                    purpose,
                                    scale,

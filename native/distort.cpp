@@ -54,6 +54,11 @@ void sampling_map(const Distortion& d, const uint64_t* words, const Shape& shape
     map[3] = static_cast<float>(c);
     map[4] = static_cast<float>(e);
     map[5] = static_cast<float>(middle_y - c * (shift_x + middle_x) - e * (shift_y + middle_y));
+    if (uniform(words[5]) < d.flip) {
+        map[0] = -map[0];
+        map[1] = -map[1];
+        map[2] = static_cast<float>(shape.width - 1) - map[2];
+    }
 }
 
 }  // namespace

@@ -15,8 +15,11 @@ struct Distortion {
     double scale = 0.0, shear = 0.0;
     double elastic = 0.0;  // root-mean-square displacement, pixels; smoothed by a Gaussian of this s.d.:
     double smoothness = 4.0;
+    double flip = 0.0;  // share of images mirrored left to right
     bool nearest = false;
-    bool affine() const { return rotation != 0.0 || translation != 0.0 || scale != 0.0 || shear != 0.0; }
+    bool affine() const {
+        return rotation != 0.0 || translation != 0.0 || scale != 0.0 || shear != 0.0 || flip != 0.0;
+    }
 };
 
 // Philox4x64-10 (Salmon et al. 2011): word `index` of the stream that numpy's Philox gives for this

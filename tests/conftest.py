@@ -161,6 +161,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["SMIDGEN_CACHE"] = ""  # the tests that are about it give it a folder of their own
     hypothesis.settings.load_profile("new" if config.getoption("--thorough") else "same")
 
 

@@ -126,3 +126,23 @@ def test_what_comes_in_from_outside_is_black() -> None:
     moved = augment(white, Augmentation(translation=0.4), stream)
     assert float(moved[:, :, 13:15, 13:15].min()) > 0.99
     assert float(moved.min()) == 0
+
+
+def test_flip_mirrors_its_share_of_the_images_and_nothing_else(images: Tensor) -> None:
+    colour = torch.cat([images, images.flip(2), images * 0.5], 1)
+    mirrored = augment(colour, Augmentation(flip=1.0), stream)
+    assert torch.allclose(mirrored, colour.flip(3), atol=1e-4)
+    some = augment(colour, Augmentation(flip=0.4), stream)
+    as_they_were = (some - colour).abs().amax((1, 2, 3)) < 1e-4
+    turned = (some - colour.flip(3)).abs().amax((1, 2, 3)) < 1e-4
+    assert bool((as_they_were ^ turned).all())
+    draws = Stream(3, Purpose.AUGMENTATION).uniforms(5_000, 6)
+    flipped = _sampling_matrices(Augmentation(flip=0.3), draws, 8, 8)[:, 0, 0] < 0
+    assert abs(flipped.mean() - 0.3) < 0.03
+
+
+def test_turning_flip_on_leaves_the_other_images_as_they_were(images: Tensor) -> None:
+    without = augment(images, Augmentation(rotation=20), stream)
+    flipping = augment(images, Augmentation(rotation=20, flip=0.5), stream)
+    same = (without == flipping).flatten(1).all(1)
+    assert 0.2 < float(same.float().mean()) < 0.8

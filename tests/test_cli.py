@@ -132,7 +132,7 @@ def test_an_output_directory_that_holds_a_run_is_left_alone(smidgen: Command, tr
 def test_trials_lists_all(smidgen: Command) -> None:
     done = smidgen("trials", "--json")
     assert [t["name"] for t in done.json["trials"]] == [
-        "mnist-1-skeleton", "mnist-2-regularized", "mnist-3-augmented", "mnist-4-strict",
+        "mnist-1-skeleton", "mnist-2-regularized", "mnist-3-augmented", "mnist-4-strict", "fashion-small",
     ]  # fmt: skip
     for trial in done.json["trials"]:
         assert set(trial) >= {"name", "parameters", "epochs", "target"}
@@ -141,7 +141,7 @@ def test_trials_lists_all(smidgen: Command) -> None:
     assert "8,000" in text
 
 
-@pytest.mark.parametrize("command", ["run", "trials", "inspect", "data", "predict", "bench"])
+@pytest.mark.parametrize("command", ["run", "trials", "inspect", "data", "new", "predict", "bench"])
 def test_every_command_has_help_and_json(smidgen: Command, command: str) -> None:
     done = smidgen(command, "--help")
     assert done.status == 0

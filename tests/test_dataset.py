@@ -133,7 +133,7 @@ def test_a_place_without_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="is a file"):
         load_dataset(tmp_path / "file")
-    with pytest.raises(DataError, match="has no train-images-idx3-ubyte"):
+    with pytest.raises(DataError, match="holds no images to train on; give a folder"):
         load_dataset(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ PADDED = Network(
     order="activation-norm",
 )
 NETWORKS = {
-    "flagship": build(strict().network),
+    "flagship": build(cast("Network", strict().network)),
     "seed": build(SEED_NETWORK),
     "seed, activation first": build(Network(SEED_NETWORK.blocks, order="activation-norm")),
     "padded, activation first": build(PADDED),

@@ -22,7 +22,7 @@ from smidgen.runs.weights import weights_sha256
 from smidgen.training import checkpoint, loop
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
-from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Cosine, OneCycle, Step, Trial
+from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Cosine, Network, OneCycle, Step, Trial
 
 PLACE = place(threads=1)
 
@@ -277,6 +277,7 @@ def test_what_cannot_be_placed_is_one_line() -> None:
 
 
 def test_initial_weights_have_the_spread_that_is_asked_for(data: Dataset, small_trial: Trial) -> None:
+    assert isinstance(small_trial.network, Network)
     blocks = (Conv(256, stride=2), *small_trial.network.blocks[1:])
     wide = replace(small_trial, network=replace(small_trial.network, blocks=blocks))
     for name, gain in (("pytorch", 1 / 3), ("he", 2.0)):

@@ -571,11 +571,13 @@ STRENGTHS = [
     Augmentation(rotation=15, translation=0.1, scale=0.2, shear=0.3),
     Augmentation(elastic=2.0, elastic_smoothness=3.0),
     Augmentation(rotation=180, translation=1.0, scale=0.9, elastic=1.0),
+    Augmentation(flip=0.5),
+    Augmentation(rotation=15, translation=0.1, scale=0.2, shear=0.3, elastic=1.0, flip=0.5),
 ]
 
 
 @pytest.mark.parametrize("name", LEVELS)
-@pytest.mark.parametrize("settings", STRENGTHS, ids=["none", "affine", "elastic", "wild"])
+@pytest.mark.parametrize("settings", STRENGTHS, ids=["none", "affine", "elastic", "wild", "flip", "all"])
 def test_loader_distorts_as_augment_does(
     settings: Augmentation, name: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,7 +608,7 @@ def test_loader_takes_the_nearest_pixel_as_augment_does(mnist: Dataset) -> None:
 
 def test_loader_of_several_channels_and_odd_sizes() -> None:
     images = torch.randint(0, 256, (30, 3, 7, 13), dtype=torch.uint8)
-    settings = Augmentation(rotation=30, scale=0.2, elastic=1.0)
+    settings = Augmentation(rotation=30, scale=0.2, elastic=1.0, flip=0.5)
     loader = NativeLoader(images, torch.zeros(30, dtype=torch.int64), settings, 1, 0.3, 0.5, 2)
     expected = augment(to_float(images), settings, Stream(1, Purpose.AUGMENTATION, 1, 2))
     assert (loader.load(torch.arange(30), 1, 2)[0] - normalize(expected, 0.3, 0.5)).abs().max() < 1e-4

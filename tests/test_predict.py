@@ -222,7 +222,8 @@ def test_the_predict_command(smidgen: Command, small_run: Run, mnist: Dataset, t
     done = smidgen("predict", small_run.directory, path, "--json")
     assert done.status == 0
     entry = done.json["predictions"][0]
-    assert set(entry) == {"file", "label", "probability"}
+    assert set(entry) == {"file", "label", "probability", "name"}
+    assert entry["name"] == str(entry["label"])
     assert 0 < entry["probability"] <= 1
     assert str(path) in smidgen("predict", small_run.directory, path).out
     assert smidgen("predict", small_run.directory, tmp_path / "no.png").is_mistake("no.png", "does not exist")

@@ -28,7 +28,7 @@ from smidgen.reports.write import reliability_bins, write
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
-from smidgen.trial import Augmentation, Conv, Goal, Trial
+from smidgen.trial import Augmentation, Conv, Goal, Network, Trial
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,9 @@ def test_charts_take_the_pages_colour_and_repeat_to_the_byte(runs: Path) -> None
     assert "target 10 %" in "".join(root.itertext())
     matrix = np.eye(3) * 5
     matrix[0, 1] = 2.5
-    assert "2.5" in "".join(ET.fromstring(charts.confusion(matrix, "test", "x")).itertext())
+    text = "".join(ET.fromstring(charts.confusion(matrix, ["cat", "a $ sign", "x"], "test", "x")).itertext())
+    assert "2.5" in text
+    assert "a $ sign" in text
 
 
 def test_a_run_without_a_convolution_has_no_filters() -> None:
@@ -319,6 +321,7 @@ def test_three_trials_are_drawn_as_accuracy_against_parameters(
     small_run: Run, small_trial: Trial, tmp_path: Path
 ) -> None:
     others = []
+    assert isinstance(small_trial.network, Network)
     for name, width in (("wider", 8), ("narrower", 3)):
         network = replace(small_trial.network, blocks=(Conv(width, stride=2), *small_trial.network.blocks[1:]))
         others.append(

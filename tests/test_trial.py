@@ -121,6 +121,7 @@ def test_settings_from_the_command_line_are_typed() -> None:
     )
     assert trial.optimizer == AdamW(lr=0.003, weight_decay=1e-4)
     assert with_settings(trial, ["optimizer=sgd"]).optimizer == SGD(lr=0.003, weight_decay=1e-4)
+    assert isinstance(trial.network, Network)
     assert trial.network.blocks[8] == Linear(bias=False)
     assert trial.goal.accuracy == 99
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from smidgen.inspection import Inspection as Inspection
     from smidgen.inspection import inspect as inspect
     from smidgen.nets.build import build_network as build_network
+    from smidgen.nets.code import from_module as from_module
+    from smidgen.nets.code import trust as trust
+    from smidgen.nets.sizing import sized_network as sized_network
     from smidgen.reports.compare import compare as compare
     from smidgen.reports.report import Report as Report
     from smidgen.reports.report import report as report
@@ -73,12 +76,15 @@ if TYPE_CHECKING:
     from smidgen.trial import Goal as Goal
     from smidgen.trial import Linear as Linear
     from smidgen.trial import MaxPool as MaxPool
+    from smidgen.trial import Module as Module
     from smidgen.trial import Network as Network
     from smidgen.trial import OneCycle as OneCycle
     from smidgen.trial import Step as Step
     from smidgen.trial import Trial as Trial
     from smidgen.trials.find import find_trial as find_trial
     from smidgen.trials.listing import listing as listing
+    from smidgen.trials.new import NewTrial as NewTrial
+    from smidgen.trials.new import new_trial as new_trial
     from smidgen.verdict import Verdict as Verdict
 
 _HOMES = {
@@ -100,6 +106,8 @@ _HOMES = {
     "exports.export": ("Exported", "export"),
     "images": ("read_image",),
     "nets.build": ("build_network",),
+    "nets.code": ("from_module", "trust"),
+    "nets.sizing": ("sized_network",),
     "reports.compare": ("compare",),
     "reports.report": ("Report", "report"),
     "runs.predict": ("Prediction", "predict"),
@@ -125,6 +133,7 @@ _HOMES = {
         "Goal",
         "Linear",
         "MaxPool",
+        "Module",
         "Network",
         "OneCycle",
         "Step",
@@ -132,6 +141,7 @@ _HOMES = {
     ),
     "trials.find": ("find_trial",),
     "trials.listing": ("listing",),
+    "trials.new": ("NewTrial", "new_trial"),
     "verdict": ("Verdict",),
     "version": ("VERSION",),
 }

@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _parser().parse_args(arguments)
+        if options.code:
+            from smidgen.nets.code import trust
+
+            for path in options.code:
+                trust(path)
         status: int = options.command(options)
         sys.stdout.flush()
         return status
@@ -98,17 +103,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smidgen {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Any, help: str, *, code: bool = False) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function, code=[])
+        if code:
+            sub.add_argument(
+                "--code", action="append", default=[], metavar="FILE.py",
+                help="run this file, which defines a trial's network; may be repeated",
+            )  # fmt: skip
         return sub
 
     trial_help = "a built-in name, FILE.py:NAME, or the trial.json of a run"
 
-    run = command("run", _run, "train a trial with one seed and judge it")
+    run = command("run", _run, "train a trial with one seed and judge it", code=True)
     run.add_argument("trial", nargs="?", metavar="TRIAL", help=trial_help + "; default: mnist-4-strict, the flagship")
-    run.add_argument("--data", metavar="PATH", help="a bundled data set, or a folder of four IDX files")
+    run.add_argument("--data", metavar="PATH", help="a bundled data set, or a path: images, IDX files, .npz or .csv")
     run.add_argument("--seed", type=int, metavar="N", help="default 0")
     run.add_argument("--epochs", type=int, metavar="N", help="instead of the trial's")
     run.add_argument(
@@ -140,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time between checkpoints within an epoch; default 30",
     )  # fmt: skip
 
-    sweep = command("sweep", _sweep, "train trials with many seeds; what is done already is not done again")
+    sweep = command("sweep", _sweep, "train trials with many seeds; what is done already is not done again", code=True)
     sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=trial_help)
     sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
     sweep.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
@@ -155,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--threads", type=int, metavar="N", help="of each run; default 1")
     sweep.add_argument("--out", metavar="DIR", default="runs/sweep", help="where the runs go; default runs/sweep")
 
-    compare = command("compare", _compare, "compare two sets of runs on the same test images")
+    compare = command("compare", _compare, "compare two sets of runs on the same test images", code=True)
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
     compare.add_argument("--with", nargs="+", required=True, metavar="RUN", dest="others", help="the other set")
 
@@ -189,16 +199,25 @@ def _parser() -> argparse.ArgumentParser:
 
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
-    inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
+    inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict", code=True)
     inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
+    inspect.add_argument("--max-parameters", type=int, metavar="N", help="a budget; default: the trial's goal's")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
 
     data = command("data", _data, "describe the bundled data sets, or what is at a path")
-    data.add_argument("path", nargs="?", metavar="PATH", help="a folder of four IDX files")
+    data.add_argument("path", nargs="?", metavar="PATH", help="images, IDX files, .npz or .csv")
     data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
 
-    export = command("export", _export, "write a run as files for elsewhere, checked over all test images")
+    data.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet: a row of images for each class")
+
+    new = command("new", _new, "write a trial file for data of your own, with a network sized to a budget")
+    new.add_argument("file", metavar="FILE.py", help="must not exist yet")
+    new.add_argument("--data", required=True, metavar="PATH", help="images, IDX files, .npz or .csv")
+    new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="default 20000")
+    new.add_argument("--epochs", type=int, default=14, metavar="N", help="default 14")
+
+    export = command("export", _export, "write a run as files for elsewhere, checked over all test images", code=True)
     export.add_argument("run", metavar="RUN", help="run directory")
     export.add_argument("--to", required=True, metavar="TARGET", help="safetensors, onnx, c or page")
     export.add_argument("-o", "--out", metavar="DIR", help="default: named after the run and the target")
@@ -206,11 +225,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", metavar="NAME", help="how identifiers in C begin; default: after the trial")
     export.add_argument("--no-check", action="store_false", dest="check", help="write the files and do not check them")
 
-    predict = command("predict", _predict, "classify PNG and JPEG files with a finished run")
+    predict = command("predict", _predict, "classify image files with a finished run", code=True)
     predict.add_argument("run", metavar="RUN", help="run directory, or a safetensors file of smidgen export")
     predict.add_argument("files", nargs="+", metavar="FILE")
 
-    report = command("report", _report, "write the document of runs: results, curves, tables, mistakes, analysis")
+    report = command(
+        "report", _report, "write the document of runs: results, curves, tables, mistakes, analysis", code=True
+    )
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
     report.add_argument("-o", "--out", metavar="FILE", default="report.html", help="FILE.html or FILE.md")
 
@@ -360,7 +381,7 @@ def _trials(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from smidgen.inspection import inspect
 
-    inspection = inspect(options.trial, input_shape=options.input)
+    inspection = inspect(options.trial, input_shape=options.input, max_parameters=options.max_parameters)
     if options.json:
         _print_json(inspection.to_json())
     else:
@@ -371,11 +392,22 @@ def _inspect(options: argparse.Namespace) -> int:
 def _data(options: argparse.Namespace) -> int:
     from smidgen.data.describe import describe
 
-    descriptions = describe(options.path)
+    descriptions = describe(options.path, sheet=options.sheet)
     if options.json:
         _print_json({"datasets": [description.to_json() for description in descriptions]})
     else:
         print("\n".join(description.text(hashes=options.check) for description in descriptions))
+    return DONE
+
+
+def _new(options: argparse.Namespace) -> int:
+    from smidgen.trials.new import new_trial
+
+    written = new_trial(options.file, data=options.data, max_parameters=options.max_parameters, epochs=options.epochs)
+    if options.json:
+        _print_json(written.to_json())
+    else:
+        print(written)
     return DONE
 
 
@@ -389,7 +421,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"predictions": [asdict(prediction) for prediction in predictions]})
     else:
-        rows = [[p.file, p.label, f"{100 * p.probability:.2f} %"] for p in predictions]
+        rows = [[p.file, p.name, f"{100 * p.probability:.2f} %"] for p in predictions]
         print(render(["file", "label", "probability"], rows))
     return DONE
 

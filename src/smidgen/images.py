@@ -7,34 +7,22 @@ ink on black. Other sizes of input use a box in the same proportion.
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from smidgen.data.decode import is_wide, narrowed, opened, quiet, read_content
 from smidgen.errors import ImageError
-from smidgen.files import cannot_read, read_bounded
 
 FORMATS = ("PNG", "JPEG")
-MOST_BYTES = 64 * 2**20
-MOST_PIXELS = {"PNG": 36_000_000, "JPEG": 50_000_000}
-"""The largest images that are decoded: a page at 600 dots an inch, and what a phone's camera makes."""
-MOST_SIDE = 20_000
-
-MOST_SCANS = 50
-"""In a JPEG file: each goes over the whole image, and a small file can hold millions. Cameras write 1 to 10."""
 
 _WORKING_SIDE = 512
 _LEAST_CONTRAST = 12
 """Of 255: less than this between ink and paper is noise."""
 _INK = 0.1
 """Of the strongest ink: what is weaker does not count towards the drawing's extent."""
-
-_START_OF_SCAN = b"\xff\xda"
 
 _Floats = npt.NDArray[np.float32]
 
@@ -64,46 +52,15 @@ def read_image(path: Path, height: int = 28, width: int = 28) -> npt.NDArray[np.
 
 def _decode(path: Path) -> Image.Image:
     """The image as 8-bit grey, at most `_WORKING_SIDE` pixels a side, upright, without transparency."""
-    content = _content(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own limit is far above the one checked here
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                pixels = image.width * image.height
-                kind = "PNG" if image.format == "PNG" else "JPEG"  # MPO is JPEG with more pictures after the first
-                most = MOST_PIXELS[kind]
-                if pixels > most or max(image.size) > MOST_SIDE:
-                    raise ImageError(
-                        f"{path} is {image.width:,} x {image.height:,} pixels; at most {most:,} in all and "
-                        f"{MOST_SIDE:,} a side are decoded; scale it down"
-                    )
-                if kind == "JPEG" and content.count(_START_OF_SCAN) > MOST_SCANS:
-                    raise ImageError(f"{path} has more than {MOST_SCANS} scans; save it anew")
-                image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))
-                image.load()
-                return _grey(image)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise ImageError(f"{path} has too many pixels; scale it down") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path} is not a PNG or JPEG image") from None
-    except Exception as error:  # a hostile file can make a decoder raise anything; all mean the same
-        raise ImageError(f"{path} cannot be decoded: {error or type(error).__name__}") from None
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_bounded(path, MOST_BYTES)
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist") from None
-    except OSError as error:
-        raise ImageError(cannot_read(path, error)) from None
+    with quiet(), opened(read_content(path), path, FORMATS) as image:
+        image.draft("L", (_WORKING_SIDE, _WORKING_SIDE))
+        image.load()
+        return _grey(image)
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = _narrowed(np.asarray(image))
+    if is_wide(image):
+        image = narrowed(np.asarray(image))
     factor = max(1, max(image.size) // _WORKING_SIDE)
     if image.mode == "P" or (factor > 1 and image.mode not in ("L", "RGB", "RGBA", "LA")):
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
@@ -115,14 +72,6 @@ def _grey(image: Image.Image) -> Image.Image:
     image = image.convert("L")
     image.thumbnail((_WORKING_SIDE, _WORKING_SIDE), Image.Resampling.BOX)
     return image
-
-
-def _narrowed(wide: npt.NDArray[Any]) -> Image.Image:
-    """16-bit grey as 8-bit grey; Pillow would clip it to 255 instead of scaling it."""
-    narrow = np.empty(wide.shape, dtype=np.uint8)
-    for row, values in enumerate(wide):  # so that the floats take next to no memory
-        narrow[row] = np.clip(values / np.float32(257), 0, 255)
-    return Image.fromarray(narrow)
 
 
 def _on_paper(image: Image.Image) -> Image.Image:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from smidgen.anatomy.layers import Anatomy, examine, examine_trial
-from smidgen.data.dataset import BUNDLED, MNIST_CLASSES, MNIST_SHAPE, load_dataset
+from smidgen.data.dataset import load_dataset
+from smidgen.data.known import KNOWN, MNIST_SHAPE
 from smidgen.errors import TrialError
 from smidgen.tables import TableFormat
 from smidgen.trial import Trial
@@ -25,29 +26,35 @@ class Inspection:
         name: what was inspected.
         anatomy: the layers and totals.
         trial: whose network it is; None for a bare module.
+        max_parameters: a budget that was given, instead of the trial's.
     """
 
     name: str
     anatomy: Anatomy
     trial: Trial | None = None
+    max_parameters: int | None = None
+
+    @property
+    def budgets(self) -> dict[str, tuple[int, int]]:
+        """What there is a budget of: how much is used, and how much is allowed."""
+        budgets = {}
+        most = self.max_parameters or (self.trial.goal.parameters if self.trial else None)
+        if most is not None:
+            budgets["parameters"] = (self.anatomy.parameters, most)
+        if self.trial is not None:
+            budgets["epochs"] = (self.trial.epochs, self.trial.goal.epochs)
+        return budgets
 
     @property
     def within_budget(self) -> bool | None:
-        """Whether parameters and epochs are within the trial's goal; None for a bare module."""
-        if self.trial is None:
-            return None
-        goal = self.trial.goal
-        return self.anatomy.parameters <= goal.parameters and self.trial.epochs <= goal.epochs
+        """Whether every budget is kept; None where there is none."""
+        return all(used <= most for used, most in self.budgets.values()) if self.budgets else None
 
     def to_json(self) -> dict[str, Any]:
         """The inspection as JSON data."""
         budget = None
-        if self.trial is not None:
-            budget = {
-                "parameters": self.trial.goal.parameters,
-                "epochs": self.trial.goal.epochs,
-                "met": self.within_budget,
-            }
+        if self.budgets:
+            budget = {**{what: most for what, (_, most) in self.budgets.items()}, "met": self.within_budget}
         return {"name": self.name, **self.anatomy.to_json(), "budget": budget}
 
     def text(self, format: TableFormat = "table") -> str:
@@ -57,26 +64,23 @@ class Inspection:
         parts = [self.name, "", self.anatomy.table(format), "" if format == "markdown" else None]
         totals = self.anatomy.totals().splitlines()
         parts += [f"- {line}" for line in totals] if format == "markdown" else totals
-        if self.trial is not None:
-            goal = self.trial.goal
-            budgets = (
-                ("parameters", self.anatomy.parameters, goal.parameters),
-                ("epochs", self.trial.epochs, goal.epochs),
-            )
-            for what, used, limit in budgets:
-                spare = limit - used
-                verdict = f"met, {spare:,} to spare" if spare >= 0 else f"MISSED, {-spare:,} too many"
-                bullet = "- " if format == "markdown" else ""
-                parts.append(f"{bullet}budget of at most {limit:,} {what}: {used:,}, {verdict}")
+        for what, (used, limit) in self.budgets.items():
+            spare = limit - used
+            verdict = f"met, {spare:,} to spare" if spare >= 0 else f"MISSED, {-spare:,} too many"
+            bullet = "- " if format == "markdown" else ""
+            parts.append(f"{bullet}budget of at most {limit:,} {what}: {used:,}, {verdict}")
         return "\n".join(part for part in parts if part is not None)
 
 
-def inspect(what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] | None = None) -> Inspection:
+def inspect(
+    what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] | None = None, max_parameters: int | None = None
+) -> Inspection:
     """The anatomy of a trial's network or of any module.
 
     Args:
         what: a trial or module, or what names one: a built-in name, `FILE.py:NAME`, a `trial.json`.
         input_shape: channels, height, width; None takes the trial's data's, or MNIST's for a module.
+        max_parameters: a budget to hold it against; None takes the trial's.
 
     Raises:
         SmidgenError: nothing of that name, or the network does not take such an input.
@@ -85,13 +89,17 @@ def inspect(what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] 
     found = find_trial_or_network(what) if isinstance(what, str | Path) else what
     if isinstance(found, nn.Module):
         shape = tuple(input_shape or MNIST_SHAPE)
-        return Inspection(name or type(found).__name__, examine(found, shape))
-    classes = MNIST_CLASSES
-    if found.data.source not in BUNDLED:
+        return Inspection(name or type(found).__name__, examine(found, shape), None, max_parameters)
+    if found.data.shape is not None:
+        input_shape = input_shape or found.data.shape
+    known = KNOWN.get(found.data.source)
+    if known is not None:
+        classes, input_shape = known.classes, input_shape or known.shape
+    else:
         # Shape and classes are in the training files; the test files need not even be there.
-        dataset = load_dataset(found.data.source, validation=1)
+        dataset = load_dataset(found.data.source, validation=1, shape=found.data.shape)
         classes, input_shape = dataset.classes, input_shape or dataset.input_shape
     shape = tuple(input_shape or MNIST_SHAPE)
     if len(shape) != 3:
         raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
-    return Inspection(found.name, examine_trial(found, shape, classes), found)
+    return Inspection(found.name, examine_trial(found, shape, classes), found, max_parameters)

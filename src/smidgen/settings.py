@@ -51,11 +51,15 @@ def setting(
 class Settings:
     """Base of all settings; checks every field at construction.
 
+    Where a part comes in kinds, JSON names the kind by its `type_name`, except for one that is
+    `type_implied`: it was there before the others, and its JSON stays as it was.
+
     Raises:
         SettingError: names the field, the value and what is allowed.
     """
 
     type_name: ClassVar[str] = ""
+    type_implied: ClassVar[bool] = False
     _resolved: ClassVar[dict[str, tuple[dataclasses.Field[Any], Any]]]
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -158,6 +162,11 @@ def _kinds(annotation: Any) -> dict[str, type[Settings]]:
     return {m.type_name: m for m in members if isinstance(m, type) and issubclass(m, Settings)}
 
 
+def _implied(kinds: typing.Mapping[str, type[Settings]]) -> str | None:
+    """The kind of JSON that names none."""
+    return next((name for name, kind in kinds.items() if kind.type_implied), None)
+
+
 def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (typing.Union, types.UnionType)
 
@@ -256,7 +265,7 @@ def _to_json(
 ) -> Json:
     if isinstance(value, Settings):
         data = of(value)
-        return {"type": value.type_name, **data} if len(_kinds(annotation)) > 1 else data
+        return {"type": value.type_name, **data} if len(_kinds(annotation)) > 1 and not value.type_implied else data
     if isinstance(value, tuple):
         item = get_args(_without_none(annotation))[0]
         return [_to_json(v, item, of) for v in value]
@@ -298,7 +307,7 @@ def _from_json(data: object, annotation: Any, path: str) -> object:
     if len(kinds) > 1:
         if not isinstance(data, dict):
             raise SettingError(path, data, "an object with a type")
-        kind = data.get("type")
+        kind = data.get("type", _implied(kinds))
         if not isinstance(kind, str) or kind not in kinds:
             raise SettingError(_join(path, "type"), kind, ", ".join(kinds))
         return _settings_from_json(kinds[kind], data, path, frozenset({"type"}))
@@ -338,7 +347,7 @@ def _assign(data: Json, annotation: Any, keys: list[str], text: str, path: str) 
     if not isinstance(data, dict):
         raise SmidgenError(f"{path} is a single value; it has no setting {key!r}")
     kinds = _kinds(annotation)
-    cls = kinds[str(data["type"])] if len(kinds) > 1 else next(iter(kinds.values()))
+    cls = kinds[str(data.get("type", _implied(kinds)))] if len(kinds) > 1 else next(iter(kinds.values()))
     fields = _fields(cls)
     if key not in fields:
         raise _unknown(path, key, fields)

@@ -31,7 +31,7 @@ MOST_BYTES = 256 * 2**20
 MOST_HEADER_BYTES = 2**20
 
 _KEY = "smidgen"
-_TYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+_TYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "U8": torch.uint8}
 """The types that smidgen writes."""
 _ZEROS = "0" * 64
 # The description is JSON within a JSON string, so its quotes are escaped.

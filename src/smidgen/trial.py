@@ -32,13 +32,26 @@ class Data(Settings):
 
     With `evaluate="validation"` the last `validation` training images are held out and judged on,
     the rest trained on, and the test images never touched: for tuning. Another `fold` holds out the
-    block that lies so many blocks before. With `"test"` all training images are trained on.
+    block that lies so many blocks before. With `"test"` all training images are trained on. In image
+    folders and the like, "last" is by the hash of each image; data with a validation split of their
+    own hold out that, and never train on it.
     """
 
-    source: str = setting("mnist", help="a bundled data set, or a folder of four IDX files")
+    source: str = setting("mnist", help="a bundled data set, or a path: images, IDX files, .npz or .csv")
     evaluate: Literal["test", "validation"] = setting("test", help="what the accuracy is measured on")
     validation: int = setting(6_000, least=1, help="training images held out for tuning")
     fold: int = setting(0, least=0, later=True, help="which block of so many is held out, 0 the last of them")
+    shape: tuple[int, ...] | None = setting(
+        None, least=1, most=4_096, later=True, help="channels, height, width of the images; none: the data's own"
+    )
+    form: Literal["auto", "drawing", "picture"] = setting(
+        "auto", later=True, help="how files are brought to that form by predict: as MNIST's drawings, or as pictures"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shape is not None and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
+            raise SettingError("Data.shape", list(self.shape), "channels (1 or 3), height and width")
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,8 @@ class Network(Settings):
     `order` says where BatchNorm stands in a convolution's block.
     """
 
+    type_implied = True
+
     blocks: tuple[Block, ...] = setting()
     order: Literal["norm-activation", "activation-norm"] = setting("norm-activation")
 
@@ -100,6 +115,30 @@ class Network(Settings):
 
     def __str__(self) -> str:
         return " ".join(_short(block) for block in self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module(Settings):
+    """A network from a Python file of the user's own; `smidgen.from_module` makes it.
+
+    The file is named, not found: it is run only where the user names it (`smidgen.nets.code`).
+    """
+
+    file: str = setting(help="the file's name, without its folder")
+    name: str = setting(help="of the class or function in it")
+    sha256: str = setting(help="of the file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[^/\\]{1,200}\.py", self.file) or not self.file.isprintable():
+            raise SettingError("Module.file", self.file, "the name of a Python file, without its folder")
+        if not self.name.isidentifier() or len(self.name) > 200:
+            raise SettingError("Module.name", self.name, "the name of a class or function")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise SettingError("Module.sha256", self.sha256, "64 hexadecimal digits")
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.name}"
 
 
 def _short(block: Block) -> str:
@@ -129,7 +168,8 @@ class Augmentation(Settings):
     """Random distortion of each training image, drawn anew for each image and epoch.
 
     Every strength is the half-width of a uniform distribution around "unchanged"; 0 turns it off.
-    What comes in from outside the image is black (0).
+    What comes in from outside the image is black (0). Images are mirrored only where `flip` asks for
+    it: a mirrored shoe is a shoe, but a mirrored digit is another sign.
     """
 
     rotation: float = setting(0.0, least=0, most=180, help="degrees")
@@ -139,11 +179,17 @@ class Augmentation(Settings):
     elastic: float = setting(0.0, least=0, most=64, help="root-mean-square displacement on each axis, pixels")
     elastic_smoothness: float = setting(4.0, least=0.5, most=16, help="s.d. of the smoothing Gaussian, pixels")
     interpolation: Literal["nearest", "bilinear"] = setting("bilinear")
+    flip: float = setting(0.0, least=0, most=1, later=True, help="share of images mirrored left to right")
 
     @property
     def affine(self) -> bool:
-        """Whether any affine distortion is on."""
-        return bool(self.rotation or self.translation or self.scale or self.shear)
+        """Whether any affine distortion is on; a mirroring is one."""
+        return bool(self.rotation or self.translation or self.scale or self.shear or self.flip)
+
+    @property
+    def distorts(self) -> bool:
+        """Whether anything is on."""
+        return self.affine or self.elastic > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +276,7 @@ class Trial(Settings):
     note: str = setting("", help="one line for people: what this trial is about")
     goal: Goal = Goal()
     data: Data = Data()
-    network: Network
+    network: Network | Module
     augmentation: Augmentation = Augmentation()
     dropout: float = setting(0.0, least=0, below=1, help="rate after every convolution with an activation")
     optimizer: Optimizer

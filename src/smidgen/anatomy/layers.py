@@ -14,7 +14,7 @@ from smidgen.anatomy.receptive import Field, FieldTracer, trace
 from smidgen.errors import TrialError
 from smidgen.nets.build import build_network, count_parameters, measure
 from smidgen.tables import TableFormat, render
-from smidgen.trial import Trial
+from smidgen.trial import Module, Trial
 
 _FLOAT_BYTES = 4
 _TINY = 50_000_000
@@ -222,6 +222,9 @@ def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Ana
     def build() -> nn.Module:
         return build_network(trial.network, input_shape=input_shape, classes=classes, dropout=trial.dropout)
 
+    if isinstance(trial.network, Module):
+        with torch.random.fork_rng(devices=[]):
+            return examine(build(), input_shape)
     with torch.device("meta"):
         network = build()
     if measure(trial.network, input_shape=input_shape, classes=classes)[1] <= _TINY:

@@ -20,7 +20,7 @@ from smidgen.trial import Augmentation
 def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     """Distort a batch of images.
 
-    Affine: the image is scaled, sheared, rotated and moved about its centre, in that order. Elastic
+    Affine: the image is mirrored, scaled, sheared, rotated and moved about its centre, in that order. Elastic
     (Simard, Steinkraus and Platt 2003): each pixel is moved by uniform noise smoothed with a
     Gaussian. Both are done in one resampling; what comes in from outside is 0.
 
@@ -32,7 +32,7 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     Returns:
         float32, of the same shape and range.
     """
-    if not (settings.affine or settings.elastic):
+    if not settings.distorts:
         return images
     count, _, height, width = images.shape
     # Two draws from one stream: the affine parameters come first, so turning elastic on or off
@@ -62,8 +62,8 @@ def _sampling_matrices(
 ) -> npt.NDArray[np.float32]:
     """For each image the 2×3 matrix from output to input coordinates, both -1 to 1 over the image.
 
-    `draws` is [count, 6], uniform in [0, 1): angle, shift in x and y, scale, shear, one unused.
-    The forward map of pixel offsets from the centre is p -> R S_h (s p) + t; sampling inverts it.
+    `draws` is [count, 6], uniform in [0, 1): angle, shift in x and y, scale, shear, flip. The
+    forward map of pixel offsets from the centre is p -> R S_h (s F p) + t, with F the mirroring; sampling inverts it.
     """
     spread = 2 * draws - 1
     angle = np.deg2rad(settings.rotation) * spread[:, 0]
@@ -80,6 +80,8 @@ def _sampling_matrices(
     matrices[:, 1, 0], matrices[:, 1, 1] = c * width / height, d
     matrices[:, 0, 2] = -(a * shift_x + b * shift_y) * 2 / width
     matrices[:, 1, 2] = -(c * shift_x + d * shift_y) * 2 / height
+    if settings.flip:
+        matrices[draws[:, 5] < settings.flip, 0] *= -1
     return matrices
 
 

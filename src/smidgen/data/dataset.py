@@ -3,73 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from smidgen.data.idx import Idx, read_idx
+from smidgen.data.decode import fitted
+from smidgen.data.hashes import examples_sha256
+from smidgen.data.idxfiles import FILES as FILES
+from smidgen.data.idxfiles import find_idx, load_idx
+from smidgen.data.known import KNOWN
+from smidgen.data.known import MNIST_CLASSES as MNIST_CLASSES
+from smidgen.data.known import MNIST_SHA256 as MNIST_SHA256
+from smidgen.data.known import MNIST_SHAPE as MNIST_SHAPE
+from smidgen.data.memory import check_room
+from smidgen.data.npz import load_npz
+from smidgen.data.parts import Examples as Examples
+from smidgen.data.parts import Form, Parts, Survey
+from smidgen.data.pictures import Show, load_pictures
 from smidgen.errors import DataError
 from smidgen.files import looked_up
 from smidgen.settings import suggestion
 
-BUNDLED = {"mnist": Path(__file__).parent / "mnist"}
+BUNDLED = {"mnist": KNOWN["mnist"].folder}
 """The data sets that come with the package."""
 
-FILES = {
-    "train_images": "train-images-idx3-ubyte",
-    "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
-    "test_labels": "t10k-labels-idx1-ubyte",
-}
-"""The four files of a data set, by MNIST's names; each may have `.gz` added, or `.` for the last `-`."""
-
-MNIST_SHA256 = {
-    "train_images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train_labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "test_images": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "test_labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-"""SHA-256 of MNIST's unpacked files, as published."""
-
-
-MNIST_SHAPE = (1, 28, 28)
-MNIST_CLASSES = 10
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images with their labels.
-
-    Attributes:
-        images: uint8 [count, channels, height, width].
-        labels: int64 [count], 0 to classes - 1.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> Examples:
-        """The same examples on another device."""
-        return Examples(self.images.to(device), self.labels.to(device))
-
-    def part(self, start: int, stop: int) -> Examples:
-        """The examples from `start` up to `stop`."""
-        return Examples(self.images[start:stop], self.labels[start:stop])
-
-    def without(self, start: int, stop: int) -> Examples:
-        """The examples but those from `start` up to `stop`."""
-        if stop == len(self):
-            return self.part(0, start)
-        return Examples(
-            torch.cat([self.images[:start], self.images[stop:]]), torch.cat([self.labels[:start], self.labels[stop:]])
-        )
+MOST_SIDE = 2**12
+"""Of the shape that images are brought to."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +45,18 @@ class Dataset:
     """A data set, resident in memory.
 
     Attributes:
-        name: a bundled name, or the folder it came from.
+        name: a bundled name, or where it came from.
         train: what is trained on.
         held_out: what accuracy is measured on.
         held_out_name: "test", or "validation" where the test images were never opened.
         classes: number of classes.
-        mean: of the training images, 0 to 1, rounded to four decimals as is customary.
+        mean: of the training images, all channels together, 0 to 1, rounded to four decimals as is customary.
         std: standard deviation of the same, rounded likewise; never 0.
-        sha256: of each unpacked file that was read, by the names of `FILES`.
+        sha256: of each unpacked file that was read, by the names of `FILES`; for other sources of what
+            such files of the same images would have.
+        class_names: of each label; none where the data have plain numbers.
+        form: how an image file is brought to the form of these images when it is to be classified.
+        survey: what was found on the way: sizes, what was left out, duplicates.
     """
 
     name: str
@@ -95,6 +67,9 @@ class Dataset:
     mean: float
     std: float
     sha256: dict[str, str]
+    class_names: tuple[str, ...] = ()
+    form: Form = "drawing"
+    survey: Survey = field(default_factory=lambda: Survey("images"), compare=False)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -116,99 +91,140 @@ class Dataset:
         )
 
 
-def load_dataset(source: str | Path = "mnist", *, validation: int | None = None, fold: int = 0) -> Dataset:
-    """Load a bundled data set by name, or a folder of four IDX files.
+def load_dataset(
+    source: str | Path = "mnist",
+    *,
+    validation: int | None = None,
+    fold: int = 0,
+    shape: Sequence[int] | None = None,
+    form: Literal["auto"] | Form = "auto",
+    show: Show | None = None,
+) -> Dataset:
+    """Load a bundled data set by name, or what is at a path.
+
+    A path is a folder of four IDX files, gzipped or plain; a folder of images, a subfolder a class, with
+    train, val and test above them if wanted; an `.npz` file; or a `.csv` file of paths and labels.
+    Images of other sizes than the shape are scaled to fit, centred on black.
 
     Args:
-        source: a name in `BUNDLED`, or a folder with the files of `FILES`, gzipped or plain.
-        validation: hold out this many images at the end of the training set to be judged on
-            instead of the test images, whose files are then not even opened.
-        fold: which block of so many images is held out, counted back from the end of the training set.
+        source: a name in `BUNDLED`, or a path.
+        validation: hold out this many training images to be judged on instead of the test images, which
+            are then not even opened: the last ones of IDX files, else by the order of their hashes. Data
+            with a validation split of their own hold out that.
+        fold: which block of so many images is held out, counted back from the end.
+        shape: channels, height, width to bring the images to; None takes the data's own.
+        form: how image files to be classified are brought to the form of these images; `auto` takes
+            MNIST's manner for IDX files of grey images and the rule for pictures otherwise.
+        show: told how far the reading of many files is; None says it on standard error.
 
     Raises:
         DataError: a file is missing, damaged or has the wrong hash (bundled data), counts or
             shapes do not match, labels are out of range, or too few images are left to train on.
     """
-    with looked_up(Path(source), DataError):
-        folder = _folder(source)
-    wanted = list(FILES) if validation is None else ["train_images", "train_labels"]
-    files: dict[str, Idx] = {}
-    for name in wanted:
-        with looked_up(folder, DataError):
-            path = _find(folder, FILES[name])
-        files[name] = read_idx(path, dimensions=3 if name.endswith("images") else 1)
-        if str(source) in BUNDLED and files[name].sha256 != MNIST_SHA256[name]:
-            raise DataError(f"{path} is not MNIST's file: its sha256 is {files[name].sha256}; reinstall smidgen")
-    train = _examples(files, "train", folder)
-    classes = int(train.labels.max()) + 1
+    if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3) or not all(1 <= n <= MOST_SIDE for n in shape)):
+        raise DataError(
+            f"data.shape is {list(shape)}; allowed: channels (1 or 3), height and width (1 to {MOST_SIDE:,})"
+        )
+    parts, name = _read(source, validation, fold, shape, show or _shown_now_and_then())
+    if shape is not None and tuple(shape) != tuple(parts.train.images.shape[1:]):
+        parts = _brought_to(parts, (shape[0], shape[1], shape[2]), "test" if validation is None else "validation", name)
+    train, held_out = parts.train, parts.held_out
+    if not len(train) or not len(held_out):
+        raise DataError(f"{name}: no images are left to {'train' if not len(train) else 'judge'} on; add some")
+    # The labels held out for validation are training labels.
+    highest = int(train.labels.max()) if validation is None else max(int(p.labels.max()) for p in (train, held_out))
+    classes = len(parts.class_names) or highest + 1
     if classes < 2:
-        raise DataError(f"{folder}: the training labels hold a single class; at least two are needed")
-    mean, std = _mean_and_std(files["train_images"].values)
+        raise DataError(f"{name}: the training labels hold a single class; at least two are needed")
+    if int(held_out.labels.max()) >= classes:
+        raise DataError(
+            f"{name}: a test label is {int(held_out.labels.max())}, but the training labels end at {classes - 1}"
+        )
+    if form == "drawing" and train.images.shape[1] != 1:
+        raise DataError(f"{name}: data.form is drawing, but drawings are grey and the images have colours")
+    colour = train.images.shape[1] != 1
+    mean, std = _mean_and_std(parts.normal.numpy())
     if std == 0:
-        raise DataError(f"{folder}: all training pixels have the same value, so there is nothing to learn")
-    sha256 = {name: file.sha256 for name, file in files.items()}
-    name = str(source) if str(source) in BUNDLED else str(folder)
-    whole = Dataset(name, train, train, "validation", classes, mean, std, sha256)
-    if validation is not None:
-        if len(train) - validation < 2:
+        raise DataError(f"{name}: all training pixels have the same value, so there is nothing to learn")
+    return Dataset(
+        name=name,
+        train=train,
+        held_out=held_out,
+        held_out_name="test" if validation is None else "validation",
+        classes=classes,
+        mean=mean,
+        std=std,
+        sha256=parts.sha256,
+        class_names=parts.class_names,
+        form=form if form != "auto" else "picture" if colour else parts.form,
+        survey=parts.survey,
+    )
+
+
+def _read(
+    source: str | Path, validation: int | None, fold: int, shape: Sequence[int] | None, show: Show
+) -> tuple[Parts, str]:
+    """What the reader for a source gives, and the name of the data."""
+    known = KNOWN.get(str(source))
+    path = Path(source) if known is None else BUNDLED.get(str(source), known.folder)
+    name = str(path) if known is None else str(source)
+    with looked_up(path, DataError):
+        found = find_idx(path)
+        if known is not None and found is None:
+            raise DataError(f"{known.title} is not at {path}; {known.remedy}")
+        if found is not None:
+            return load_idx(found, validation=validation, fold=fold, known=known), name
+        if path.suffix.lower() == ".npz" and path.is_file():
+            return load_npz(path, validation=validation, fold=fold), name
+        if path.is_dir() or (path.suffix.lower() == ".csv" and path.is_file()):
+            return load_pictures(path, validation=validation, fold=fold, shape=shape, show=show), name
+        if path.exists():
             raise DataError(
-                f"{folder} has {len(train):,} training images, so {validation:,} cannot be held out for "
-                f"validation; set data.validation lower"
+                f"{path} is a file of another kind; give a folder of images, an .npz or .csv file, or the folder that "
+                f"holds {FILES['train_images']} and the rest"
             )
-        if (fold + 1) * validation > len(train):
-            raise DataError(
-                f"{folder} has {len(train):,} training images, which is {len(train) // validation} blocks of "
-                f"{validation:,}; set data.fold lower than that"
-            )
-        stop = len(train) - fold * validation
-        held_out = train.part(stop - validation, stop)
-        return replace(whole, train=train.without(stop - validation, stop), held_out=held_out)
-    test = _examples(files, "test", folder)
-    if test.images.shape[1:] != train.images.shape[1:]:
-        raise DataError(
-            f"{folder}: training images are {_sides(train)}, but test images are {_sides(test)}; "
-            f"they must be of one size"
-        )
-    if int(test.labels.max()) >= classes:
-        raise DataError(
-            f"{folder}: a test label is {int(test.labels.max())}, but the training labels end at {classes - 1}"
-        )
-    return replace(whole, held_out=test, held_out_name="test")
+    hint = suggestion(str(source), KNOWN)
+    raise DataError(
+        f"no data at {str(source)!r}; {hint}known: {', '.join(KNOWN)}; or give a folder of images or IDX files, an "
+        f".npz or a .csv file"
+    )
 
 
-def _folder(source: str | Path) -> Path:
-    bundled = BUNDLED.get(str(source))
-    if bundled is not None:
-        return bundled
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise DataError(f"{folder} is a file; give the folder that holds {FILES['train_images']} and the rest")
-    hint = suggestion(str(source), BUNDLED)
-    raise DataError(f"no data at {str(source)!r}; {hint}bundled: {', '.join(BUNDLED)}; or give a folder of IDX files")
+def _brought_to(parts: Parts, shape: tuple[int, int, int], part: str, name: str) -> Parts:
+    """Images that were read in another shape, by the rule for pictures; hashes are of what comes out."""
+    check_room(len(parts.train) + len(parts.held_out), shape, name)
+    train, held_out = (Examples(_fitted(p.images, shape), p.labels) for p in (parts.train, parts.held_out))
+    same = parts.normal is parts.train.images
+    return Parts(
+        train=train,
+        held_out=held_out,
+        normal=train.images if same or part == "test" else torch.cat([train.images, held_out.images]),
+        class_names=parts.class_names,
+        sha256={**examples_sha256("train", train), **examples_sha256(part, held_out)},
+        form=parts.form,
+        survey=parts.survey,
+    )
 
 
-def _find(folder: Path, name: str) -> Path:
-    dotted = name.replace("-idx", ".idx")
-    for candidate in (name + ".gz", name, dotted + ".gz", dotted):
-        if (folder / candidate).exists():
-            return folder / candidate
-    raise DataError(f"{folder} has no {name} or {name}.gz; a data set needs {', '.join(FILES.values())}")
+def _fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    result = torch.empty((len(images), *shape), dtype=torch.uint8)
+    for index, image in enumerate(images.numpy()):
+        picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+        result[index] = torch.from_numpy(fitted(picture, *shape))
+    return result
 
 
-def _examples(files: dict[str, Idx], part: str, folder: Path) -> Examples:
-    images, labels = files[f"{part}_images"].values, files[f"{part}_labels"].values
-    if len(images) != len(labels):
-        raise DataError(
-            f"{folder}: {len(images):,} {part} images but {len(labels):,} {part} labels; "
-            f"the files do not belong together"
-        )
-    return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+def _shown_now_and_then(seconds: float = 5.0) -> Show:
+    """Says on standard error how it goes, after some seconds and then every so often."""
+    last = time.monotonic()
 
+    def show(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
 
-def _sides(examples: Examples) -> str:
-    return "x".join(str(side) for side in examples.images.shape[2:])
+    return show
 
 
 def _mean_and_std(images: npt.NDArray[np.uint8]) -> tuple[float, float]:

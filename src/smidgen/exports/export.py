@@ -6,16 +6,17 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smidgen.data.dataset import Examples, load_dataset
+from smidgen.data.dataset import Examples
 from smidgen.errors import RunError
 from smidgen.exports.registry import Option, make_target
 from smidgen.exports.target import Check, Source
 from smidgen.files import cannot_read, looked_up, read_bounded, write_atomic, write_together
 from smidgen.runs.record import Run, load_run
+from smidgen.runs.run import load_trial_data
 from smidgen.tables import render
 from smidgen.version import VERSION
 
@@ -161,7 +162,8 @@ def _source(run: Run) -> Source:
     Raises:
         SmidgenError: the data is missing, or is not what the run was trained on.
     """
-    dataset = load_dataset(run.trial.data.source)
+    trial = replace(run.trial, data=replace(run.trial.data, evaluate="test"))
+    dataset = load_trial_data(trial)
     trained = run.trained
     if (trained.input_shape, trained.classes) != (dataset.input_shape, dataset.classes):
         raise RunError(f"{run.directory} is for other images or classes than those of {dataset.name}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from smidgen.errors import TrialError
+from smidgen.nets.code import module_network
 from smidgen.nets.layers import Dropout
-from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
+from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Module, Network
 
 _Make = Callable[[], nn.Module]
 
@@ -28,23 +30,51 @@ class Sequence2d(nn.Sequential):
         return output.flatten(1)
 
 
-def build_network(network: Network, *, input_shape: Sequence[int], classes: int, dropout: float = 0.0) -> nn.Module:
+def build_network(
+    network: Network | Module, *, input_shape: Sequence[int], classes: int, dropout: float = 0.0
+) -> nn.Module:
     """Build the network with PyTorch's default initial weights, drawn from PyTorch's generator.
 
     Layers are named by kind and number (`conv1`, `norm1`, `relu1`, `pool1`, ...).
 
     Args:
-        network: the blocks.
+        network: the blocks, or a module of the user's own, whose file must have been named.
         input_shape: channels, height, width of an image.
         classes: how many scores come out.
-        dropout: rate after each convolution with an activation; at 0 there is no such layer.
+        dropout: rate after each convolution with an activation; at 0 there is no such layer. A module has
+            its own.
 
     Raises:
         TrialError: a block that does not fit what comes before it, or an output that is not one
             score a class; names the block.
     """
+    if isinstance(network, Module):
+        return _own(network, tuple(input_shape), classes, dropout)
     plan = _planned(network, input_shape, classes, dropout)
     return Sequence2d(OrderedDict((name, make()) for name, make in plan.layers))
+
+
+def _own(network: Module, input_shape: tuple[int, ...], classes: int, dropout: float) -> nn.Module:
+    """A user's module, tried on two blank images."""
+    if dropout:
+        raise TrialError(f"dropout is {dropout:g}, but {network} is a module of your own: put dropout into it")
+    channels, height, width = input_shape
+    made = module_network(network, (channels, height, width), classes)
+    if count_parameters(made) > MOST_PARAMETERS:
+        raise TrialError(f"{network} has {count_parameters(made):,} parameters; make it smaller")
+    was_training = made.training
+    try:
+        with torch.no_grad():
+            scores = made.eval()(torch.zeros(2, channels, height, width))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = "x".join(map(str, input_shape))
+        raise TrialError(f"{network} does not take images of {shape}: {error}") from None
+    finally:
+        made.train(was_training)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != (2, classes) or scores.dtype != torch.float32:
+        found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise TrialError(f"{network} gives {found} for two images of {classes} classes; it must give [2, {classes}]")
+    return made
 
 
 def _planned(network: Network, input_shape: Sequence[int], classes: int, dropout: float) -> _Plan:
@@ -167,12 +197,14 @@ class _Plan:
         self.shape = (outputs, 1, 1)
 
 
-def measure(network: Network, *, input_shape: Sequence[int], classes: int) -> tuple[int, int]:
+def measure(network: Network | Module, *, input_shape: Sequence[int], classes: int) -> tuple[int, int]:
     """Trainable parameters, and multiply-accumulates for one image, from the blocks alone: nothing is built.
 
     Raises:
-        TrialError: as `build_network`.
+        TrialError: as `build_network`, or it is a module, whose parameters are known only once it is built.
     """
+    if isinstance(network, Module):
+        raise TrialError(f"{network} is a module of your own; a network made of blocks is needed here")
     plan = _planned(network, input_shape, classes, 0.0)
     return plan.parameters, plan.macs
 

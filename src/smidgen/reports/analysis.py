@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from smidgen.data.parts import label_name
 from smidgen.reports.collect import TrialRuns, binomial_sd
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Trial
@@ -53,7 +54,8 @@ def analyse(group: TrialRuns, before: TrialRuns | None = None) -> list[str]:
     sentences.append(stability_sentence([run.history for run in group.runs]))
     sentences += drop_sentences([run.history for run in group.runs])
     if group.judgements:
-        sentences.append(pairs_sentence([(j.labels, j.predictions) for j in group.judgements]))
+        names = group.runs[0].trained.class_names
+        sentences.append(pairs_sentence([(j.labels, j.predictions) for j in group.judgements], names))
     if before is not None and before.judgements and group.judgements:
         same = np.array_equal(before.judgements[0].labels, group.judgements[0].labels)
         if same:
@@ -75,7 +77,7 @@ def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str
     harder = [
         name
         for name, on in (
-            ("distorted images", trial.augmentation.affine or trial.augmentation.elastic),
+            ("distorted images", trial.augmentation.distorts),
             ("dropout", trial.dropout),
         )
         if on
@@ -157,11 +159,16 @@ def drop_sentences(histories: Sequence[Sequence[EpochRecord]]) -> list[str]:
     return sentences
 
 
-def pairs_sentence(judged: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], most: int = 3) -> str:
+def pairs_sentence(
+    judged: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+    class_names: Sequence[str] = (),
+    most: int = 3,
+) -> str:
     """Which pairs of classes are taken for each other most, as images a run.
 
     Args:
         judged: labels and predictions of each run.
+        class_names: of each label, if they have any.
         most: how many pairs are named.
     """
     counts: dict[tuple[int, int], int] = {}
@@ -174,7 +181,10 @@ def pairs_sentence(judged: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.
     if not errors:
         return "No image is classified wrong."
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
-    named = ", ".join(f"{a} and {b} ({count / len(judged):.1f})" for (a, b), count in top)
+    named = ", ".join(
+        f"{label_name(class_names, a)} and {label_name(class_names, b)} ({count / len(judged):.1f})"
+        for (a, b), count in top
+    )
     share = sum(count for _, count in top) / errors
     return (
         f"{errors / len(judged):.1f} images are wrong in a run; the pairs that cost most are {named}: "

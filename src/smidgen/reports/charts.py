@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +161,7 @@ def front(points: Sequence[Point], what: str, name: str) -> str:
         return _svg(figure, name)
 
 
-def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
+def confusion(matrix: npt.NDArray[np.float64], class_names: Sequence[str], split: str, name: str) -> str:
     """Confusion matrix: images a run, by label (rows) and prediction (columns), the diagonal left out."""
     classes = len(matrix)
     errors = matrix * (1 - np.eye(classes))
@@ -187,11 +188,20 @@ def confusion(matrix: npt.NDArray[np.float64], split: str, name: str) -> str:
         panel.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=GOAL, linewidth=0.8, alpha=0.6)
         panel.set_xlim(-0.5, classes - 0.5)
         panel.set_ylim(classes - 0.5, -0.5)
-        panel.set_xticks(range(classes))
-        panel.set_yticks(range(classes))
+        ticks = [_tick(label) for label in class_names]
+        panel.set_xticks(range(classes), ticks)
+        if max(map(len, ticks)) > 3:
+            for text in panel.get_xticklabels():
+                text.set(rotation=45, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(classes), ticks)
         panel.set_xlabel("prediction")
         panel.set_ylabel(f"label ({split} images a run)")
         return _svg(figure, name)
+
+
+def _tick(label: str) -> str:
+    """A class's name on an axis: short, and nothing in it taken for mathematics."""
+    return (label if len(label) <= 16 else label[:15] + "…").replace("$", r"\$")
 
 
 def reliability(
@@ -264,7 +274,10 @@ def _focus(panel: Axes, also: Sequence[float]) -> None:
 def _svg(figure: Figure, name: str) -> str:
     """The figure as SVG with the page's text colour, a scalable size, and ids of its own."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Names are text in the SVG, and the browser has the letters that the font measured with lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -31,7 +31,7 @@ def data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def digit(image: npt.NDArray[np.uint8]) -> bytes:
+def small(image: npt.NDArray[np.uint8]) -> bytes:
     """One image [channels, height, width]; the first channel if it is neither grey nor colour."""
     return png(image.transpose(1, 2, 0) if len(image) == 3 else image[0])
 
@@ -59,9 +59,10 @@ def filters(network: nn.Module) -> tuple[bytes, int] | None:
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         return None
-    kernels = first.weight.detach()[:, 0].numpy()
+    weights = first.weight.detach().numpy()
+    kernels = weights if weights.shape[1] == 3 else weights[:, :1]
     scaled = [127.5 * (1 + kernel / max(float(np.abs(kernel).max()), 1e-12)) for kernel in kernels]
-    return _sheet([np.rint(kernel).astype(np.uint8)[None] for kernel in scaled], gap_value=127), len(kernels)
+    return _sheet([np.rint(kernel).astype(np.uint8) for kernel in scaled], gap_value=127), len(kernels)
 
 
 def _sheet(images: Sequence[npt.NDArray[np.uint8]], columns: int = 12, gap_value: int = 90) -> bytes:
@@ -74,4 +75,4 @@ def _sheet(images: Sequence[npt.NDArray[np.uint8]], columns: int = 12, gap_value
     for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image if channels == 3 else image[:1]
-    return digit(sheet)
+    return small(sheet)

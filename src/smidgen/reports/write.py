@@ -227,11 +227,11 @@ def _network(group: TrialRuns) -> list[Block]:
 def _images(group: TrialRuns) -> list[Block]:
     if group.dataset is None:
         return [Paragraph(f"Without the data there are no images to show: {group.dataset_problem}.")]
-    blocks: list[Block] = [*_mistakes(group), *_confusion(group), *_reliability(group)]
+    blocks: list[Block] = [*_data(group), *_mistakes(group), *_confusion(group), *_reliability(group)]
     typical = group.typical
     before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
     blocks.append(Heading("Training images", 3))
-    note = "as they are" if not (group.trial.augmentation.affine or group.trial.augmentation.elastic) else "distorted"
+    note = "as they are" if not group.trial.augmentation.distorts else "distorted"
     name, seen = f"sheet-{group.label}", f"As the network saw them, seed {typical.seed}, epoch 1"
     alts = ("Training images as they are in the data", f"The same images {note}, as the network saw them")
     blocks.append(
@@ -245,12 +245,30 @@ def _images(group: TrialRuns) -> list[Block]:
     kernels = pictures.filters(typical.network)
     if kernels is not None:
         content, count = kernels
-        caption = f"The {count} kernels of the first convolution, seed {typical.seed}; light: positive, dark: negative"
+        signs = "light: positive, dark: negative" + (", in each colour" if group.dataset.input_shape[0] == 3 else "")
+        caption = f"The {count} kernels of the first convolution, seed {typical.seed}; {signs}"
         blocks += [
             Heading("First layer", 3),
             Picture(f"filters-{group.label}", content, caption, caption, 480),
         ]
     return blocks
+
+
+def _data(group: TrialRuns) -> list[Block]:
+    """What the images are, and what was done to them that the trial need not say."""
+    data, augmentation = group.dataset, group.trial.augmentation
+    assert data is not None
+    shape = _times(data.input_shape)
+    mirrored = f"{augmentation.flip:.0%} of them are mirrored" if augmentation.flip else "none are mirrored"
+    lines = [
+        f"{len(data.train):,} training and {len(data.held_out):,} {group.held_out} images of {shape}, "
+        f"{data.classes} classes" + (f": {', '.join(data.class_names)}" if 0 < len(data.class_names) <= 20 else ""),
+        f"normalized by mean {data.mean:.4f} and standard deviation {data.std:.4f} of the training images"
+        + (", all channels together" if data.input_shape[0] > 1 else ""),
+        f"training images are {'distorted' if augmentation.distorts else 'not distorted'}; {mirrored}",
+        *data.survey.lines,
+    ]
+    return [Heading("Data", 3), Bullets(lines)]
 
 
 def _mistakes(group: TrialRuns) -> list[Block]:
@@ -261,15 +279,16 @@ def _mistakes(group: TrialRuns) -> list[Block]:
     confidence = judged.probabilities[wrong, judged.predictions[wrong]]
     order = wrong[np.argsort(-confidence, kind="stable")]
     shown = []
+    name = typical.trained.label_name
     for index in order[:MOST_MISTAKES]:
         label, guess = int(judged.labels[index]), int(judged.predictions[index])
         sure = f"{100 * judged.probabilities[index, guess]:.1f} %"
         shown.append(
             Picture(
                 f"mistake-{group.label}-{index}",
-                pictures.digit(group.dataset.held_out.images[int(index)].numpy()),
-                f"{group.held_out} image {index}: a {label} taken for a {guess}, with probability {sure}",
-                f"{label} → {guess}, {sure}",
+                pictures.small(group.dataset.held_out.images[int(index)].numpy()),
+                f"{group.held_out} image {index}: a {name(label)} taken for a {name(guess)}, with probability {sure}",
+                f"{name(label)} → {name(guess)}, {sure}",
                 84,
             )
         )
@@ -288,19 +307,22 @@ def _confusion(group: TrialRuns) -> list[Block]:
     matrix = np.zeros((classes, classes))
     for judged in group.judgements:
         np.add.at(matrix, (judged.labels, judged.predictions), 1 / len(group.judgements))
-    rows = [[f"label {row}", *(f"{matrix[row, column]:.1f}" for column in range(classes))] for row in range(classes)]
-    columns = ["images a run", *(f"as {column}" for column in range(classes))]
+    names = [group.typical.trained.label_name(label) for label in range(classes)]
+    rows = [
+        [f"label {names[row]}", *(f"{matrix[row, column]:.1f}" for column in range(classes))] for row in range(classes)
+    ]
+    columns = ["images a run", *(f"as {name}" for name in names)]
     blocks: list[Block] = [Heading("Confusion", 3)]
     if classes <= 20:
         errors = matrix * (1 - np.eye(classes))
         worst = np.unravel_index(int(errors.argmax()), errors.shape)
         alt = (
-            f"Confusion matrix without its diagonal; the largest entry is label {worst[0]} taken for {worst[1]}, "
-            f"{errors[worst]:.1f} images a run. The table below has every entry."
+            f"Confusion matrix without its diagonal; the largest entry is label {names[worst[0]]} taken for "
+            f"{names[worst[1]]}, {errors[worst]:.1f} images a run. The table below has every entry."
         )
         caption = f"Images a run that are taken for another class, mean of {_runs(len(group.runs))}"
         name = f"confusion-{group.label}"
-        blocks.append(Chart(name, charts.confusion(matrix, group.held_out, name), alt, caption))
+        blocks.append(Chart(name, charts.confusion(matrix, names, group.held_out, name), alt, caption))
     return [*blocks, Table("Confusion matrix", columns, rows)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from smidgen.data.decode import read_picture
 from smidgen.errors import RunError, SmidgenError
 from smidgen.files import looked_up
 from smidgen.images import read_image
@@ -25,40 +26,48 @@ class Prediction:
         file: the image file.
         label: the class with the highest score, counted from 0.
         probability: that the network gives it, 0 to 1.
+        name: of the class; its number as text where classes have no names.
     """
 
     file: str
     label: int
     probability: float
+    name: str
 
 
 def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Prediction]:
-    """Classify PNG and JPEG files, each brought to the form of the images that were trained on.
+    """Classify image files, each brought to the form of the images that were trained on.
+
+    For a network of drawings, such as MNIST's digits, a file may be dark on light or light on dark; for
+    one of pictures it goes the same way as those that were trained on (`smidgen.data.decode`).
 
     Args:
         run: a finished run, its directory, or a safetensors file that `smidgen export` wrote.
-        files: image files of any size, dark on light or light on dark.
+        files: image files of any size; PNG and JPEG, for pictures also BMP, GIF and WebP.
 
     Raises:
-        ImageError: a file is missing, no image, damaged, too large or blank.
-        RunError: the run cannot be read, or was not trained on grey images.
+        ImageError: a file is missing, no image, damaged, animated, too large or blank.
+        RunError: the run cannot be read.
     """
     trained, called = _trained(run)
     channels, height, width = trained.input_shape
-    if channels != 1:
-        raise RunError(f"{called} was trained on images of {channels} channels; only grey ones are predicted")
     paths = [Path(file) for file in files]
-    images = [read_image(path, height, width) for path in paths]
+    if trained.form == "picture":
+        images = [read_picture(path, (channels, height, width)) for path in paths]
+    elif channels == 1:
+        images = [read_image(path, height, width)[None] for path in paths]
+    else:
+        raise RunError(f"{called} was trained on drawings of {channels} channels; only grey ones are predicted")
     if not images:
         return []
-    batch = torch.from_numpy(np.stack(images)).unsqueeze(1)
+    batch = torch.from_numpy(np.stack(images))
     try:
         logits = scores(trained.network, batch, trained.mean, trained.std)
     except SmidgenError as error:
         raise RunError(f"{called}: {error}") from None
     probabilities, labels = logits.double().softmax(1).max(1)
     return [
-        Prediction(str(path), int(label), float(probability))
+        Prediction(str(path), int(label), float(probability), trained.label_name(int(label)))
         for path, label, probability in zip(paths, labels, probabilities, strict=True)
     ]
 

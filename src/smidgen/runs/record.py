@@ -34,7 +34,12 @@ _RESULT_TYPES: dict[str, tuple[type, ...]] = {
     "data_sha256": (str,),
 }
 """What must be in a run's result.json for it to be read."""
-_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {"precision": (str,), "version": (str,), "resumptions": (int,)}
+_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
+    "precision": (str,),
+    "version": (str,),
+    "resumptions": (int,),
+    "class_names": (list,),
+}
 
 
 @dataclass(frozen=True, repr=False)

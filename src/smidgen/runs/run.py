@@ -78,7 +78,7 @@ def run(
     Args:
         trial: a `Trial`, a built-in name, `FILE.py:NAME` or a `trial.json`; None takes the flagship.
         seed: 0 to 2**63 - 1; None takes 0. The same seed gives the same weights.
-        data: a bundled data set or a folder of IDX files, instead of the trial's.
+        data: a bundled data set or a path, as `load_dataset` takes it, instead of the trial's.
         epochs: instead of the trial's.
         settings: changes to the trial, `path=value` each, as in `optimizer.lr=0.05`.
         engine: `auto` takes the native engine where it is installed and has all the layers, else
@@ -275,7 +275,14 @@ def load_trial_data(trial: Trial) -> Dataset:
         DataError: it is missing or damaged.
     """
     tuning = trial.data.evaluate == "validation"
-    return load_dataset(trial.data.source, validation=trial.data.validation if tuning else None, fold=trial.data.fold)
+    data = trial.data
+    return load_dataset(
+        data.source,
+        validation=data.validation if tuning else None,
+        fold=data.fold,
+        shape=data.shape,
+        form=data.form,
+    )
 
 
 def _changed(trial: Trial, data: str | Path | None, epochs: int | None, settings: Iterable[str]) -> Trial:

@@ -159,7 +159,10 @@ class Runner:
         dataset, history = self.dataset, tuple(training.history)
         last = history[-1]
         network = without_engine(training.judged).eval().requires_grad_(False)
-        trained = TrainedNetwork(network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std)
+        trained = TrainedNetwork(
+            network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std,
+            dataset.class_names, dataset.form,
+        )  # fmt: skip
         verdict = judge(
             self.trial.goal,
             parameters=self.anatomy.parameters,
@@ -207,6 +210,7 @@ class Runner:
             "weights_sha256": sha256,
             "recipe_sha256": self.trial.recipe_digest,
             "data_sha256": self.dataset.digest,
+            "class_names": list(self.dataset.class_names),
             "version": VERSION,
             "resumptions": self._resumptions,
         }
@@ -218,6 +222,7 @@ class Runner:
             [
                 f"{trial.name}, seed {self.seed}" + (f": {trial.note}" if trial.note else ""),
                 f"{self.dataset!r}",
+                *self.dataset.survey.lines,
                 "",
                 str(self.anatomy),
                 "",

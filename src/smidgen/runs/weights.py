@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from smidgen.data.parts import Form, label_name
+from smidgen.data.tree import LONGEST_NAME
 from smidgen.errors import RunError, SmidgenError
 from smidgen.files import cannot_read
 from smidgen.nets.build import build_network
 from smidgen.tensorfile import Header, read_header, read_tensors, sealed_bytes
-from smidgen.trial import Trial
+from smidgen.trial import Module, Trial
 
 _UNSEALED = 1
 """The first format, without a seal."""
@@ -33,6 +36,8 @@ class TrainedNetwork:
         classes: number of scores.
         mean: to subtract from images of 0 to 1.
         std: to divide by after that.
+        class_names: of each score; none where classes are plain numbers.
+        form: how an image file is brought to the form of the images that were trained on.
     """
 
     network: nn.Module
@@ -41,6 +46,12 @@ class TrainedNetwork:
     classes: int
     mean: float
     std: float
+    class_names: tuple[str, ...] = ()
+    form: Form = "drawing"
+
+    def label_name(self, label: int) -> str:
+        """A class for people."""
+        return label_name(self.class_names, label)
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -61,6 +72,8 @@ def to_bytes(trained: TrainedNetwork) -> bytes:
         "classes": trained.classes,
         "mean": trained.mean,
         "std": trained.std,
+        **({"class_names": list(trained.class_names)} if trained.class_names else {}),
+        **({"form": trained.form} if trained.form != "drawing" else {}),
     }
     return sealed_bytes(_tensors(trained.network), about)
 
@@ -104,10 +117,20 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
         raise ValueError(f"its number of classes is {classes!r}")
     if not isinstance(mean, float) or not isinstance(std, float) or not (math.isfinite(mean) and 0 < std < math.inf):
         raise ValueError(f"its normalization is {mean!r}, {std!r}")
+    names, form = about.get("class_names", []), about.get("form", "drawing")
+    if not isinstance(names, list) or len(names) not in (0, classes) or not all(map(_is_name, names)):
+        raise ValueError("its class names are not one line of text for each class")
+    if form not in ("drawing", "picture"):
+        raise ValueError(f"its images' form is {form!r}")
     channels, height, width = shape
-    with torch.device("meta"):
+    # What a user's module keeps besides its weights must be there; blocks keep nothing.
+    with contextlib.nullcontext() if isinstance(trial.network, Module) else torch.device("meta"):
         network = build_network(trial.network, input_shape=shape, classes=classes, dropout=trial.dropout)
-    return TrainedNetwork(network, trial, (channels, height, width), classes, mean, std)
+    return TrainedNetwork(network, trial, (channels, height, width), classes, mean, std, tuple(names), form)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
 
 
 def _check_fit(network: nn.Module, header: Header, path: Path) -> None:

@@ -132,6 +132,7 @@ class Space(Settings):
     scale: Reals = setting(Reals(0.0, 0.16))
     shear: Reals = setting(Reals(0.0, 0.2))
     elastic: Reals = setting(Reals(0.0, 0.0), help="root-mean-square displacement, pixels")
+    flip: Reals = setting(Reals(0.0, 0.0), later=True, help="share of images mirrored; only where that means the same")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,6 +182,7 @@ def make_trial(space: Space, choose: Choose, base: Trial) -> Trial:
             scale=choose.real("scale", space.scale),
             shear=choose.real("shear", space.shear),
             elastic=choose.real("elastic", space.elastic),
+            flip=choose.real("flip", space.flip),
         ),
         dropout=choose.real("dropout", space.dropout),
         optimizer=_optimizer(space, choose),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from smidgen.trial import Trial
-from smidgen.trials import mnist
+from smidgen.trials import fashion, mnist
 
 FLAGSHIP = "mnist-4-strict"
 
@@ -35,5 +35,6 @@ BUILTIN = {
     "mnist-2-regularized": Builtin(mnist.regularized, base="mnist-1-skeleton"),
     "mnist-3-augmented": Builtin(mnist.augmented, base="mnist-2-regularized"),
     FLAGSHIP: Builtin(mnist.strict, base="mnist-3-augmented"),
+    "fashion-small": Builtin(fashion.small),
 }
-"""The built-in trials, each made from the one before it."""
+"""The built-in trials; those for MNIST each made from the one before it."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from torch import nn
 
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.files import cannot_read, looked_up, read_bounded
+from smidgen.nets.code import trust, where
 from smidgen.settings import suggestion
 from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
@@ -93,7 +91,7 @@ def _from_python(path: Path, member: str) -> Trial | nn.Module:
     with looked_up(path, TrialError):
         if not path.is_file():
             raise TrialError(f"{path} does not exist")
-    module = _import(path)
+    module = trust(path)
     try:
         value: Any = getattr(module, member)
     except AttributeError:
@@ -105,38 +103,10 @@ def _from_python(path: Path, member: str) -> Trial | nn.Module:
         except SmidgenError as error:
             raise TrialError(f"{path}:{member}: {error}") from None
         except (Exception, SystemExit) as error:  # whatever a user's function raises becomes one line that says where
-            raise TrialError(f"{path}:{member}() failed: {_where(error, path)}") from None
+            raise TrialError(f"{path}:{member}() failed: {where(error, path)}") from None
     if isinstance(value, Trial | nn.Module):
         return value
     raise TrialError(
         f"{path}:{member} is of type {type(value).__name__}; it must be a Trial or an nn.Module, or a function "
         f"without arguments that returns one"
     )
-
-
-def _import(path: Path) -> Any:
-    """Import a file that the user named; its folder can be imported from, as when Python runs it."""
-    spec = importlib.util.spec_from_file_location(f"smidgen_user_{path.stem}", path.resolve())
-    if spec is None or spec.loader is None:
-        raise TrialError(f"{path} cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except SmidgenError as error:
-        raise TrialError(f"{path}: {error}") from None
-    except (Exception, SystemExit) as error:  # the user's own code: anything can happen in it
-        raise TrialError(f"{path} fails to import: {_where(error, path)}") from None
-    finally:
-        sys.path.remove(folder)
-    return module
-
-
-def _where(error: BaseException, path: Path) -> str:
-    """`NameError: name 'x' is not defined (line 3)`."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
-    line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
-    message = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.anatomy.layers import examine_trial
-from smidgen.data.dataset import MNIST_CLASSES, MNIST_SHAPE
+from smidgen.data.known import KNOWN
 from smidgen.settings import Json, differences
 from smidgen.tables import render
-from smidgen.trial import Network, Trial
+from smidgen.trial import Module, Network, Trial
 from smidgen.trials.builtin import BUILTIN
 
 MEASURED = Path(__file__).parent / "measured.json"
@@ -26,7 +26,8 @@ def listing() -> list[dict[str, Any]]:
     entries = []
     for name, builtin in BUILTIN.items():
         trial = builtin.make()
-        anatomy = examine_trial(trial, MNIST_SHAPE, MNIST_CLASSES)
+        known = KNOWN[trial.data.source]
+        anatomy = examine_trial(trial, known.shape, known.classes)
         result = measured.get(name)
         if result is not None and result["recipe_sha256"] != trial.recipe_digest:
             result = None
@@ -70,7 +71,7 @@ def listing_text() -> str:
 def changes(old: Trial, new: Trial) -> list[str]:
     """What a trial changed from the one it was made from, a line a setting."""
     lines = []
-    if str(old.network) != str(new.network) or old.network.order != new.network.order:
+    if old.network != new.network:
         lines.append(f"network: {_shown(old.network)} -> {_shown(new.network)}")
     for path, before, after in differences(old, new):
         if path not in ("name", "note") and path.split(".")[0] != "network":
@@ -78,8 +79,8 @@ def changes(old: Trial, new: Trial) -> list[str]:
     return lines
 
 
-def _shown(network: Network) -> str:
-    return f"{network} ({network.order})"
+def _shown(network: Network | Module) -> str:
+    return f"{network} ({network.order if isinstance(network, Network) else network.sha256[:12]})"
 
 
 def _plain(value: Json) -> str:

@@ -40,7 +40,7 @@ class NativeLoader:
         self._threads = threads
         strengths = [
             settings.rotation, settings.translation, settings.scale, settings.shear, settings.elastic,
-            settings.elastic_smoothness,
+            settings.elastic_smoothness, settings.flip,
         ]  # fmt: skip
         self._loader = core.Loader(
             images.data_ptr(), labels.data_ptr(), len(images), list(self._shape), strengths,

@@ -1,0 +1,73 @@
+"""Data sets that have a name: MNIST, which comes with the package, and Fashion-MNIST, where it is installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that can be named.
+
+    Attributes:
+        title: as people call it.
+        folder: of its four IDX files.
+        sha256: of the unpacked files, by the names of `FILES`.
+        shape: channels, height, width.
+        classes: number of classes.
+        remedy: what to do where it is not there or not itself.
+        class_names: of the labels; none where they are plain numbers.
+    """
+
+    title: str
+    folder: Path
+    sha256: dict[str, str]
+    shape: tuple[int, int, int]
+    classes: int
+    remedy: str
+    class_names: tuple[str, ...] = ()
+
+
+MNIST_SHA256 = {
+    "train_images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train_labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "test_images": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "test_labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+"""SHA-256 of MNIST's unpacked files, as published."""
+
+MNIST_SHAPE = (1, 28, 28)
+MNIST_CLASSES = 10
+
+KNOWN = {
+    "mnist": Known(
+        "MNIST", Path(__file__).parent / "mnist", MNIST_SHA256, MNIST_SHAPE, MNIST_CLASSES, "reinstall smidgen"
+    ),
+    "fashion-mnist": Known(
+        "Fashion-MNIST",
+        Path("/usr/share/datasets/fashion-mnist"),
+        {
+            "train_images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train_labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "test_images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "test_labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+        (1, 28, 28),
+        10,
+        "install Debian's package dataset-fashion-mnist, or give the folder of its four files with --data",
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
+}
+"""By name. Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) is 30 MB, so it is not bundled."""

@@ -1,0 +1,204 @@
+"""A strict reader for `.npz` files: a zip of arrays, read without pickle and without trusting what it promises.
+
+Either Keras' names x_train, y_train, x_test, y_test, or images and labels, which are then split by
+the hash of each image; class_names may name the classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib import format as npy
+
+from smidgen.data.hashes import examples_sha256
+from smidgen.data.memory import check_room
+from smidgen.data.parts import Examples, Parts, Survey
+from smidgen.data.splits import TEST_SHARE, block_at_end, by_content, is_test
+from smidgen.data.tree import MOST_CLASSES, natural, shown
+from smidgen.errors import DataError
+from smidgen.files import cannot_read, open_to_read
+
+MOST_BYTES = 16 * 2**30
+_CHUNK = 2**20
+_RATIO = 1_100
+"""Deflate packs at most 1,032 to 1; an entry that promises more is not what it says."""
+
+_KERAS = ("x_train", "y_train", "x_test", "y_test")
+_SINGLE = ("images", "labels")
+_Array = npt.NDArray[Any]
+
+
+def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
+    """Load the arrays of a file.
+
+    Images are uint8 [count, height, width], [count, height, width, channels] or [count, channels, height,
+    width] with 1 or 3 channels; labels whole numbers or names.
+
+    Args:
+        path: of the file.
+        validation: how many training images to hold out: the last ones where the file has a test part, whose
+            arrays are then not read; otherwise by the order of their hashes.
+        fold: which block of so many.
+
+    Raises:
+        DataError: the file is no such thing, damaged, or its arrays do not fit together.
+    """
+    try:
+        with open_to_read(path) as raw, zipfile.ZipFile(raw) as archive:
+            return _load(path, archive, validation, fold)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} is damaged or no .npz file ({error}); get a fresh copy") from None
+    except MemoryError:
+        raise DataError(f"{path} is too large for the memory that is free") from None
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from None
+
+
+def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: int) -> Parts:
+    there = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if set(_KERAS) <= set(there):
+        wanted = _KERAS if validation is None else _KERAS[:2]
+    elif set(_SINGLE) <= set(there):
+        wanted = _SINGLE
+    else:
+        raise DataError(
+            f"{path} has the arrays {', '.join(shown(n) for n in list(there)[:8]) or 'none'}; wanted are "
+            f"{', '.join(_KERAS)}, or {' and '.join(_SINGLE)}"
+        )
+    arrays = {name: _read(path, archive, there[name]) for name in wanted}
+    images = {name: _images(path, name, arrays[name]) for name in wanted[::2]}
+    labels = [_labels(path, name, arrays[name]) for name in wanted[1::2]]
+    for (name, some), given in zip(images.items(), labels, strict=True):
+        if len(some) != len(given):
+            raise DataError(f"{path}: {len(some):,} {name} but {len(given):,} labels; they do not belong together")
+    names = _names(path, archive, there, labels)
+    examples = [Examples(i, _numbers(path, g, names)) for i, g in zip(images.values(), labels, strict=True)]
+    notes: tuple[str, ...] = ()
+    if wanted == _SINGLE:
+        if validation is None:
+            notes = (f"no test part: {TEST_SHARE:.0%} of the images are tested on, chosen by the hash of each",)
+        train, held_out, normal = _divided(path, examples[0], validation, fold)
+    elif validation is not None:
+        start, stop = block_at_end(len(examples[0]), validation, fold, path)
+        train, held_out = examples[0].without(start, stop), examples[0].part(start, stop)
+        normal = examples[0].images
+    else:
+        train, held_out = examples
+        normal = train.images
+        if train.images.shape[1:] != held_out.images.shape[1:]:
+            raise DataError(f"{path}: x_train and x_test hold images of different shapes")
+    part = "validation" if validation is not None else "test"
+    sides = (train.images.shape[2], train.images.shape[3])
+    return Parts(
+        train, held_out, normal, names, {**examples_sha256("train", train), **examples_sha256(part, held_out)},
+        "picture", Survey("npz file", sizes=Counter({sides: len(train) + len(held_out)}), notes=notes),
+    )  # fmt: skip
+
+
+def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
+    """One array; memory is taken only for what the entry can hold."""
+    with archive.open(info) as file:
+        try:
+            version = npy.read_magic(file)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, fortran, dtype = header(file)
+        except ValueError as error:
+            raise DataError(f"{path}: {shown(info.filename)} is not an array: {error}") from None
+        if dtype.hasobject or dtype.kind not in "iubU":
+            raise DataError(
+                f"{path}: {shown(info.filename)} is of type {dtype}; images must be uint8, 0 to 255, and labels whole "
+                f"numbers or names"
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if size > MOST_BYTES or size > info.file_size or info.file_size > _RATIO * max(info.compress_size, 1):
+            raise DataError(f"{path}: {shown(info.filename)} promises more than it can hold; get a fresh copy")
+        if len(shape) == 4 or len(shape) == 3:
+            check_room(shape[0], (1, 1, size // max(shape[0], 1)), path)
+        content = bytearray(size)
+        view, filled = memoryview(content), 0
+        while filled < size:
+            got = file.read(min(_CHUNK, size - filled))
+            if not got:
+                raise DataError(f"{path}: {shown(info.filename)} is truncated; get a fresh copy")
+            view[filled : filled + len(got)] = got
+            filled += len(got)
+        if file.read(1):
+            raise DataError(f"{path}: {shown(info.filename)} goes on after what its header promises")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _images(path: Path, name: str, values: _Array) -> torch.Tensor:
+    if values.dtype != np.uint8 or values.ndim not in (3, 4) or 0 in values.shape:
+        raise DataError(
+            f"{path}: {name} is {values.dtype} {list(values.shape)}; images are uint8 [count, height, width] or "
+            f"[count, height, width, channels]"
+        )
+    if values.ndim == 3:
+        values = values[:, None]
+    elif values.shape[3] in (1, 3):
+        values = values.transpose(0, 3, 1, 2)
+    elif values.shape[1] not in (1, 3):
+        raise DataError(f"{path}: {name} is {list(values.shape)}; images have 1 or 3 channels")
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _labels(path: Path, name: str, values: _Array) -> _Array:
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.dtype.kind not in "iuU":
+        raise DataError(f"{path}: {name} is {values.dtype} {list(values.shape)}; labels are whole numbers or names")
+    return values
+
+
+def _names(
+    path: Path, archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo], labels: list[_Array]
+) -> tuple[str, ...]:
+    """The classes' names; none where labels are numbers and nothing names them."""
+    if labels[0].dtype.kind == "U":
+        return tuple(sorted({shown(str(label)) for label in np.unique(labels[0])}, key=natural))
+    if "class_names" not in there:
+        return ()
+    names = _read(path, archive, there["class_names"])
+    if names.dtype.kind != "U" or names.ndim != 1 or not 2 <= len(names) <= MOST_CLASSES:
+        raise DataError(f"{path}: class_names must be a list of at least two names")
+    return tuple(shown(str(name)) for name in names)
+
+
+def _numbers(path: Path, labels: _Array, names: tuple[str, ...]) -> torch.Tensor:
+    if labels.dtype.kind == "U":
+        numbers = {name: number for number, name in enumerate(names)}
+        strange = next((str(label) for label in labels if shown(str(label)) not in numbers), None)
+        if strange is not None:
+            raise DataError(f"{path}: the label {shown(strange)!r} never occurs in training; leave its images out")
+        return torch.tensor([numbers[shown(str(label))] for label in labels], dtype=torch.int64)
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= (len(names) or MOST_CLASSES)):
+        raise DataError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}; allowed: 0 to {(len(names) or MOST_CLASSES) - 1}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _divided(path: Path, whole: Examples, validation: int | None, fold: int) -> tuple[Examples, Examples, torch.Tensor]:
+    """Training part, what is held out, and what is normalized by, by the hash of each image's pixels."""
+    sha256 = [hashlib.sha256(image.numpy()).hexdigest() for image in whole.images]
+    train = [i for i, value in enumerate(sha256) if not is_test(value)]
+    if validation is None:
+        chosen, normal = train, train
+        held_out = [i for i, value in enumerate(sha256) if is_test(value)]
+    else:
+        kept, out = by_content([sha256[i] for i in train], validation, fold, path)
+        chosen, held_out, normal = [train[i] for i in kept], [train[i] for i in out], train
+    return _picked(whole, chosen), _picked(whole, held_out), whole.images[normal]
+
+
+def _picked(whole: Examples, indices: list[int]) -> Examples:
+    return Examples(whole.images[indices].contiguous(), whole.labels[indices].contiguous())

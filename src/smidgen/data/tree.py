@@ -1,0 +1,281 @@
+"""What image files a folder or a CSV file names, with their labels and splits; nothing is decoded here."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smidgen.data.decode import SUFFIXES
+from smidgen.errors import DataError
+from smidgen.files import cannot_read, read_bounded
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of splits, as folders and in CSV files."""
+CLASSES_FILE = "classes.txt"
+"""Beside the class folders or the CSV file: the names of the classes, a line each, in the order of their labels."""
+MOST_FILES = 2_000_000
+MOST_CLASSES = 4_096
+MOST_TABLE_BYTES = 2**28
+LONGEST_NAME = 100
+"""Of a class, characters."""
+
+_PATH_COLUMNS, _LABEL_COLUMNS = ("path", "file", "filename", "image"), ("label", "class")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image file that was named.
+
+    Attributes:
+        path: where it is.
+        name: relative to the folder, shown in messages.
+        label: name of its class.
+        split: train, val, test, or nothing where the data have no splits.
+    """
+
+    path: Path
+    name: str
+    label: str
+    split: str = ""
+
+
+@dataclass
+class Listing:
+    """What was named.
+
+    Attributes:
+        kind: `image folder` or `CSV file`.
+        entries: sorted by file name, so that files numbered as in an IDX file come in its order.
+        classes: their names in order, where a file says so.
+        skipped: how many files were left out, by the reason.
+        first_skipped: the first of each.
+    """
+
+    kind: str
+    entries: list[Entry] = field(default_factory=list)
+    classes: tuple[str, ...] | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
+    first_skipped: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, reason: str, name: str) -> None:
+        """Count a file that is left out."""
+        self.skipped[reason] += 1
+        self.first_skipped.setdefault(reason, shown(name))
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the data say themselves what is trained on."""
+        return any(entry.split for entry in self.entries)
+
+
+def shown(name: str) -> str:
+    """A name for people, in one line, whatever is in it."""
+    text = unicodedata.normalize("NFC", name)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) if text.strip() else ascii(text)
+
+
+def natural(name: str) -> tuple[object, ...]:
+    """Sorts names with numbers in them by the numbers: 2 before 10."""
+    pieces = re.split(r"(\d+)", name)
+    return tuple((int(p[:LONGEST_NAME]), p) if i % 2 else p for i, p in enumerate(pieces))
+
+
+def list_folder(root: Path) -> Listing:
+    """The image files below a folder: a subfolder a class, or train, val and test with those in them.
+
+    Links are followed only to files within the folder; links to folders never, so that none leads out or
+    in a circle.
+
+    Raises:
+        DataError: it has no images in class folders, or splits and class folders side by side.
+    """
+    listing = Listing("image folder", classes=_read_classes(root))
+    top = [item for item in _scan(root, listing) if item.is_dir(follow_symlinks=False)]
+    splits = [item.name for item in top if item.name.lower() in SPLITS]
+    if "train" in {SPLITS[name.lower()] for name in splits}:
+        others = [item.name for item in top if item.name not in splits]
+        if others:
+            raise DataError(
+                f"{root} has {splits[0]} and also {shown(others[0])}: put every class folder into train, val or "
+                f"test, or none"
+            )
+        for name in sorted(splits):
+            for item in _scan(root / name, listing):
+                if item.is_dir(follow_symlinks=False):
+                    _walk(root, Path(item.path), item.name, SPLITS[name.lower()], listing)
+                else:
+                    listing.skip("outside a class folder", f"{name}/{item.name}")
+    else:
+        for item in top:
+            _walk(root, Path(item.path), item.name, "", listing)
+        for item in _scan(root, Listing("")):
+            if not item.is_dir(follow_symlinks=False) and Path(item.name).suffix.lower() in SUFFIXES:
+                listing.skip("outside a class folder", item.name)
+    listing.entries.sort(key=lambda e: (natural(Path(e.name).name), natural(e.name)))
+    return listing
+
+
+def _scan(folder: Path, listing: Listing) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name, without hidden things; links to folders are counted and left out."""
+    try:
+        with os.scandir(folder) as found:
+            items = sorted((i for i in found if not i.name.startswith((".", "__MACOSX"))), key=lambda i: i.name)
+    except OSError as error:
+        raise DataError(cannot_read(folder, error)) from None
+    kept = []
+    for item in items:
+        if item.is_symlink() and not item.is_file():
+            listing.skip("links to folders or to nothing", item.name)
+        else:
+            kept.append(item)
+    return kept
+
+
+def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) -> None:
+    """Add the images of a class, those in folders within its folder included."""
+    waiting, label, inside = [folder], shown(label), root.resolve()
+    while waiting:
+        current = waiting.pop()
+        for item in _scan(current, listing):
+            path = Path(item.path)
+            name = str(path.relative_to(root))
+            if item.is_dir(follow_symlinks=False):
+                waiting.append(path)
+            elif Path(item.name).suffix.lower() not in SUFFIXES:
+                listing.skip("no image by its name", name)
+            elif item.is_symlink() and not path.resolve().is_relative_to(inside):
+                listing.skip("links out of the folder", name)
+            elif len(listing.entries) >= MOST_FILES:
+                raise DataError(f"{root} holds more than {MOST_FILES:,} images; that is more than is read")
+            else:
+                listing.entries.append(Entry(path, name, label, split))
+
+
+def list_table(path: Path) -> Listing:
+    """The image files that a CSV file names: a column of paths, one of labels and, if wanted, one of splits.
+
+    The first line may name the columns (path, label, split). Paths start at the CSV file's folder and
+    stay within it.
+
+    Raises:
+        DataError: it is no such file, or a path, split or line in it cannot be.
+    """
+    root = path.parent
+    listing = Listing("CSV file", classes=_read_classes(root))
+    try:
+        text = read_bounded(path, MOST_TABLE_BYTES).decode("utf-8-sig")
+        rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    columns, rows = _columns(rows)
+    inside = root.resolve()
+    for number, row in rows:
+        cells = [cell.strip() for cell in row]
+        if len(cells) <= max(columns) or not cells[columns[0]] or not cells[columns[1]]:
+            raise DataError(f"{path}, line {number}: a path and a label are needed, and in the same columns everywhere")
+        name, label = cells[columns[0]], shown(cells[columns[1]])
+        split = cells[columns[2]].lower() if len(columns) > 2 else ""
+        if split and split not in SPLITS:
+            raise DataError(f"{path}, line {number}: the split is {shown(split)!r}; allowed: train, val, test")
+        file = root / name
+        if "\0" in name or not file.resolve().is_relative_to(inside):
+            raise DataError(
+                f"{path}, line {number}: {shown(name)} is outside {root}; put the CSV file above its images"
+            )
+        listing.entries.append(Entry(file, name, label, SPLITS.get(split, "")))
+    if len(listing.entries) > MOST_FILES:
+        raise DataError(f"{path} names more than {MOST_FILES:,} images; that is more than is read")
+    if listing.has_splits and not all(entry.split for entry in listing.entries):
+        raise DataError(f"{path} has lines without a split; give every line one of train, val, test, or none of them")
+    listing.entries.sort(key=lambda e: (natural(Path(e.name).name), natural(e.name)))
+    return listing
+
+
+def _columns(rows: list[tuple[int, list[str]]]) -> tuple[list[int], list[tuple[int, list[str]]]]:
+    """Where path, label and split stand, and the rows without the line that says so."""
+    if not rows:
+        return [0, 1], rows
+    head = [cell.strip().lower() for cell in rows[0][1]]
+    named = [
+        next((i for i, cell in enumerate(head) if cell in known), None) for known in (_PATH_COLUMNS, _LABEL_COLUMNS)
+    ]
+    if named[0] is None or named[1] is None:
+        return ([0, 1, 2] if len(head) == 3 else [0, 1]), rows
+    split = [head.index("split")] if "split" in head else []
+    return [named[0], named[1], *split], rows[1:]
+
+
+def _read_classes(root: Path) -> tuple[str, ...] | None:
+    path = root / CLASSES_FILE
+    try:
+        text = read_bounded(path, 2**20).decode("utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(cannot_read(path, error)) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not text in UTF-8") from None
+    classes = tuple(shown(line.strip()) for line in text.splitlines() if line.strip())
+    if len(classes) != len(set(classes)) or len(classes) < 2:
+        raise DataError(f"{path} must name at least two classes, each once, a line each")
+    return classes
+
+
+def class_names(listing: Listing, name: object) -> tuple[str, ...]:
+    """The classes in the order of their labels: as `classes.txt` says, or sorted by name, numbers by size.
+
+    Only what is trained on gives classes.
+
+    Raises:
+        DataError: there are fewer than two or too many, or a file has a label that is not among them.
+    """
+    trained = {entry.label for entry in listing.entries if entry.split in ("", "train")}
+    classes = listing.classes or tuple(sorted(trained, key=natural))
+    if not trained:
+        what = ", ".join(sorted(SUFFIXES))
+        raise DataError(
+            f"{name} holds no images to train on{_left_out(listing)}; give a folder with a subfolder of images "
+            f"({what}) for each class, four IDX files, an .npz or a .csv file"
+        )
+    if len(trained) < 2:
+        raise DataError(f"{name} has a single class, {next(iter(trained))!r}; at least two are needed")
+    if len(classes) > MOST_CLASSES:
+        raise DataError(f"{name} has {len(classes):,} classes; at most {MOST_CLASSES:,} can be learnt")
+    for label in classes:
+        if len(label) > LONGEST_NAME:
+            raise DataError(f"{name}: the class name {label[:40]!r}... is longer than {LONGEST_NAME} characters")
+    known = set(classes)
+    for entry in listing.entries:
+        if entry.label not in known or entry.label not in trained:
+            where = (
+                "never occurs in training"
+                if entry.label in known or not listing.classes
+                else f"is not in {CLASSES_FILE}"
+            )
+            raise DataError(
+                f"{name}: {shown(entry.name)} has the label {entry.label!r}, which {where}; add it there, or leave "
+                f"the file out"
+            )
+    return classes
+
+
+def _left_out(listing: Listing) -> str:
+    if not listing.skipped:
+        return ""
+    reason, count = listing.skipped.most_common(1)[0]
+    return f" ({count:,} files are {reason}, as {listing.first_skipped[reason]})"

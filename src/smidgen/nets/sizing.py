@@ -1,0 +1,92 @@
+"""A network as large as a budget allows, for images of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from smidgen.errors import TrialError
+from smidgen.nets.build import measure
+from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
+
+LAST_SIDE = 6
+"""The image is halved until its shorter side is about this, pixels."""
+MOST_HALVINGS = 4
+LARGE = 64
+"""From this shorter side on, pixels, the first convolution takes steps of 2: most of the work would be there."""
+GROWTH = 1.5
+"""By which a stage is wider than the one before."""
+MOST_WIDTH = 512
+"""Of the first stage; wider would no longer be tiny."""
+
+
+def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int) -> Network:
+    """A plain network just under a budget of parameters.
+
+    Stages of padded 3 × 3 convolutions (two each, one in the last), each `GROWTH` times as wide as the one
+    before, with max pooling between them; then the average over the image and a linear layer. All
+    widths are scaled together by bisection, and what is left over widens single layers, the last first.
+
+    Args:
+        input_shape: channels, height, width.
+        classes: how many scores come out.
+        max_parameters: the budget.
+
+    Raises:
+        TrialError: even the narrowest such network is over the budget.
+    """
+    plan = _Plan(input_shape, classes)
+    if plan.parameters(plan.widths(1.0)) > max_parameters:
+        raise TrialError(
+            f"the smallest network for {'x'.join(map(str, input_shape))} and {classes} classes has "
+            f"{plan.parameters(plan.widths(1.0)):,} parameters, more than {max_parameters:,}; raise --max-parameters"
+        )
+    low, high = 1.0, float(MOST_WIDTH)
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if plan.fits(plan.widths(middle), max_parameters) else (low, middle)
+    widths = plan.widths(low)
+    for index in reversed(range(len(widths))):
+        wider = [*widths[:index], widths[index] + 1, *widths[index + 1 :]]
+        if plan.fits(wider, max_parameters):
+            widths = wider
+    return plan.network(widths)
+
+
+class _Plan:
+    """What is settled before the widths are: the stages."""
+
+    def __init__(self, input_shape: Sequence[int], classes: int) -> None:
+        self.input_shape, self.classes = tuple(input_shape), classes
+        side = min(self.input_shape[1:])
+        self.stride = 2 if side >= LARGE else 1
+        side = -(-side // self.stride)
+        self.stages = 1 + max(0, min(MOST_HALVINGS, round(math.log2(max(side, 1) / LAST_SIDE))))
+
+    def widths(self, first: float) -> list[int]:
+        """Of each convolution, the first stage's being given."""
+        widths = [max(1, round(first * GROWTH**stage)) for stage in range(self.stages)]
+        return [width for stage, width in enumerate(widths) for _ in range(1 if self._is_last(stage) else 2)]
+
+    def network(self, widths: Sequence[int]) -> Network:
+        blocks: list[Block] = []
+        left = list(widths)
+        for stage in range(self.stages):
+            if stage:
+                blocks.append(MaxPool(2))
+            for _ in range(1 if self._is_last(stage) else 2):
+                blocks.append(Conv(left.pop(0), padding=1, stride=1 if blocks else self.stride))
+        return Network(blocks=(*blocks, AvgPool(), Linear()))
+
+    def parameters(self, widths: Sequence[int]) -> int:
+        return measure(self.network(widths), input_shape=self.input_shape, classes=self.classes)[0]
+
+    def fits(self, widths: Sequence[int], max_parameters: int) -> bool:
+        """Whether the network is within the budget, and not too large for any."""
+        try:
+            return self.parameters(widths) <= max_parameters
+        except TrialError:
+            return False
+
+    def _is_last(self, stage: int) -> bool:
+        return stage > 0 and stage == self.stages - 1

@@ -1,0 +1,28 @@
+"""Image folders for the tests, made of small pictures that can be learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("circle ring", "naïve\nsquare", "三角")
+"""With a space, a newline and letters that are not Latin."""
+
+
+def picture(label: int, number: int, side: int = 12) -> Image.Image:
+    """A colour picture of a class: one channel is strong, the rest noise; each number another picture."""
+    noise = np.random.default_rng([label, number]).integers(0, 60, (side, side, 3), dtype=np.uint8)
+    noise[2:-2, 2 : 4 + 2 * label, label % 3] += 180
+    return Image.fromarray(noise)
+
+
+def write_images(root: Path, count: int, *, classes: tuple[str, ...] = ("a", "b", "c"), first: int = 0) -> Path:
+    """A folder of classes, each of so many PNG files."""
+    for label, name in enumerate(classes):
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + count):
+            picture(label, number).save(folder / f"{name[:1]}{number:03}.png")
+    return root
