@@ -287,6 +287,13 @@ class Trial(Settings):
         0.0, least=0, below=1, help="decay a step of the averaged weights that are judged; 0: no averaging"
     )
     label_smoothing: float = setting(0.0, least=0, below=1)
+    recalibration: float = setting(
+        0.0,
+        least=0,
+        below=1,
+        later=True,
+        help="share of the last epoch whose images, undistorted, only measure BatchNorm's statistics anew",
+    )
     initial_weights: Literal["pytorch", "he"] = setting(
         "pytorch", later=True, help="of convolutions: PyTorch's default, or normal with variance 2 / fan-in"
     )

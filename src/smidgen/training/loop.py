@@ -21,15 +21,16 @@ from smidgen.data.dataset import Dataset
 from smidgen.engines.batches import Loader, make_loader
 from smidgen.engines.native.vectors import FlatSGD
 from smidgen.engines.prepare import Placement, loss_and_gradients, prepare
-from smidgen.errors import TrainingError
+from smidgen.errors import TrainingError, TrialError
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import evaluate
 from smidgen.training.flat import FlatState
 from smidgen.training.optimizer import make_optimizer
+from smidgen.training.recalibration import norms, recalibrate
 from smidgen.training.schedule import rate_factor
-from smidgen.trial import Trial
+from smidgen.trial import Augmentation, Trial
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,17 @@ def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
     """The trial's network with the seed's initial weights, on the CPU.
 
     Raises:
-        TrialError: the network does not fit the data's shape or classes.
+        TrialError: the network does not fit the data's shape or classes, or has nothing to recalibrate.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Stream(seed, Purpose.TORCH).torch_seed())
         network = build_network(
             trial.network, input_shape=dataset.input_shape, classes=dataset.classes, dropout=trial.dropout
         )
+        if trial.recalibration and not norms(network):
+            raise TrialError(
+                f"{trial.name}: recalibration is {trial.recalibration:g}, but the network has no BatchNorm; set it to 0"
+            )
         if trial.initial_weights == "he":
             # He, Zhang, Ren, Sun, "Delving deep into rectifiers" (ICCV 2015), equation 10.
             for module in network.modules():
@@ -202,7 +207,8 @@ def train(
         order = torch.from_numpy(Stream(seed, Purpose.ORDER, epoch).permutation(len(examples)))
         batches = order.to(placement.device).split(trial.batch_size)
         sums = training.sums
-        for step in range(training.step, steps):
+        learning = steps - (recalibration_steps(trial, steps) if epoch == trial.epochs else 0)
+        for step in range(training.step, learning):
             picks = batches[step]
             rate = _rate(trial, steps, epoch, step)
             with _divergence_named(trial, epoch, step, steps):
@@ -220,6 +226,9 @@ def train(
             watcher.step(epoch, sums.seen, sums.loss / sums.seen, 100 * sums.correct / sums.seen)
         if training.average:
             training.average.settle()
+        if learning < steps:
+            plain = make_loader(examples, Augmentation(), seed, dataset.mean, dataset.std, placement)
+            recalibrate(training.judged, (plain.load(picks, epoch, 0)[0] for picks in batches[learning:]))
         trained = time.perf_counter()
         with _divergence_named(trial, epoch, steps - 1, steps):
             judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
@@ -244,6 +253,16 @@ def train(
 def steps_per_epoch(trial: Trial, dataset: Dataset) -> int:
     """How many optimizer steps an epoch has; the last may be over fewer images."""
     return math.ceil(len(dataset.train) / trial.batch_size)
+
+
+def recalibration_steps(trial: Trial, steps: int) -> int:
+    """How many of the last epoch's batches learn nothing, but measure BatchNorm's statistics anew.
+
+    Args:
+        trial: the recipe.
+        steps: of an epoch; at least one of them is left to learn from.
+    """
+    return min(steps - 1, math.ceil(trial.recalibration * steps))
 
 
 def _rate(trial: Trial, steps: int, epoch: int, step: int) -> float:

@@ -1,0 +1,167 @@
+"""Measuring BatchNorm's statistics anew at the end, held against PyTorch's own BatchNorm."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smidgen.data.dataset import Dataset
+from smidgen.engines.batches import Loader, make_loader
+from smidgen.engines.prepare import place, prepare
+from smidgen.errors import TrialError
+from smidgen.nets.layers import Dropout
+from smidgen.runs.progress import Silent
+from smidgen.runs.run import load_trial_data
+from smidgen.runs.weights import weights_sha256
+from smidgen.training import checkpoint, loop
+from smidgen.training.checkpoint import Origin
+from smidgen.training.recalibration import recalibrate
+from smidgen.trial import Augmentation, Conv, Linear, Network, Trial
+
+ENGINES = ["native", "eager"]
+
+
+def distorted(trial: Trial) -> Trial:
+    return replace(trial, epochs=2, recalibration=0.3, augmentation=Augmentation(rotation=10, translation=0.1))
+
+
+class Stop(Silent):
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def small_data(small_trial: Trial) -> Dataset:
+    return load_trial_data(small_trial)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(6, 10, 1, 9, 9, generator=torch.Generator().manual_seed(1)) * 3 + 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_statistics_are_the_means_over_the_batches(engine: str, images: Tensor) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), Dropout(0.5), nn.Conv2d(4, 3, 3, bias=False),
+        nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(75, 10),
+    ).eval()  # fmt: skip
+    first, second = plain[1], plain[5]
+    # The cumulative mean that PyTorch keeps with momentum=None is what is wanted; in double precision.
+    wanted = copy.deepcopy(plain).double()
+    for module in (wanted[1], wanted[5]):
+        assert isinstance(module, nn.BatchNorm2d)
+        module.reset_running_stats()
+        module.momentum = None
+        module.train()
+    for batch in images:
+        wanted(batch.double())
+    network = prepare(plain, place(engine, "cpu", 1))  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    recalibrate(network, iter(images))
+
+    for module, other in ((first, wanted[1]), (second, wanted[5])):
+        assert isinstance(module, nn.BatchNorm2d)
+        assert isinstance(other, nn.BatchNorm2d)
+        torch.testing.assert_close(module.running_mean, other.running_mean, check_dtype=False, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(module.running_var, other.running_var, check_dtype=False, rtol=1e-5, atol=1e-5)
+        assert module.momentum == 0.1
+        assert not module.training
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"{place}.running_{kind}" for place in (1, 5) for kind in ("mean", "var")}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("averaging", [0.9, 0.0])
+def test_last_images_of_the_last_epoch_only_measure(
+    engine: str, averaging: float, small_trial: Trial, small_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image is drawn once an epoch, learnt from or measured by; what is measured is undistorted."""
+    trial = replace(distorted(small_trial), averaging=averaging)
+    drawn: list[tuple[int, bool, list[int]]] = []
+
+    def watched(examples: object, augmentation: Augmentation, *rest: object) -> Loader:
+        loader = make_loader(examples, augmentation, *rest)  # type: ignore[arg-type]
+
+        class Watched:
+            def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+                drawn.append((epoch, augmentation.distorts, picks.tolist()))
+                return loader.load(picks, epoch, step)
+
+        return Watched()
+
+    monkeypatch.setattr(loop, "make_loader", watched)
+    placement = place(engine, "cpu", 1)  # type: ignore[arg-type]
+    training = loop.start(trial, loop.new_network(trial, small_data, 0), placement)
+    epochs = loop.train(training, trial, small_data, 0, placement, Silent())
+    next(epochs)
+    statistics = {n: t.clone() for n, t in training.judged.state_dict().items() if "running" in n}
+    next(epochs)
+
+    count, steps = len(small_data.train), loop.steps_per_epoch(trial, small_data)
+    for epoch in (1, 2):
+        assert sorted(i for e, _, picks in drawn if e == epoch for i in picks) == list(range(count))
+    assert [distorted for _, distorted, _ in drawn[:steps]] == [True] * steps
+    measuring = loop.recalibration_steps(trial, steps)
+    assert 0 < measuring < steps
+    assert [distorted for _, distorted, _ in drawn[steps:]] == [True] * (steps - measuring) + [False] * measuring
+    for name, tensor in training.judged.state_dict().items():
+        if "running" in name:
+            assert not torch.equal(tensor, statistics[name])
+    picks = torch.tensor([i for _, distorted, picks in drawn[steps:] if not distorted for i in picks])
+    expected = copy.deepcopy(training.judged)
+    parts = picks.split(trial.batch_size)
+    plain = make_loader(small_data.train, Augmentation(), 0, small_data.mean, small_data.std, placement)
+    recalibrate(expected, (plain.load(part, 2, 0)[0] for part in parts))
+    for name, tensor in training.judged.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+def test_without_it_every_step_learns(small_trial: Trial) -> None:
+    assert loop.recalibration_steps(small_trial, 10) == 0
+    assert loop.recalibration_steps(replace(small_trial, recalibration=0.05), 10) == 1
+    assert loop.recalibration_steps(replace(small_trial, recalibration=0.99), 10) == 9
+    assert loop.recalibration_steps(replace(small_trial, recalibration=0.5), 1) == 0
+    assert small_trial.recipe_digest != replace(small_trial, recalibration=0.05).recipe_digest
+
+
+def test_a_network_without_batchnorm_is_refused(small_trial: Trial, small_data: Dataset) -> None:
+    network = Network(blocks=(Conv(4, stride=4, norm=False), Linear()))
+    trial = replace(small_trial, network=network, recalibration=0.1)
+    with pytest.raises(TrialError, match="recalibration is 0.1, but the network has no BatchNorm; set it to 0"):
+        loop.new_network(trial, small_data, 0)
+
+
+@pytest.mark.parametrize("steps", [15, 20])
+def test_going_on_from_a_checkpoint_in_the_last_epoch(
+    steps: int, small_trial: Trial, small_data: Dataset, tmp_path: Path
+) -> None:
+    """In the middle of the learning, and after its last step, before anything is measured."""
+    trial, placement = distorted(small_trial), place(threads=1)
+    each = loop.steps_per_epoch(trial, small_data)
+    assert each < steps <= 2 * each - loop.recalibration_steps(trial, each)
+    whole = loop.start(trial, loop.new_network(trial, small_data, 5), placement)
+    list(loop.train(whole, trial, small_data, 5, placement, Silent()))
+    first = loop.start(trial, loop.new_network(trial, small_data, 5), placement)
+    with pytest.raises(KeyboardInterrupt):
+        list(loop.train(first, trial, small_data, 5, placement, Stop(steps)))
+    path, origin = tmp_path / "checkpoint", Origin("recipe", "data", 5)
+    path.write_bytes(checkpoint.to_bytes(first, origin))
+    second = loop.start(trial, loop.new_network(trial, small_data, 6), placement)
+    checkpoint.restore(second, path, origin, trial, len(small_data.train))
+    assert second.step == steps - each
+    list(loop.train(second, trial, small_data, 5, placement, Silent()))
+    assert weights_sha256(second.judged) == weights_sha256(whole.judged)
+    assert second.history[-1].test_correct == whole.history[-1].test_correct
