@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -137,11 +138,18 @@ def _scan(folder: Path, listing: Listing) -> list[os.DirEntry[str]]:
         raise DataError(cannot_read(folder, error)) from None
     kept = []
     for item in items:
-        if item.is_symlink() and not item.is_file():
+        if item.is_symlink() and not _leads_to_file(item):
             listing.skip("links to folders or to nothing", item.name)
         else:
             kept.append(item)
     return kept
+
+
+def _leads_to_file(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_file()
+    except OSError:  # it leads back to itself
+        return False
 
 
 def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) -> None:
@@ -177,7 +185,8 @@ def list_table(path: Path) -> Listing:
     listing = Listing("CSV file", classes=_read_classes(root))
     try:
         text = read_bounded(path, MOST_TABLE_BYTES).decode("utf-8-sig")
-        rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
+        reader = csv.reader(io.StringIO(text, newline=""))  # a name in quotation marks may hold a newline
+        rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise DataError(cannot_read(path, error)) from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -193,7 +202,8 @@ def list_table(path: Path) -> Listing:
         if split and split not in SPLITS:
             raise DataError(f"{path}, line {number}: the split is {shown(split)!r}; allowed: train, val, test")
         file = root / name
-        if "\0" in name or not file.resolve().is_relative_to(inside):
+        # Not `Path.resolve`, which has no answer where links go in a circle.
+        if "\0" in name or not Path(os.path.realpath(file)).is_relative_to(inside):
             raise DataError(
                 f"{path}, line {number}: {shown(name)} is outside {root}; put the CSV file above its images"
             )
