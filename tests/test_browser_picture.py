@@ -27,7 +27,7 @@ from test_browser_page import EVERY_TEXT, HANDED_OVER, Opened, content, opening
 from test_named_exports import HOSTILE, hostile_run  # noqa: F401 - a fixture
 
 SHAPE = (3, 12, 12)
-SMOOTH = Image.effect_noise((8, 8), 90).convert("RGB")
+SMOOTH = Image.fromarray(np.random.default_rng(8).integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
 
 def photo(width: int, height: int) -> Image.Image:
