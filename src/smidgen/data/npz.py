@@ -113,8 +113,8 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array
         shape, fortran, dtype = _header(path, file, info)
         if dtype.hasobject or dtype.kind not in "iubU" or not dtype.itemsize:
             raise DataError(
-                f"{path}: {shown(info.filename)} is of type {brief(str(dtype))}; images must be uint8, 0 to 255, and labels whole "
-                f"numbers or names"
+                f"{path}: {shown(info.filename)} is of type {brief(str(dtype))}; images must be uint8, 0 to "
+                f"255, and labels whole numbers or names"
             )
         size = math.prod(shape) * dtype.itemsize
         if size > MOST_BYTES or size > info.file_size or info.file_size > _RATIO * max(info.compress_size, 1):
