@@ -31,7 +31,7 @@ test-faults: $(VENV)/installed-dev
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/installed-dev
 	$(INSTALL) -e '.[dev,fuzz]'
-	for reader in idx idx.gz image trial weights checkpoint run; do \
+	for reader in idx idx.gz image picture npz csv trial weights checkpoint run; do \
 	    $(BIN)/python tests/faults/fuzz.py $$reader $(FUZZ_SECONDS) || exit 1; \
 	done
 

@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 
+from images import CLASSES, write_images
 from smidgen.cli import main
 from smidgen.data.dataset import FILES, Dataset, load_dataset
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
 from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
+from smidgen.trials.new import new_trial
 
 torch.set_num_threads(2)
 # The same cases each time, so that a change is what makes a test fail; `--thorough` draws new ones.
@@ -89,6 +91,27 @@ def small_run(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> R
 def flagship_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One epoch of the flagship on the real data, about 99 %: a few seconds by the native engine."""
     return run("mnist-4-strict", epochs=1, out=tmp_path_factory.mktemp("runs") / "flagship", progress=Silent())
+
+
+@pytest.fixture(scope="session")
+def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 12 x 12 pixels in three classes, whose names have spaces, a newline and other letters."""
+    return write_images(tmp_path_factory.mktemp("data") / "my pictures", 60, classes=CLASSES)
+
+
+@pytest.fixture(scope="session")
+def colour_file(colour_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial file for them, as `smidgen new` writes it."""
+    path = tmp_path_factory.mktemp("trials") / "my_trial.py"
+    new_trial(path, data=colour_folder, max_parameters=3_000)
+    return path
+
+
+@pytest.fixture(scope="session")
+def colour_run(colour_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "colour"
+    settings = ["augmentation.flip=0.5", "augmentation.translation=0", "augmentation.scale=0"]
+    return run(f"{colour_file}:trial", out=out, settings=settings, progress=Silent())
 
 
 @dataclass(frozen=True)

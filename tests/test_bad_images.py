@@ -189,9 +189,11 @@ def test_links_stay_within_the_folder_and_never_lead_in_a_circle(folder: Path, t
     (folder / "a" / "up").symlink_to(folder)
     (folder / "d").symlink_to(tmp_path)
     (folder / "b" / "in.png").symlink_to(folder / "b" / "b000.png")
+    (folder / "c" / "self.png").symlink_to(folder / "c" / "self.png")
+    (folder / "e").symlink_to(folder / "e")
     data = load_dataset(folder)
     assert count(data) == 61
-    assert data.survey.skipped == {"links out of the folder": 1, "links to folders or to nothing": 3}
+    assert data.survey.skipped == {"links out of the folder": 1, "links to folders or to nothing": 5}
     assert data.survey.duplicates.total() == 1
     link = tmp_path / "link"
     link.symlink_to(folder)
@@ -242,6 +244,26 @@ def test_files_that_a_csv_file_names_in_vain_are_counted(folder: Path) -> None:
     data = load_dataset(folder / "list.csv")
     assert count(data) == 60
     assert data.survey.skipped_line == "left out 1 file: 1 unreadable (a/gone.png)"
+    for name in ("self.png", "other.png"):
+        (folder / "a" / name).symlink_to(folder / "a" / {"self.png": "other.png", "other.png": "self.png"}[name])
+    (folder / "list.csv").write_text("\n".join([*rows, "a/self.png,a", "a/other.png,a"]))
+    assert load_dataset(folder / "list.csv").survey.skipped_line == "left out 2 files: 2 unreadable (a/other.png)"
+    (folder / "out").symlink_to("/etc")
+    (folder / "list.csv").write_text("\n".join([*rows, "out/passwd,a"]))
+    with pytest.raises(DataError, match="out/passwd is outside"):
+        load_dataset(folder / "list.csv")
+
+
+def test_names_with_newlines_and_quotation_marks_in_a_csv_file(folder: Path) -> None:
+    strange = 'a "new"\nline, \x85\u2028.png'
+    (folder / "a" / "a000.png").rename(folder / "a" / strange)
+    quoted = strange.replace('"', '""')
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.rglob("[abc][0-9]*.png"))]
+    (folder / "list.csv").write_text("\r\n".join(["path,label", f'"a/{quoted}","line\nfeed, 三"', *rows]), newline="")
+    data = load_dataset(folder / "list.csv")
+    assert count(data) == 60
+    assert data.survey.skipped_line == ""
+    assert data.class_names == ("a", "b", "c", "line\\nfeed, 三")
 
 
 def test_duplicates_across_splits_and_labels_are_reported(tmp_path: Path) -> None:

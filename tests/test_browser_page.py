@@ -116,6 +116,19 @@ def test_drawn_digits_are_read(opened: Opened, tmp_path: Path) -> None:
         assert not opened.seen.any()
 
 
+def test_a_drawing_is_called_by_its_class(browser: Browser, source: Source, tmp_path: Path) -> None:  # noqa: F811
+    names = ("zero", "one", "two", "three", "four <b>", "five", "six", "seven", "eight", "nine")
+    named = replace(source, run=replace(source.run, trained=replace(source.run.trained, class_names=names)))
+    ((name, data),) = PageTarget().files(named).items()
+    (tmp_path / name).write_bytes(data)
+    with opening(browser, tmp_path / name) as one:
+        for digit in "34":
+            draw(one.page, DIGITS[digit])
+            assert one.best == names[int(digit)]
+            assert one.page.locator("#bars tr.top th").inner_text() == names[int(digit)]
+            one.page.click("#clear")
+
+
 def test_it_reads_while_the_pen_is_down_and_beyond_the_edge(opened: Opened) -> None:
     box = opened.page.locator("#pad").bounding_box()
     assert box

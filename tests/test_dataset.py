@@ -98,7 +98,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: changed(f, "test_labels", np.arange(3)),
         "20 test images but 3 test labels",
     ),
-    "unknown test label": (lambda f: changed(f, "test_labels", np.full(20, 77)), "a test label is 77"),
+    "unknown test label": (
+        lambda f: changed(f, "test_labels", np.full(20, 77)),
+        "a test image has the label '77', which never occurs in training",
+    ),
     "one class": (lambda f: changed(f, "train_labels", np.zeros(50)), "a single class"),
     "other size": (
         lambda f: changed(f, "test_images", np.zeros((20, 9, 9))),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import random
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from smidgen.data.dataset import Dataset
+from smidgen.data.decode import decode
 from smidgen.errors import SmidgenError
 from smidgen.exports.graph import Convolution
 from smidgen.exports.page import PageTarget
+from smidgen.exports.page_file import WEB
 from smidgen.exports.page_model import page_model
 from smidgen.exports.target import Check, Source
 from smidgen.runs.progress import Silent
@@ -228,6 +233,45 @@ def test_what_cannot_be_checked_is_one_line(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SmidgenError, match="needs node, which is not installed; install it"):
         PageTarget().check(source, tmp_path)
+
+
+FIT = """
+const { readFileSync } = require("node:fs");
+const scripts = process.argv.slice(1).map((path) => readFileSync(path, "utf8"));
+const { separate, fitted } = new Function(`${scripts.join("\\n")}; return { separate, fitted };`)();
+const cases = JSON.parse(readFileSync(0, "utf8"));
+const made = cases.map(({ width, height, pixels, shape }) => {
+  const planes = Array.from({ length: shape[0] }, () => new Uint8Array(width * height));
+  separate(Uint8ClampedArray.from(Buffer.from(pixels, "base64")), planes, 0);
+  return Buffer.from(fitted({ planes, width, height }, "PNG", shape[1], shape[2])).toString("base64");
+});
+process.stdout.write(JSON.stringify(made));
+"""
+
+
+def test_pictures_are_fitted_to_the_last_bit_as_pillow_fits_them(colour_run: Run, tmp_path: Path) -> None:
+    """Sizes up and down, oblong, tall and tiny, with transparency, for grey and colour networks."""
+    generator = np.random.default_rng(4)
+    cases, expected = [], []
+    for number in range(150):
+        width, height = (int(side) for side in generator.integers(1, (12, 90, 400)[number % 3], 2))
+        shape = int(generator.choice([1, 3])), *(int(side) for side in generator.integers(1, 50, 2))
+        pixels = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        if number % 2:
+            pixels[..., 3] = 255
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        expected.append(decode(file.getvalue(), "x", (shape[0], shape[1], shape[2])))
+        text = base64.b64encode(pixels.tobytes()).decode()
+        cases.append({"width": width, "height": height, "pixels": text, "shape": shape})
+    scripts = [Path(str(WEB / name)) for name in ("rounding.js", "picture.js")]
+    page = exported(Source(colour_run, *[torch.zeros(0)] * 2), tmp_path).read_text()
+    assert all(script.read_text() in page for script in scripts)
+    command = ["node", "-e", FIT, *map(str, scripts)]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=True)
+    for case, wanted, found in zip(cases, expected, json.loads(done.stdout), strict=True):
+        pixels = np.frombuffer(base64.b64decode(found), np.uint8).reshape(wanted.shape)
+        assert np.array_equal(pixels, wanted), (case["width"], case["height"], case["shape"])
 
 
 HOSTILE = """</script><script>alert(1)</script><!-- <b>&amp; "'` {{model}} </style>"""

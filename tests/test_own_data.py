@@ -18,6 +18,7 @@ from images import picture, write_images
 from smidgen.data import cache, memory, pictures
 from smidgen.data.dataset import FILES, MNIST_SHA256, Dataset, load_dataset
 from smidgen.data.decode import Glance
+from smidgen.data.idxfiles import EMNIST_CLASSES
 from smidgen.data.pictures import own_shape
 from smidgen.errors import DataError
 from smidgen.runs.progress import Silent
@@ -165,13 +166,52 @@ GOOD = np.zeros((4, 5, 5), np.uint8)
         (npz(images=GOOD, labels=np.arange(3)), "4 images but 3 labels"),
         (npz(images=GOOD, labels=np.arange(4) - 1), "labels go from -1"),
         (npz(images=np.zeros((4, 5, 5, 4), np.uint8), labels=np.arange(4)), "1 or 3 channels"),
+        (npz(images=GOOD, labels=np.array(["a", "b", "a", "c" * 101])), "'c{40}'... is longer than 100 characters"),
+        (npz(images=GOOD, labels=np.arange(4) % 2, class_names=np.array(["a", "a"])), "name each class once"),
+        (npz(images=GOOD, labels=np.arange(4), class_names=np.array(["a", "b"])), "go from 0 to 3; allowed: 0 to 1"),
+        (npz(images=GOOD, labels=np.arange(4), class_names=np.array(["a"])), "at least two names"),
+        (npz(images=GOOD[:0], labels=np.arange(0)), "images is uint8 .0, 5, 5."),
+        (npz(images=np.arange(2000, dtype=np.uint8).reshape(80, 5, 5), labels=np.zeros(80, int)), "a single class"),
+        (npz(images=np.arange(2000, dtype=np.uint8).reshape(80, 5, 5), labels=np.array(["a"] * 80)), "a single class"),
     ],
-    ids=["no zip", "names", "object", "float", "counts", "negative", "channels"],
+    ids=[
+        "no zip",
+        "names",
+        "object",
+        "float",
+        "counts",
+        "negative",
+        "channels",
+        "long name",
+        "same names",
+        "no such class",
+        "one name",
+        "empty",
+        "single class",
+        "single name",
+    ],
 )
 def test_npz_files_that_cannot_be_used_are_named(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(DataError, match=words):
         load_dataset(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("kind", ["number between", "number above", "name"])
+def test_a_test_class_that_never_occurs_in_training_is_named(tmp_path: Path, kind: str) -> None:
+    images = np.arange(60 * 36, dtype=np.uint8).reshape(60, 6, 6)
+    labels: Any = np.arange(60) % 3 * 2
+    strange: Any = np.array([0, 2, 4, 1 if kind == "number between" else 5])
+    if kind == "name":
+        labels, strange = np.array(["x", "y", "z"])[labels // 2], np.array(["x", "y", "z", "1"])
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:4], y_test=strange)
+    with pytest.raises(DataError, match=rf"label '{strange[3]}',? .*never occurs in training"):
+        load_dataset(tmp_path / "d.npz")
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:3], y_test=strange[:3])
+    data = load_dataset(tmp_path / "d.npz")
+    notes = () if kind == "name" else ("of 5 classes, 2 never occur in training: 1, 3",)
+    assert data.survey.notes == notes
+    assert load_dataset(tmp_path / "d.npz", validation=3).survey.notes == notes
 
 
 def test_an_npz_file_that_promises_endless_memory_is_refused(tmp_path: Path) -> None:
@@ -192,17 +232,32 @@ def test_emnist_is_known_by_its_names_and_turned_upright(mnist: Dataset, tmp_pat
         for kind in ("letters", "digits"):
             turned = examples.images[:count, 0].transpose(1, 2).numpy()
             (letters / f"emnist-{kind}-{part}-images-idx3-ubyte").write_bytes(idx_bytes(turned))
+            first = 1 if kind == "letters" else 0  # the letters alone are counted from 1
             (letters / f"emnist-{kind}-{part}-labels-idx1-ubyte").write_bytes(
-                idx_bytes(examples.labels[:count].numpy())
+                idx_bytes(examples.labels[:count].numpy() + first)
             )
     with pytest.raises(DataError, match=r"several sets, emnist-digits, emnist-letters: say which"):
         load_dataset(letters)
     data = load_dataset(letters / "emnist-letters")
     assert torch.equal(data.train.images, load_dataset(plain).train.images)
     assert "EMNIST by its file names (emnist-letters)" in data.survey.lines[0]
+    assert data.classes == 26
+    assert data.class_names == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert torch.equal(data.train.labels, load_dataset(plain).train.labels)
+    assert "of 26 classes, 16 never occur in training: K, L, M, N, O, ..." in data.survey.lines[1]
+    assert load_dataset(letters / "emnist-digits").class_names == ()
     for path in letters.glob("emnist-digits*"):
         path.unlink()
     assert torch.equal(load_dataset(letters).held_out.images, data.held_out.images)
+    (letters / "emnist-letters-test-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(20)))
+    with pytest.raises(DataError, match=r"test labels go from 0 to 19, but those of emnist-letters go from 1 to 26"):
+        load_dataset(letters)
+
+
+def test_emnists_classes_are_those_of_its_sets() -> None:
+    counts = {name: len(names) for name, names in EMNIST_CLASSES.items()}
+    assert counts == {"emnist-letters": 26, "emnist-balanced": 47, "emnist-bymerge": 47, "emnist-byclass": 62}
+    assert all(len(set(names)) == len(names) for names in EMNIST_CLASSES.values())
 
 
 def test_pictures_of_any_size_are_fitted_by_one_rule(tmp_path: Path) -> None:

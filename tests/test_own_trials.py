@@ -26,23 +26,14 @@ from smidgen.trials.new import new_trial
 NAMES = ("circle ring", "naïve\\nsquare", "三角")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "my pictures", 60, classes=CLASSES)
+@pytest.fixture
+def folder(colour_folder: Path) -> Path:
+    return colour_folder
 
 
-@pytest.fixture(scope="module")
-def file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trials") / "my_trial.py"
-    new_trial(path, data=folder, max_parameters=3_000)
-    return path
-
-
-@pytest.fixture(scope="module")
-def colour_run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("runs") / "colour"
-    settings = ["augmentation.flip=0.5", "augmentation.translation=0", "augmentation.scale=0"]
-    return run(f"{file}:trial", out=out, settings=settings, progress=Silent())
+@pytest.fixture
+def file(colour_file: Path) -> Path:
+    return colour_file
 
 
 @pytest.mark.parametrize("budget", [600, 2_000, 7_999, 20_000, 100_000])

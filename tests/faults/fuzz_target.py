@@ -21,6 +21,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 with atheris.instrument_imports(include=["smidgen", "json", "PIL", "gzip"]):
     from smidgen.data.dataset import FILES, load_dataset
+    from smidgen.data.decode import read_picture
     from smidgen.data.idx import read_idx
     from smidgen.engines.prepare import place
     from smidgen.errors import SmidgenError
@@ -61,7 +62,7 @@ def small_run(folder: Path) -> Path:
 def reader_and_seeds(name: str, folder: Path) -> tuple[Callable[[bytes], object], list[bytes]]:
     """What is to be fuzzed, and good inputs to begin with."""
     directory = small_run(folder)
-    path = folder / ("input.gz" if name.endswith("gz") else "input")
+    path = folder / {"idx.gz": "input.gz", "npz": "input.npz", "csv": "input.csv"}.get(name, "input")
 
     def of_file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
         def reader(content: bytes) -> object:
@@ -88,6 +89,33 @@ def reader_and_seeds(name: str, folder: Path) -> tuple[Callable[[bytes], object]
                 drawing.convert(mode).save(out, kind)
                 seeds.append(out.getvalue())
             return of_file(read_image), seeds
+        case "picture":
+            from PIL import Image
+
+            colours = Image.linear_gradient("L").resize((12, 9)).convert("RGB")
+            seeds = []
+            for mode, kind in (("RGB", "PNG"), ("P", "GIF"), ("RGB", "BMP"), ("RGBA", "WEBP"), ("CMYK", "JPEG")):
+                out = io.BytesIO()
+                colours.convert(mode).save(out, kind)
+                seeds.append(out.getvalue())
+            return of_file(lambda p: read_picture(p, (3, 8, 8))), seeds
+        case "npz":
+            import numpy as np
+
+            images, labels = np.arange(960).astype(np.uint8).reshape(60, 4, 4), np.arange(60) % 2
+            seeds = []
+            for save in (np.savez, np.savez_compressed):
+                out = io.BytesIO()
+                save(out, images=images, labels=labels, class_names=np.array(["a", "b"]))
+                seeds.append(out.getvalue())
+            return of_file(load_dataset), seeds
+        case "csv":
+            from PIL import Image
+
+            for number in range(20):
+                Image.new("RGB", (4, 4), (9 * number, 0, 99)).save(folder / f"{number}.png")
+            rows = "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(20))
+            return of_file(load_dataset), [rows.encode(), f"path,label\n{rows}".encode()]
         case "trial":
             return of_file(read_trial), [(directory / "trial.json").read_bytes()]
         case "weights":

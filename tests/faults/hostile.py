@@ -3,8 +3,8 @@
     python hostile.py FOLDER COUNT
 
 FOLDER holds a finished run (`run`), a killed one (`killed`), and is written to. Every input must
-end in a result or a `SmidgenError`, within a second of the processor's time; anything else ends
-this process with an error. Prints, as JSON, for each reader: inputs, how many were read, how many
+end in a result or a `SmidgenError`, within a second of the processor's time (pictures made by hand to
+be huge, five); anything else ends this process with an error. Prints, as JSON, for each reader: inputs, how many were read, how many
 refused, and the slowest's seconds.
 """
 
@@ -19,6 +19,7 @@ import shutil
 import struct
 import sys
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smidgen.data.dataset import load_dataset
+from smidgen.data.decode import read_picture
 from smidgen.data.idx import read_idx
 from smidgen.engines.prepare import place
 from smidgen.errors import SmidgenError
@@ -46,6 +48,8 @@ from smidgen.trials.find import read_trial
 
 LIMIT = 2**30
 SLOWEST = 1.0
+LARGEST = 5.0
+"""Seconds that a picture of 36 million pixels may take, whose transparency is composited at full size."""
 
 Reader = Callable[[Path], object]
 
@@ -59,7 +63,7 @@ class Count:
     refused: int = 0
     slowest: float = 0.0
 
-    def give(self, reader: Reader, path: Path) -> None:
+    def give(self, reader: Reader, path: Path, most: float = SLOWEST) -> None:
         """Have a file read; raises whatever is neither a result nor a `SmidgenError`."""
         began = time.process_time()
         try:
@@ -76,7 +80,7 @@ class Count:
         seconds = time.process_time() - began
         self.inputs += 1
         self.slowest = max(self.slowest, seconds)
-        assert seconds < SLOWEST, f"{path} took {seconds:.2f} s"
+        assert seconds < most, f"{path} took {seconds:.2f} s"
 
 
 def idx(shape: tuple[int, ...], kind: int = 8, rank: int | None = None, values: bytes = b"") -> bytes:
@@ -112,6 +116,73 @@ def safetensors(header: object, data: bytes = b"", length: int | None = None) ->
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
+def npy(header: object, data: bytes = b"", version: int = 1) -> bytes:
+    """An array as numpy writes it, or what claims to be one."""
+    text = header if isinstance(header, bytes) else repr(header).encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(text)) + text + data
+
+
+def npz(packed: int = zipfile.ZIP_DEFLATED, **entries: bytes) -> bytes:
+    """A file of arrays."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", packed) as archive:
+        for name, content in entries.items():
+            archive.writestr(f"{name}.npy", content)
+    return out.getvalue()
+
+
+def good_npz(packed: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Forty images in two classes."""
+    sides = {"descr": "|u1", "fortran_order": False}
+    pixels = npy({**sides, "shape": (40, 4, 4)}, random.Random(1).randbytes(640))
+    names = npy({**sides, "descr": "<U2", "shape": (2,)}, "a\0b\0".encode("utf-32-le"))
+    return npz(packed, images=pixels, labels=npy({**sides, "shape": (40,)}, bytes([0, 1] * 20)), class_names=names)
+
+
+def npz_bombs() -> Iterator[bytes]:
+    """Archives of arrays that promise too much, or that no array can be."""
+    zeros, sides = b"\0" * 50_000_000, {"descr": "|u1", "fortran_order": False}
+    for shape in ((2**40, 28, 28), (-1, 5, 5), (0, 5, 5), (50_000_000,), (2**62, 2**62, 2**62), (1,) * 60, (True,), ()):
+        for descr in ("|u1", "<U12500000", "<U0", "|O", "<f8", [("a", "|u1")], "<M8[s]", "|V1000000000"):
+            yield npz(images=npy({**sides, "descr": descr, "shape": shape}), labels=npy({**sides, "shape": shape}))
+    yield npz(images=npy({**sides, "shape": (50_000, 10, 10)}, zeros), labels=npy({**sides, "shape": (9,)}, zeros))
+    yield npz(
+        images=npy({**sides, "shape": (10, 2, 2)}, bytes(40)),
+        labels=npy({**sides, "descr": "<U1250000", "shape": (10,)}, zeros),
+    )
+    for packed in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        yield npz(packed, images=npy({**sides, "shape": (50_000, 10, 100)}, zeros), labels=b"")
+    for header in (
+        b"(" * 5_000,
+        b"{[]: 1}",
+        b"{'shape': 9" + b"9" * 5_000,
+        b"-" * 9_000,
+        b"\xff\0",
+        b"1L",
+        b"lambda:0",
+    ):
+        for version in (1, 2, 3, 9):
+            yield npz(images=npy(header, version=version), labels=b"")
+    whole = good_npz()
+    yield whole[:-22] + zeros[:70_000] + whole[-22:]
+    yield whole.replace(b"labels.npy", b"images.npy")
+
+
+def csv_bombs() -> Iterator[bytes]:
+    """Tables of too many, too long or too strange cells."""
+    yield b"\n" * 1_000_000
+    yield b'"' + b"a\n" * 500_000
+    yield b"," * 100_000
+    yield b"a" * 200_000 + b",b"
+    yield b"p/0.png," + b"b" * 100_000
+    yield b"p/0.png,a\n" * 5_000
+    yield b"".join(b"p/0.png,%d\n" % i for i in range(5_000))
+    yield "path,label\np/0.png,\ud800\n".encode("utf-8", "surrogatepass")
+    yield b"path,label\n" + b"/".join([b"x" * 200] * 100) + b",a\n"
+    yield b"path,label\n" + b"../" * 3_000 + b"etc/passwd,a\n"
+    yield b"path,label\np/0.png\0,a\np/1.png,\0\n"
+
+
 def bombs(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Made by hand, to take memory or time or to break what reads them: reader and content."""
     zeros = zlib.compress(b"\0" * 200_000_000, 9)
@@ -145,6 +216,10 @@ def bombs(folder: Path) -> Iterator[tuple[str, bytes]]:
     scan = whole[whole.rindex(b"\xff\xda") : -2]
     for scans in (30, 100, 100_000):
         yield "image", whole[:-2] + scan[:200] * scans + whole[-2:]
+    for content in npz_bombs():
+        yield "npz", content
+    for content in csv_bombs():
+        yield "csv", content
     for text in (
         "[" * 500_000, '{"a":' * 100_000, "[0" + ",0" * 500_000 + "]", "1" * 4301, "1e999", "NaN", '"' + "\\ud800" * 9,
         '{"goal":{"parameters":1' + "0" * 4000 + "}}", "[{}" + ",{}" * 300_000 + "]", "{" + '"a":1,' * 100_000 + '"b":1}',
@@ -203,6 +278,9 @@ def main() -> None:
         "idx": lambda path: read_idx(path, 3),
         "idx.gz": lambda path: read_idx(path, 3),
         "image": read_image,
+        "picture": lambda path: read_picture(path, (3, 8, 8)),
+        "npz": load_dataset,
+        "csv": load_dataset,
         "trial": read_trial,
         "weights": read_weights,
         "checkpoint": lambda path: checkpoint.restore(training, path, origin, trial, len(data.train)),
@@ -210,12 +288,17 @@ def main() -> None:
         "result": in_run("result.json"),
         "environment": environment,
     }
+    for number in range(20):
+        _written(folder / "p" / f"{number}.png", picture("RGB", 8 + number, "PNG"))
     by_hand = list(bombs(folder))  # before the limit, which is for the readers
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is to be the readers', too
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     counts = {name: Count() for name in readers}
     for name, content in by_hand:
-        counts[name].give(readers[name], _written(folder / f"bomb.{name}", content))
+        for each in ("image", "picture") if name == "image" else (name,):
+            counts[each].give(
+                readers[each], _written(folder / f"bomb.{each}", content), LARGEST if each == "picture" else SLOWEST
+            )
 
     values = random.Random(0).randbytes(3 * 8 * 8)
     good_idx = idx((3, 8, 8), values=values)
@@ -226,6 +309,15 @@ def main() -> None:
             picture("L", 30, "PNG"), picture("RGBA", 30, "PNG"), picture("P", 30, "PNG"), picture("I;16", 30, "PNG"),
             picture("1", 30, "PNG"), picture("L", 30, "JPEG"), picture("CMYK", 30, "JPEG"),
             picture("RGB", 30, "JPEG", progressive=True),
+        ],
+        "picture": [
+            picture("RGB", 30, "PNG"), picture("P", 30, "PNG"), picture("I;16", 30, "PNG"), picture("RGB", 30, "JPEG"),
+            picture("RGB", 30, "BMP"), picture("P", 30, "GIF"), picture("RGBA", 30, "WEBP"),
+        ],
+        "npz": [good_npz(), good_npz(zipfile.ZIP_STORED), good_npz(zipfile.ZIP_LZMA)],
+        "csv": [
+            b"path,label,split\n" + b"".join(b"p/%d.png,c%d,%s\n" % (i, i % 2, (b"train", b"test")[i > 14]) for i in range(20)),
+            b"".join(b'"p/%d.png","c%d"\n' % (i, i % 3) for i in range(20)),
         ],
         "trial": [(run / "trial.json").read_bytes()],
         "weights": [(run / "weights.safetensors").read_bytes()],
@@ -296,6 +388,7 @@ def _with_other_values(seed: bytes, data: st.DataObject) -> bytes:
 
 
 def _written(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return path
 

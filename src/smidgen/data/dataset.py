@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from smidgen.data.known import MNIST_SHAPE as MNIST_SHAPE
 from smidgen.data.memory import check_room
 from smidgen.data.npz import load_npz
 from smidgen.data.parts import Examples as Examples
-from smidgen.data.parts import Form, Parts, Survey
+from smidgen.data.parts import Form, Parts, Survey, label_name
 from smidgen.data.pictures import Show, load_pictures
 from smidgen.errors import DataError
 from smidgen.files import looked_up
@@ -136,10 +136,7 @@ def load_dataset(
     classes = len(parts.class_names) or highest + 1
     if classes < 2:
         raise DataError(f"{name}: the training labels hold a single class; at least two are needed")
-    if int(held_out.labels.max()) >= classes:
-        raise DataError(
-            f"{name}: a test label is {int(held_out.labels.max())}, but the training labels end at {classes - 1}"
-        )
+    survey = _with_classes_checked(parts, classes, name, tuning=validation is not None)
     if form == "drawing" and train.images.shape[1] != 1:
         raise DataError(f"{name}: data.form is drawing, but drawings are grey and the images have colours")
     colour = train.images.shape[1] != 1
@@ -157,8 +154,32 @@ def load_dataset(
         sha256=parts.sha256,
         class_names=parts.class_names,
         form=form if form != "auto" else "picture" if colour else parts.form,
-        survey=parts.survey,
+        survey=survey,
     )
+
+
+def _with_classes_checked(parts: Parts, classes: int, name: str, *, tuning: bool) -> Survey:
+    """What was found on the way, and which classes have no training image.
+
+    Raises:
+        DataError: a test image is of such a class.
+    """
+    judged = set(parts.held_out.labels.unique().tolist())
+    # What is held out for validation was held out from the training images.
+    trained = set(parts.train.labels.unique().tolist()) | (judged if tuning else set())
+    strange = sorted(judged - trained)
+    if strange:
+        called = label_name(parts.class_names, strange[0])
+        raise DataError(
+            f"{name}: a test image has the label {called!r}, which never occurs in training; add such images there, "
+            f"or leave those out"
+        )
+    missing = [label for label in range(classes) if label not in trained]
+    if not missing:
+        return parts.survey
+    called = ", ".join(label_name(parts.class_names, label) for label in missing[:5])
+    note = f"of {classes} classes, {len(missing)} never occur in training: {called}{', ...' if missing[5:] else ''}"
+    return replace(parts.survey, notes=(*parts.survey.notes, note))
 
 
 def _read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,18 @@ FILES = {
 """The four files of a data set, by MNIST's names; each may have `.gz` added, or `.` for the last `-`."""
 
 _EMNIST = "emnist-"
+_LETTERS = "emnist-letters"
+_CAPITALS = tuple(string.ascii_uppercase)
+_MERGED = (*string.digits, *_CAPITALS, *"abdefghnqrt")
+EMNIST_CLASSES = {
+    _LETTERS: _CAPITALS,
+    "emnist-balanced": _MERGED,
+    "emnist-bymerge": _MERGED,
+    "emnist-byclass": (*string.digits, *_CAPITALS, *string.ascii_lowercase),
+}
+"""What the labels of EMNIST's sets mean, as the mapping files beside them say (Cohen et al. 2017); those of its sets of
+digits are plain numbers. A capital stands for its small letter too where that looks alike (merged) and in the letters.
+"""
 _EMNIST_IMAGES = "-train-images-idx3-ubyte"
 
 
@@ -103,14 +116,15 @@ def load_idx(found: IdxFolder, *, validation: int | None, fold: int, known: Know
         files[name] = read_idx(path, dimensions=3 if name.endswith("images") else 1)
         if known is not None and files[name].sha256 != known.sha256[name]:
             raise DataError(f"{path} is not {known.title}'s file: its sha256 is {files[name].sha256}; {known.remedy}")
-    train = held_out = _examples(files, "train", found)
+    names = known.class_names if known else EMNIST_CLASSES.get(found.emnist, ())
+    train = held_out = _examples(files, "train", found, names)
     everything = train.images
     sizes = Counter({(train.images.shape[2], train.images.shape[3]): len(train)})
     if validation is not None:
         start, stop = block_at_end(len(train), validation, fold, folder)
         train, held_out = train.without(start, stop), train.part(start, stop)
     else:
-        held_out = _examples(files, "test", found)
+        held_out = _examples(files, "test", found, names)
         if held_out.images.shape[1:] != train.images.shape[1:]:
             raise DataError(
                 f"{folder}: training images are {_sides(train)}, but test images are {_sides(held_out)}; "
@@ -122,23 +136,30 @@ def load_idx(found: IdxFolder, *, validation: int | None, fold: int, known: Know
         train=train,
         held_out=held_out,
         normal=everything,
-        class_names=known.class_names if known else (),
+        class_names=names,
         sha256={name: file.sha256 for name, file in files.items()},
         form="drawing",
         survey=Survey("IDX files", sizes=sizes, notes=notes if found.emnist else ()),
     )
 
 
-def _examples(files: dict[str, Idx], part: str, found: IdxFolder) -> Examples:
-    images, labels = files[f"{part}_images"].values, files[f"{part}_labels"].values
+def _examples(files: dict[str, Idx], part: str, found: IdxFolder, names: tuple[str, ...]) -> Examples:
+    images, labels = files[f"{part}_images"].values, files[f"{part}_labels"].values.astype(np.int64)
     if len(images) != len(labels):
         raise DataError(
             f"{found.folder}: {len(images):,} {part} images but {len(labels):,} {part} labels; "
             f"the files do not belong together"
         )
+    first = 1 if found.emnist == _LETTERS else 0  # the letters alone are counted from 1
+    labels = labels - first
+    if names and len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
+        raise DataError(
+            f"{found.folder}: {part} labels go from {labels.min() + first} to {labels.max() + first}, but those of "
+            f"{found.emnist or 'this set'} go from {first} to {len(names) - 1 + first}"
+        )
     if found.emnist:
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
-    return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)))
+    return Examples(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
 
 
 def _sides(examples: Examples) -> str:

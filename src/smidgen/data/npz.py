@@ -7,12 +7,14 @@ the hash of each image; class_names may name the classes.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import math
+import warnings
 import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,7 @@ from smidgen.data.hashes import examples_sha256
 from smidgen.data.memory import check_room
 from smidgen.data.parts import Examples, Parts, Survey
 from smidgen.data.splits import TEST_SHARE, block_at_end, by_content, is_test
-from smidgen.data.tree import MOST_CLASSES, natural, shown
+from smidgen.data.tree import LONGEST_NAME, MOST_CLASSES, brief, natural, shown
 from smidgen.errors import DataError
 from smidgen.files import cannot_read, open_to_read
 
@@ -32,6 +34,7 @@ _CHUNK = 2**20
 _RATIO = 1_100
 """Deflate packs at most 1,032 to 1; an entry that promises more is not what it says."""
 
+_MOST_SIDES = 4
 _KERAS = ("x_train", "y_train", "x_test", "y_test")
 _SINGLE = ("images", "labels")
 _Array = npt.NDArray[Any]
@@ -55,7 +58,7 @@ def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
     try:
         with open_to_read(path) as raw, zipfile.ZipFile(raw) as archive:
             return _load(path, archive, validation, fold)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} is damaged or no .npz file ({error}); get a fresh copy") from None
     except MemoryError:
         raise DataError(f"{path} is too large for the memory that is free") from None
@@ -71,7 +74,7 @@ def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: in
         wanted = _SINGLE
     else:
         raise DataError(
-            f"{path} has the arrays {', '.join(shown(n) for n in list(there)[:8]) or 'none'}; wanted are "
+            f"{path} has the arrays {', '.join(brief(n) for n in list(there)[:8]) or 'none'}; wanted are "
             f"{', '.join(_KERAS)}, or {' and '.join(_SINGLE)}"
         )
     arrays = {name: _read(path, archive, there[name]) for name in wanted}
@@ -107,16 +110,11 @@ def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: in
 def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
     """One array; memory is taken only for what the entry can hold."""
     with archive.open(info) as file:
-        try:
-            version = npy.read_magic(file)
-            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, fortran, dtype = header(file)
-        except ValueError as error:
-            raise DataError(f"{path}: {shown(info.filename)} is not an array: {error}") from None
-        if dtype.hasobject or dtype.kind not in "iubU":
+        shape, fortran, dtype = _header(path, file, info)
+        if dtype.hasobject or dtype.kind not in "iubU" or not dtype.itemsize:
             raise DataError(
-                f"{path}: {shown(info.filename)} is of type {dtype}; images must be uint8, 0 to 255, and labels whole "
-                f"numbers or names"
+                f"{path}: {shown(info.filename)} is of type {brief(str(dtype))}; images must be uint8, 0 to "
+                f"255, and labels whole numbers or names"
             )
         size = math.prod(shape) * dtype.itemsize
         if size > MOST_BYTES or size > info.file_size or info.file_size > _RATIO * max(info.compress_size, 1):
@@ -134,6 +132,24 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array
         if file.read(1):
             raise DataError(f"{path}: {shown(info.filename)} goes on after what its header promises")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(path: Path, file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of an array, as the beginning of its entry says."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile):
+        raise  # the archive is at fault
+    except Exception as error:  # the header is Python's literals, and numpy lets through what their parser raises
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: {shown(info.filename)} is not an array: {shown(reason)}") from None
+    if len(shape) > _MOST_SIDES or any(side < 0 for side in shape):
+        raise DataError(f"{path}: {shown(info.filename)} is not an array: its shape cannot be")
+    return shape, fortran, dtype
 
 
 def _images(path: Path, name: str, values: _Array) -> torch.Tensor:
@@ -164,13 +180,22 @@ def _names(
 ) -> tuple[str, ...]:
     """The classes' names; none where labels are numbers and nothing names them."""
     if labels[0].dtype.kind == "U":
-        return tuple(sorted({shown(str(label)) for label in np.unique(labels[0])}, key=natural))
-    if "class_names" not in there:
+        found = sorted({shown(str(label)) for label in np.unique(labels[0])}, key=natural)
+    elif "class_names" not in there:
         return ()
-    names = _read(path, archive, there["class_names"])
-    if names.dtype.kind != "U" or names.ndim != 1 or not 2 <= len(names) <= MOST_CLASSES:
-        raise DataError(f"{path}: class_names must be a list of at least two names")
-    return tuple(shown(str(name)) for name in names)
+    else:
+        names = _read(path, archive, there["class_names"])
+        if names.dtype.kind != "U" or names.ndim != 1 or not 2 <= len(names) <= MOST_CLASSES:
+            raise DataError(f"{path}: class_names must be a list of at least two names")
+        found = [shown(str(name)) for name in names]
+    if len(found) > MOST_CLASSES:
+        raise DataError(f"{path} has {len(found):,} classes; at most {MOST_CLASSES:,} can be learnt")
+    for name in found:
+        if len(name) > LONGEST_NAME:
+            raise DataError(f"{path}: the class name {name[:40]!r}... is longer than {LONGEST_NAME} characters")
+    if len(set(found)) < len(found):
+        raise DataError(f"{path}: class_names must name each class once")
+    return tuple(found)
 
 
 def _numbers(path: Path, labels: _Array, names: tuple[str, ...]) -> torch.Tensor:
@@ -178,7 +203,7 @@ def _numbers(path: Path, labels: _Array, names: tuple[str, ...]) -> torch.Tensor
         numbers = {name: number for number, name in enumerate(names)}
         strange = next((str(label) for label in labels if shown(str(label)) not in numbers), None)
         if strange is not None:
-            raise DataError(f"{path}: the label {shown(strange)!r} never occurs in training; leave its images out")
+            raise DataError(f"{path}: the label {brief(strange)!r} never occurs in training; leave its images out")
         return torch.tensor([numbers[shown(str(label))] for label in labels], dtype=torch.int64)
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= (len(names) or MOST_CLASSES)):
         raise DataError(

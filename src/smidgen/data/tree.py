@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,7 @@ MOST_CLASSES = 4_096
 MOST_TABLE_BYTES = 2**28
 LONGEST_NAME = 100
 """Of a class, characters."""
+_LONGEST_SHOWN = 300
 
 _PATH_COLUMNS, _LABEL_COLUMNS = ("path", "file", "filename", "image"), ("label", "class")
 
@@ -73,7 +76,7 @@ class Listing:
     def skip(self, reason: str, name: str) -> None:
         """Count a file that is left out."""
         self.skipped[reason] += 1
-        self.first_skipped.setdefault(reason, shown(name))
+        self.first_skipped.setdefault(reason, brief(name))
 
     @property
     def has_splits(self) -> bool:
@@ -85,6 +88,12 @@ def shown(name: str) -> str:
     """A name for people, in one line, whatever is in it."""
     text = unicodedata.normalize("NFC", name)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) if text.strip() else ascii(text)
+
+
+def brief(name: str) -> str:
+    """A name for people, as in `shown`, and no longer than a message can be."""
+    text = shown(name)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
 def natural(name: str) -> tuple[object, ...]:
@@ -137,11 +146,18 @@ def _scan(folder: Path, listing: Listing) -> list[os.DirEntry[str]]:
         raise DataError(cannot_read(folder, error)) from None
     kept = []
     for item in items:
-        if item.is_symlink() and not item.is_file():
+        if item.is_symlink() and not _leads_to_file(item):
             listing.skip("links to folders or to nothing", item.name)
         else:
             kept.append(item)
     return kept
+
+
+def _leads_to_file(link: os.DirEntry[str]) -> bool:
+    try:
+        return link.is_file()
+    except OSError:  # it leads back to itself
+        return False
 
 
 def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) -> None:
@@ -173,51 +189,70 @@ def list_table(path: Path) -> Listing:
     Raises:
         DataError: it is no such file, or a path, split or line in it cannot be.
     """
-    root = path.parent
-    listing = Listing("CSV file", classes=_read_classes(root))
+    listing, inside = Listing("CSV file", classes=_read_classes(path.parent)), path.parent.resolve()
     try:
-        text = read_bounded(path, MOST_TABLE_BYTES).decode("utf-8-sig")
-        rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if row]
+        for number, row in _rows(read_bounded(path, MOST_TABLE_BYTES)):
+            listing.entries.append(_entry(path, inside, number, row))
+            if len(listing.entries) > MOST_FILES:
+                raise DataError(f"{path} names more than {MOST_FILES:,} images; that is more than is read")
     except OSError as error:
         raise DataError(cannot_read(path, error)) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
-    columns, rows = _columns(rows)
-    inside = root.resolve()
-    for number, row in rows:
-        cells = [cell.strip() for cell in row]
-        if len(cells) <= max(columns) or not cells[columns[0]] or not cells[columns[1]]:
-            raise DataError(f"{path}, line {number}: a path and a label are needed, and in the same columns everywhere")
-        name, label = cells[columns[0]], shown(cells[columns[1]])
-        split = cells[columns[2]].lower() if len(columns) > 2 else ""
-        if split and split not in SPLITS:
-            raise DataError(f"{path}, line {number}: the split is {shown(split)!r}; allowed: train, val, test")
-        file = root / name
-        if "\0" in name or not file.resolve().is_relative_to(inside):
-            raise DataError(
-                f"{path}, line {number}: {shown(name)} is outside {root}; put the CSV file above its images"
-            )
-        listing.entries.append(Entry(file, name, label, SPLITS.get(split, "")))
-    if len(listing.entries) > MOST_FILES:
-        raise DataError(f"{path} names more than {MOST_FILES:,} images; that is more than is read")
     if listing.has_splits and not all(entry.split for entry in listing.entries):
         raise DataError(f"{path} has lines without a split; give every line one of train, val, test, or none of them")
     listing.entries.sort(key=lambda e: (natural(Path(e.name).name), natural(e.name)))
     return listing
 
 
-def _columns(rows: list[tuple[int, list[str]]]) -> tuple[list[int], list[tuple[int, list[str]]]]:
-    """Where path, label and split stand, and the rows without the line that says so."""
-    if not rows:
-        return [0, 1], rows
-    head = [cell.strip().lower() for cell in rows[0][1]]
+def _rows(content: bytes) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """The number of each line with anything in it, and its path, label and split, empty where there is no such column.
+
+    One at a time: all cells of a large table would take many times its size. A name in quotation marks may hold a
+    newline.
+    """
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+    columns: list[int] = []
+    for row in reader:
+        cells = [cell.strip() for cell in row]
+        if not cells:
+            continue
+        if not columns:
+            columns, is_head = _columns(cells)
+            if is_head:
+                continue
+        name, label, *split = [cells[place] if place < len(cells) else "" for place in columns]
+        yield reader.line_num, (name, label, "".join(split).lower())
+
+
+def _entry(table: Path, inside: Path, number: int, cells: tuple[str, str, str]) -> Entry:
+    """A line of a table as the file that it names, which must be inside a folder, given without links."""
+    name, label, split = cells
+    if not name or not label:
+        raise DataError(f"{table}, line {number}: a path and a label are needed, and in the same columns everywhere")
+    if split and split not in SPLITS:
+        raise DataError(f"{table}, line {number}: the split is {brief(split)!r}; allowed: train, val, test")
+    if len(label) > LONGEST_NAME:
+        raise DataError(f"{table}, line {number}: the label {brief(label)} is longer than {LONGEST_NAME} characters")
+    file = table.parent / name
+    # Not `Path.resolve`, which has no answer where links go in a circle.
+    if "\0" in name or not Path(os.path.realpath(file)).is_relative_to(inside):
+        raise DataError(
+            f"{table}, line {number}: {brief(name)} is outside {table.parent}; put the CSV file above its images"
+        )
+    return Entry(file, name, shown(label), SPLITS.get(split, ""))
+
+
+def _columns(first: list[str]) -> tuple[list[int], bool]:
+    """Where path, label and split stand, and whether it is the first line that says so."""
+    head = [cell.lower() for cell in first]
     named = [
         next((i for i, cell in enumerate(head) if cell in known), None) for known in (_PATH_COLUMNS, _LABEL_COLUMNS)
     ]
     if named[0] is None or named[1] is None:
-        return ([0, 1, 2] if len(head) == 3 else [0, 1]), rows
+        return ([0, 1, 2] if len(head) == 3 else [0, 1]), False
     split = [head.index("split")] if "split" in head else []
-    return [named[0], named[1], *split], rows[1:]
+    return [named[0], named[1], *split], True
 
 
 def _read_classes(root: Path) -> tuple[str, ...] | None:
@@ -268,7 +303,7 @@ def class_names(listing: Listing, name: object) -> tuple[str, ...]:
                 else f"is not in {CLASSES_FILE}"
             )
             raise DataError(
-                f"{name}: {shown(entry.name)} has the label {entry.label!r}, which {where}; add it there, or leave "
+                f"{name}: {brief(entry.name)} has the label {entry.label!r}, which {where}; add it there, or leave "
                 f"the file out"
             )
     return classes

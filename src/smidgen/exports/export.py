@@ -133,6 +133,7 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         "trial": run.trial.name,
         "seed": run.seed,
         "weights_sha256": run.result["weights_sha256"],
+        **({"class_names": list(run.trained.class_names)} if run.trained.class_names else {}),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
     write_together(directory, {**files, MANIFEST: _json({**about, "check": None})}, "-o")

@@ -9,6 +9,7 @@ each of its operations is one or two of ONNX's.
 from __future__ import annotations
 
 import importlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class _Writer:
     def model(self, source: Source) -> Any:
         """The whole model."""
         helper, types = self.onnx.helper, self.onnx.TensorProto
-        graph, trial = self.graph, source.run.trial
+        graph, trial, names = self.graph, source.run.trial, source.run.trained.class_names
         self.emit("Cast", ["images"], "pixels", to=types.FLOAT)
         scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
         self.emit("Mul", ["pixels", self.constant("pixel_scale", np.float32(scale))], "scaled")
@@ -106,6 +107,7 @@ class _Writer:
             "recipe": canonical_json(trial.to_json()),
             "seed": str(source.run.seed),
             "weights_sha256": source.run.result["weights_sha256"],
+            **({"class_names": json.dumps(names, ensure_ascii=False)} if names else {}),
         }
         helper.set_model_props(model, about)
         return model

@@ -1,4 +1,4 @@
-"""The web page as an export target: one HTML file that reads handwriting, checked by running its script in node."""
+"""The web page as an export target: one HTML file that classifies what it is given, checked by its script in node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_BYTES = 2**30
 
 
 class PageTarget:
-    """One HTML file, named after the trial: draw, and see the network at work, without a connection.
+    """One HTML file, named after the trial: draw or show a picture, and see the network at work, without a connection.
 
     Args:
         check: whether the file will be checked, which needs node.

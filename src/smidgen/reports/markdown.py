@@ -46,7 +46,8 @@ def _block(block: Block, folder: str, files: dict[str, bytes]) -> str:
             return "\n".join(f"- {_text(item)}" for item in items)
         case Table(caption=caption, columns=columns, rows=rows, left=left):
             cells = [[_text(cell) for cell in row] for row in rows]
-            return f"*{_text(caption)}*\n\n{render(columns, cells, 'markdown', left)}"
+            names = [_text(name) for name in columns]
+            return f"*{_text(caption)}*\n\n{render(names, cells, 'markdown', left)}"
         case Chart(name=name, svg=svg, alt=alt, caption=caption):
             files[f"{name}.svg"] = for_file(svg).encode()
             return f"![{_text(alt)}]({folder}/{name}.svg)\n\n*{_text(caption)}*"

@@ -93,6 +93,16 @@ def hex_float(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}p{exponent}f"
 
 
+def string(text: str) -> str:
+    """Any text as a string literal of its UTF-8 bytes.
+
+    Everything but plain ASCII is an octal escape, which ends after three digits whatever follows; so are quotation
+    mark, backslash, and the question mark, two of which begin a trigraph.
+    """
+    plain = set(range(0x20, 0x7F)) - set(b'"\\?')
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
+
+
 def _integer(kind: str, value: int) -> str:
     if kind == "int64_t":
         return f"INT64_C({value})"
@@ -170,6 +180,7 @@ class About:
         input_shape: channels, height, width.
         classes: number of scores.
         macs: multiply-accumulates for an image.
+        class_names: of the scores, any text; none where classes are plain numbers.
     """
 
     prefix: str
@@ -178,6 +189,7 @@ class About:
     input_shape: Shape
     classes: int
     macs: int
+    class_names: tuple[str, ...] = ()
 
 
 def files(code: Code, about: About) -> dict[str, bytes]:
@@ -211,9 +223,11 @@ def files(code: Code, about: About) -> dict[str, bytes]:
         "kernels": "\n\n".join(code.kernels.values()),
         "tables": "\n\n".join(code.tables),
         "steps": "\n".join(code.steps),
+        "names": ",\n".join(f"    {string(name)}" for name in about.class_names),
     }
     names = {"header.h": f"{about.prefix}.h", "source.c": f"{about.prefix}.c", "main.c": "main.c"}
-    return {name: _tidy(render(fragment, values)).encode("ascii") for fragment, name in names.items()}
+    features = {"names"} if about.class_names else set()
+    return {name: _tidy(render(fragment, values, features)).encode("ascii") for fragment, name in names.items()}
 
 
 def _tidy(text: str) -> str:

@@ -51,6 +51,7 @@ class CTarget:
             graph.input_shape,
             graph.classes,
             graph.macs,
+            run.trained.class_names,
         )
         return files(code, about)
 

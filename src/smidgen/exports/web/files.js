@@ -2,50 +2,45 @@
 /* Image files, decoded by the browser; within the bounds that `smidgen predict` keeps. */
 
 const MOST_BYTES = 64 * 2 ** 20;
-const MOST_PIXELS = { PNG: 36e6, JPEG: 50e6 };
+const MOST_PIXELS = { PNG: 36e6, JPEG: 50e6 }; // other formats as PNG
 const MOST_SIDE = 20000;
-const WORKING_SIDE = 512;
 const HEADER_BYTES = 2 ** 20;
 
+/** Formats that are read, each with a function from a file's first bytes to its size; null: another format. */
+const FORMATS = { PNG: pngSize, JPEG: jpegSize };
+
+function nameOf(file) {
+  return file.name || "what was pasted";
+}
+
 /**
- * Decode an image file.
+ * Decode an image file; its size is looked at first.
  * @param {File} file
- * @returns {Promise<{bitmap: HTMLCanvasElement, picture: ImageData}>} at most WORKING_SIDE pixels a side.
+ * @returns {Promise<{bitmap: ImageBitmap, kind: string}>} upright, as its EXIF data say; a key of FORMATS.
  * @throws {Error} with one line for people.
  */
-async function readPicture(file) {
-  const name = file.name || "what was pasted";
+async function decoded(file) {
+  const name = nameOf(file);
   if (file.size > MOST_BYTES) throw new Error(`${name} is too large: at most 64 MB are read.`);
   const header = new Uint8Array(await file.slice(0, HEADER_BYTES).arrayBuffer());
-  const found = pngSize(header) ?? jpegSize(header);
-  if (!found) throw new Error(`${name} is not a PNG or JPEG image.`);
-  const { kind, width, height } = found;
-  if (width * height > MOST_PIXELS[kind] || Math.max(width, height) > MOST_SIDE) {
+  const kinds = Object.keys(FORMATS);
+  const kind = kinds.find((each) => FORMATS[each](header));
+  if (!kind) throw new Error(`${name} is not a ${kinds.slice(0, -1).join(", ")} or ${kinds.at(-1)} image.`);
+  const { width, height } = FORMATS[kind](header);
+  if (width * height > (MOST_PIXELS[kind] ?? MOST_PIXELS.PNG) || Math.max(width, height) > MOST_SIDE) {
     throw new Error(`${name} has ${width} × ${height} pixels, too many to decode; scale it down.`);
   }
   try {
-    const whole = await createImageBitmap(file, { colorSpaceConversion: "none" });
-    return scaled(whole);
+    return { bitmap: await createImageBitmap(file, { colorSpaceConversion: "none" }), kind };
   } catch {
     throw new Error(`${name} cannot be decoded: the file is damaged.`);
   }
 }
 
-function scaled(whole) {
-  const factor = Math.min(1, WORKING_SIDE / Math.max(whole.width, whole.height));
-  const [width, height] = [whole.width, whole.height].map((side) => Math.max(1, Math.round(side * factor)));
-  const bitmap = Object.assign(document.createElement("canvas"), { width, height });
-  const context = bitmap.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingQuality = "high";
-  context.drawImage(whole, 0, 0, width, height);
-  whole.close();
-  return { bitmap, picture: context.getImageData(0, 0, width, height) };
-}
-
 function pngSize(bytes) {
   const view = new DataView(bytes.buffer);
   if (bytes.length < 24 || view.getUint32(0) !== 0x89504e47 || view.getUint32(4) !== 0x0d0a1a0a) return null;
-  return { kind: "PNG", width: view.getUint32(16), height: view.getUint32(20) };
+  return { width: view.getUint32(16), height: view.getUint32(20) };
 }
 
 /** From the frame header, past the segments before it. */
@@ -56,7 +51,7 @@ function jpegSize(bytes) {
     const marker = view.getUint16(at);
     if (marker < 0xffc0) return null;
     const frame = marker <= 0xffcf && ![0xffc4, 0xffc8, 0xffcc].includes(marker);
-    if (frame) return { kind: "JPEG", width: view.getUint16(at + 7), height: view.getUint16(at + 5) };
+    if (frame) return { width: view.getUint16(at + 7), height: view.getUint16(at + 5) };
     at += marker === 0xffff ? 1 : 2 + view.getUint16(at + 2);
   }
   return null;

@@ -217,12 +217,6 @@ function drawStrokes(context, side, strokes, ink) {
   }
 }
 
-function drawFitted(context, side, bitmap) {
-  const factor = side / Math.max(bitmap.width, bitmap.height);
-  const [width, height] = [bitmap.width * factor, bitmap.height * factor];
-  context.drawImage(bitmap, (side - width) / 2, (side - height) / 2, width, height);
-}
-
 /** The keyboard's pen: a ring, filled while it is down. */
 function drawPen(context, side, { x, y }, down) {
   context.strokeStyle = context.fillStyle = colour("--accent");

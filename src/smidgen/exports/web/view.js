@@ -3,6 +3,7 @@
 
 const MOST_ROWS = 20; // of classes; with more, only the most probable are listed
 const LISTED = 10;
+const SHORT_NAME = 3; // of a class, letters: more are shown smaller
 const MOST_MAPS = 64; // of a layer's channels
 
 /** A colour of the style sheet, as it is in the present scheme. */
@@ -22,12 +23,20 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Show grey pixels, 0 to 255, on a canvas of their size. */
-function showSeen(canvas, pixels, height, width) {
+/** Show grey or coloured pixels, 0 to 255 by channel, row, column, on a canvas of their size. */
+function showSeen(canvas, pixels, [channels, height, width]) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const image = new ImageData(width, height);
-  for (let i = 0; i < height * width; i++) image.data.set([pixels[i], pixels[i], pixels[i], 255], 4 * i);
+  const [green, blue] = channels === 3 ? [height * width, 2 * height * width] : [0, 0];
+  for (let i = 0; i < height * width; i++) image.data.set([pixels[i], pixels[green + i], pixels[blue + i], 255], 4 * i);
   canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
+}
+
+/** An image in the middle of a square, as large as fits. */
+function drawFitted(context, side, bitmap) {
+  const factor = side / Math.max(bitmap.width, bitmap.height);
+  const [width, height] = [bitmap.width * factor, bitmap.height * factor];
+  context.drawImage(bitmap, (side - width) / 2, (side - height) / 2, width, height);
 }
 
 /** A row a class with its probability as a bar. */
@@ -35,9 +44,10 @@ class Bars {
   constructor(table, names) {
     this.names = names;
     this.listed = names.length > MOST_ROWS ? LISTED : names.length;
+    table.classList.toggle("names", names.some((name) => name.length > SHORT_NAME));
     this.rows = Array.from({ length: this.listed }, (_, index) => {
       const bar = element("i");
-      const label = element("th", { scope: "row" }, names[index]);
+      const label = element("th", { scope: "row", dir: "auto" }, names[index]);
       const share = element("td", {}, "–");
       const middle = element("td", {}, element("div", { className: "bar" }, bar));
       middle.setAttribute("aria-hidden", "true");
@@ -78,7 +88,7 @@ class Layers {
       const labels = node.output === model.output && channels === names.length ? names : null;
       const size = sizeOf(channels, height, width);
       const maps = element("div", { className: "maps" }, ...contexts.map(({ canvas }, channel) =>
-        element("figure", {}, sized(canvas, height, width), labels ? labels[channel] : "")));
+        element("figure", {}, sized(canvas, height, width), element("bdi", {}, labels ? labels[channel] : ""))));
       maps.setAttribute("role", "img");
       maps.setAttribute("aria-label", `What ${node.name} responds with: ${size}`);
       if (shown < channels) maps.append(element("p", { className: "small" }, `and ${channels - shown} more`));

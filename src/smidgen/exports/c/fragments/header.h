@@ -29,6 +29,14 @@ extern "C" {
 /* One step of a score as a real number, the network's own unit. */
 #define {{upper}}_SCORE_UNIT {{score_unit}}
 
+@if names
+/* The names of the classes in the order of the scores, in UTF-8. Compiled with optimization, they take room only in
+   files that use them. */
+static const char *const {{prefix}}_names[{{upper}}_CLASSES] = {
+{{names}}
+};
+
+@end
 /* What a call works in: static, on the stack, or wherever there is room. It need not be cleared. */
 typedef struct {
 {{scratch}}

@@ -3,9 +3,15 @@
        cc -std=c99 -O2 -o classify main.c {{prefix}}.c{{libraries}}
        ./classify [--scores] IMAGES [LABELS]
 
+@if names
+   prints the class of each image and its name, a line each; with --scores, the scores as they are instead of the
+   name. With a file of labels, accuracy goes to standard error. Files must be unpacked (gunzip). Exit status 2: a
+   file is not what it should be. */
+@else
    prints the class of each image, a line each, with --scores also the scores as they are. With a file of
    labels, accuracy goes to standard error. Files must be unpacked (gunzip). Exit status 2: a file is not
    what it should be. */
+@end
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -77,6 +83,10 @@ int main(int argc, char **argv)
         printf("%d", label);
         if (with_scores)
             for (c = 0; c < {{upper}}_CLASSES; c++) printf({{score_format}});
+@if names
+        else
+            printf(" %s", {{prefix}}_names[label]);
+@end
         putchar('\n');
         if (labels) {
             const int truth = getc(labels);

@@ -5,13 +5,24 @@
  * step by step, as `smidgen predict` has for image files.
  */
 
+const WORKING_SIDE = 512; // larger images are scaled to this before anything else
 const LEAST_CONTRAST = 12; // of 255: less than this between ink and paper is noise
 const INK = 0.1; // of the strongest ink: what is weaker does not count towards the drawing's extent
 
-/** Half to even, as Python rounds. */
-function rounded(value) {
-  const nearest = Math.round(value);
-  return Math.abs(value % 1) === 0.5 && nearest % 2 !== 0 ? nearest - 1 : nearest;
+/**
+ * An image, at most WORKING_SIDE pixels a side.
+ * @param {ImageBitmap} whole
+ * @returns {{bitmap: HTMLCanvasElement, picture: ImageData}}
+ */
+function scaled(whole) {
+  const factor = Math.min(1, WORKING_SIDE / Math.max(whole.width, whole.height));
+  const [width, height] = [whole.width, whole.height].map((side) => Math.max(1, Math.round(side * factor)));
+  const bitmap = Object.assign(document.createElement("canvas"), { width, height });
+  const context = bitmap.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(whole, 0, 0, width, height);
+  whole.close();
+  return { bitmap, picture: context.getImageData(0, 0, width, height) };
 }
 
 /**

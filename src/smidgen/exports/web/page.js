@@ -1,5 +1,5 @@
 "use strict";
-/* The page: from the drawing or an image file through the network to what is shown and said. */
+/* What the page is whatever the network is given: results shown and said, files handed over. */
 
 const SAY_AFTER = 800; // milliseconds of rest before a result is read out
 
@@ -10,54 +10,39 @@ const [inputChannels, inputHeight, inputWidth] = model.shapes[0];
 const bars = new Bars(byId("bars"), model.classes);
 const layers = new Layers(byId("layers"), model, model.classes, innerWidth < 544 ? 2 : Infinity);
 const sayResult = afterRest((text) => (byId("status").textContent = text));
-const sayPen = afterRest((text) => (byId("pen").textContent = text));
-const pad = new Pad(byId("pad"), { changed: atNextFrame(update), said: sayPen });
 
-/** Run the network on what is on the drawing area. */
-function update() {
-  const picture = pad.picture;
-  byId("hint").hidden = picture !== null;
-  if (!picture) return showNothing();
-  const seen = prepared(picture, inputHeight, inputWidth);
-  if (!seen) {
-    showNothing();
-    return tell("No ink stands out from the border of this image.");
-  }
-  const pixels = new Uint8Array(inputChannels * seen.length);
-  for (let channel = 0; channel < inputChannels; channel++) pixels.set(seen, channel * seen.length);
+/**
+ * Run the network and show what comes out.
+ * @param {Uint8Array} pixels by channel, row, column.
+ */
+function showResult(pixels) {
   const probabilities = softmax(network.run(pixels));
   const [first, second] = ranked(probabilities);
-  showSeen(byId("seen"), seen, inputHeight, inputWidth);
+  showSeen(byId("seen"), pixels, model.shapes[0]);
   bars.show(probabilities);
   layers.show(network.values);
-  byId("best").textContent = model.classes[first];
-  byId("share").textContent = percent(probabilities[first], 1);
+  showBest(model.classes[first], percent(probabilities[first], 1));
   const said = (index) => `${model.classes[index]}, ${percent(probabilities[index])}`;
-  sayResult(`It reads ${said(first)}; next ${said(second)}`);
+  sayResult(`${byId("answer-title").textContent} ${said(first)}; next ${said(second)}`);
 }
 
 function showNothing() {
-  showSeen(byId("seen"), new Uint8Array(inputHeight * inputWidth), inputHeight, inputWidth);
+  showSeen(byId("seen"), new Uint8Array(network.values[0].length), model.shapes[0]);
   bars.show(null);
   layers.show(model.shapes.map(([channels, height, width]) => new Float32Array(channels * height * width)));
-  byId("best").textContent = "–";
-  byId("share").textContent = "";
+  showBest("–", "");
   sayResult("");
+}
+
+function showBest(name, share) {
+  byId("best").textContent = name;
+  byId("best").classList.toggle("long", name.length > SHORT_NAME);
+  byId("share").textContent = share;
 }
 
 /** Show one line about what went wrong; an empty one takes it away. */
 function tell(text) {
   byId("message").textContent = text;
-}
-
-async function openFile(file) {
-  try {
-    const { bitmap, picture } = await readPicture(file);
-    tell("");
-    pad.place(bitmap, picture);
-  } catch (error) {
-    tell(error.message);
-  }
 }
 
 /** The function, called once a frame at most. */
@@ -82,49 +67,31 @@ function afterRest(call) {
   };
 }
 
-function listen() {
+/** Have files opened that are chosen, pasted or dropped; `area` shows that it takes them. */
+function listenForFiles(area, open) {
   const carriesFile = (event) => event.dataTransfer?.types.includes("Files");
-  byId("pad").addEventListener("pointerdown", () => tell(""));
-  byId("undo").addEventListener("click", () => pad.undo());
-  byId("clear").addEventListener("click", () => {
-    tell("");
-    pad.clear();
-  });
   byId("open").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", ({ target }) => {
-    if (target.files.length) openFile(target.files[0]);
+    if (target.files.length) open(target.files[0]);
     target.value = ""; // so that the same file can be opened again
-  });
-  document.addEventListener("keydown", (event) => {
-    if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key === "z") {
-      event.preventDefault();
-      pad.undo();
-    }
   });
   document.addEventListener("paste", (event) => {
     const [file] = event.clipboardData.files;
-    if (file) openFile(file);
+    if (file) open(file);
     else tell("There is no image on the clipboard.");
   });
   document.addEventListener("dragover", (event) => {
     if (!carriesFile(event)) return;
     event.preventDefault();
-    byId("pad").classList.add("over");
+    area.classList.add("over");
   });
   document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) byId("pad").classList.remove("over");
+    if (!event.relatedTarget) area.classList.remove("over");
   });
   document.addEventListener("drop", (event) => {
-    byId("pad").classList.remove("over");
+    area.classList.remove("over");
     if (!carriesFile(event)) return;
     event.preventDefault(); // or the browser would leave this page for the image
-    openFile(event.dataTransfer.files[0]);
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    layers.recolour();
-    pad.show();
+    open(event.dataTransfer.files[0]);
   });
 }
-
-listen();
-showNothing();
