@@ -224,6 +224,8 @@ def test_images_are_dropped_and_pasted_and_the_last_one_counts(opened: Opened, c
 
 def test_by_keyboard_and_by_ear(opened: Opened, tmp_path: Path) -> None:
     page = opened.page
+    # Early: chromium is told in the background that someone listens, and cancels choosers until it knows.
+    page.on("filechooser", lambda _: None)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "open"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
