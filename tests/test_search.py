@@ -40,6 +40,7 @@ SPACE = Space(
     averaging=Numbers((0.0, 0.9)),
     order=Words(("norm-activation",)),
     widths=Words(("each",)),
+    kind=Words(("plain",)),
 )
 """Small networks on 600 images: a run takes a fraction of a second."""
 
@@ -111,7 +112,7 @@ class AtRandom:
 WIDE = Space(
     kind=Words(("plain", "separable")),
     padding=Integers(0, 1),
-    pool=Words(("max", "stride")),
+    pool=Words(("max", "average", "stride")),
     optimizer=Words(("sgd", "adamw")),
     schedule=Words(("one-cycle", "cosine")),
 )
@@ -140,7 +141,7 @@ def test_spaces_that_cannot_be_are_named() -> None:
         (lambda: Reals(0.0, 1.0, True), "Reals.low is 0.0; allowed: above 0"),
         (lambda: Numbers(()), "Numbers.options"),
         (lambda: Words(("max", "max")), "each once"),
-        (lambda: Space(pool=Words(("mean",))), "Space.pool.options is 'mean'; allowed: max, stride"),
+        (lambda: Space(pool=Words(("mean",))), "Space.pool.options is 'mean'; allowed: max, average, stride"),
         (lambda: Space(stages=()), "Space.stages is '0 items'"),
         (lambda: Space(width=Integers(0, 4)), "Space.width.low is 0"),
         (lambda: Space(batch_size=Numbers((32.5,))), "whole numbers"),

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from smidgen.anatomy.layers import examine
 from smidgen.errors import SettingError, SmidgenError, TrialError
+from smidgen.nets.build import build_network
 from smidgen.settings import with_settings
-from smidgen.trial import SGD, AdamW, Cosine, Linear, Network, Step, Trial
+from smidgen.trial import SGD, AdamW, AvgPool, Conv, Cosine, Linear, Network, Step, Trial, separable
 from smidgen.trials.builtin import BUILTIN
 from smidgen.trials.find import find_trial, find_trial_or_network
 from smidgen.trials.listing import changes, listing
@@ -48,6 +50,16 @@ def test_the_seeds_settings() -> None:
     a = three.augmentation
     assert (a.rotation, a.translation, a.scale, a.shear, a.interpolation) == (20, 0.1, 0.1, 0, "nearest")
     assert one.network == two.network == three.network
+
+
+@pytest.mark.parametrize(("kernel", "padding", "stride"), [(3, 0, 1), (5, 2, 2)])
+def test_separable_convolutions_cost_what_is_said(kernel: int, padding: int, stride: int) -> None:
+    blocks = (Conv(6), *separable(6, 9, kernel=kernel, padding=padding, stride=stride), AvgPool(), Linear())
+    network = build_network(Network(blocks), input_shape=(1, 28, 28), classes=10)
+    found = [layer for layer in examine(network, (1, 28, 28)).layers if layer.type == "Conv2d"]
+    side = (26 + 2 * padding - kernel) // stride + 1
+    assert [layer.output_shape for layer in found] == [(6, 26, 26), (6, side, side), (9, side, side)]
+    assert [layer.parameters for layer in found] == [54, 6 * kernel**2, 6 * 9]
 
 
 def test_the_flagship_is_strict() -> None:

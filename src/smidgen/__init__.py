@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from smidgen.trial import OneCycle as OneCycle
     from smidgen.trial import Step as Step
     from smidgen.trial import Trial as Trial
+    from smidgen.trial import separable as separable
     from smidgen.trials.find import find_trial as find_trial
     from smidgen.trials.listing import listing as listing
     from smidgen.trials.new import NewTrial as NewTrial
@@ -138,6 +139,7 @@ _HOMES = {
         "OneCycle",
         "Step",
         "Trial",
+        "separable",
     ),
     "trials.find": ("find_trial",),
     "trials.listing": ("listing",),

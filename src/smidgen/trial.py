@@ -70,6 +70,26 @@ class Conv(Settings):
     activation: Literal["relu", "none"] = setting("relu")
 
 
+def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> tuple[Conv, Conv]:
+    """A depthwise separable convolution: each channel by itself, then 1×1 across the channels.
+
+    It needs `channels * (kernel² + outputs)` weights where a full convolution needs
+    `channels * outputs * kernel²`. Between the two is neither BatchNorm nor an activation, as in
+    Xception (Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017).
+
+    Args:
+        channels: that come in.
+        outputs: channels that come out.
+        kernel: side of the square kernel of the first, pixels.
+        padding: zero pixels added on each side.
+        stride: of the first, pixels.
+    """
+    return (
+        Conv(channels, kernel=kernel, stride=stride, padding=padding, groups=channels, norm=False, activation="none"),
+        Conv(outputs, kernel=1),
+    )
+
+
 @dataclass(frozen=True)
 class MaxPool(Settings):
     """Max pooling over squares of `size` × `size` pixels, without overlap."""

@@ -23,6 +23,7 @@ from smidgen.trial import (
     Optimizer,
     Schedule,
     Trial,
+    separable,
 )
 
 
@@ -91,7 +92,7 @@ def _distinct(options: tuple[object, ...], path: str) -> None:
 _WORDS = {
     "widths": ("stage", "each"),
     "kind": ("plain", "separable"),
-    "pool": ("max", "stride"),
+    "pool": ("max", "average", "stride"),
     "squeeze": ("no", "yes"),
     "head": ("linear", "convolution"),
     "order": ("norm-activation", "activation-norm"),
@@ -109,11 +110,11 @@ class Space(Settings):
     """
 
     stages: tuple[Integers, ...] = setting((Integers(1, 4), Integers(1, 4)), help="convolutions in each stage")
-    width: Integers = setting(Integers(4, 20, 2), help="channels of a convolution")
+    width: Integers = setting(Integers(4, 20, 2), help="channels of a convolution; twice as many where separable")
     widths: Words = setting(Words(("stage", "each")), help="one for all convolutions of a stage, or each its own")
-    kind: Words = setting(Words(("plain",)), help="plain, or separable after the first convolution")
+    kind: Words = setting(Words(("plain", "separable")), help="plain, or separable after the first convolution")
     padding: Integers = setting(Integers(0, 0), help="of 3 x 3 convolutions, pixels")
-    pool: Words = setting(Words(("max",)), help="max, or stride: the first convolution of the stage takes steps of 2")
+    pool: Words = setting(Words(("max", "average")), help="or stride: the stage's first convolution takes steps of 2")
     squeeze: Words = setting(Words(("no", "yes")), help="whether a 1 x 1 convolution follows each halving")
     head: Words = setting(Words(("linear", "convolution")))
     order: Words = setting(Words(("norm-activation", "activation-norm")))
@@ -206,6 +207,8 @@ def _network(space: Space, choose: Choose) -> Network:
         if stage > 1:
             if pool == "max":
                 blocks.append(MaxPool(2))
+            elif pool == "average":
+                blocks.append(AvgPool(2))
             if squeeze:
                 channels = choose.integer(f"squeeze{stage}", space.width)
                 blocks.append(Conv(channels, kernel=1))
@@ -215,11 +218,11 @@ def _network(space: Space, choose: Choose) -> Network:
             if not shared:
                 width = choose.integer(f"width{stage}-{number}", space.width)
             if kind == "separable" and channels:
-                blocks.append(Conv(channels, stride=stride, padding=padding, groups=channels, activation="none"))
-                blocks.append(Conv(width, kernel=1))
+                blocks += separable(channels, 2 * width, padding=padding, stride=stride)
+                channels = 2 * width
             else:
                 blocks.append(Conv(width, stride=stride, padding=padding))
-            channels = width
+                channels = width
     if choose.word("head", space.head) == "linear":
         blocks += [AvgPool(), Linear()]
     else:
