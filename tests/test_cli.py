@@ -90,7 +90,7 @@ def test_the_options_change_the_trial(smidgen: Command, trial_json: Path, tmp_pa
         (["run", "--seed", str(2**63)], ["the seed is"]),
         (["run", "--epochs", "0"], ["epochs is 0", "at least 1"]),
         (["run", "--epochs", "15"], ["over budget", "15 epochs"]),
-        (["run", "--set", "network.blocks.0.channels=40"], ["over budget", "10,278 parameters"]),
+        (["run", "--set", "network.blocks.11.channels=60"], ["over budget", "8,378 parameters"]),
         (["run", "--set", "optimizer.lr"], ["path=value"]),
         (["run", "--set", "optimiser.lr=1"], ["did you mean 'optimizer'"]),
         (["run", "--engine", "warp"], ["--engine", "'warp'"]),
@@ -132,7 +132,8 @@ def test_an_output_directory_that_holds_a_run_is_left_alone(smidgen: Command, tr
 def test_trials_lists_all(smidgen: Command) -> None:
     done = smidgen("trials", "--json")
     assert [t["name"] for t in done.json["trials"]] == [
-        "mnist-1-skeleton", "mnist-2-regularized", "mnist-3-augmented", "mnist-4-strict", "fashion-small",
+        "mnist-1-skeleton", "mnist-2-regularized", "mnist-3-augmented", "mnist-4-strict",
+        "mnist-tiny", "mnist-tiny-99", "mnist-sprint", "fashion-small",
     ]  # fmt: skip
     for trial in done.json["trials"]:
         assert set(trial) >= {"name", "parameters", "epochs", "target"}

@@ -72,7 +72,11 @@ PADDED = Network(
     ),
     order="activation-norm",
 )
+PLAIN = Network(
+    blocks=(Conv(10), Conv(10), Conv(10), MaxPool(2), Conv(14), Conv(14), Conv(16), AvgPool(), Linear()),
+)
 NETWORKS = {
+    "plain": build(PLAIN),
     "flagship": build(cast("Network", strict().network)),
     "seed": build(SEED_NETWORK),
     "seed, activation first": build(Network(SEED_NETWORK.blocks, order="activation-norm")),

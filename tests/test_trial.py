@@ -128,13 +128,16 @@ def test_parts_are_checked_when_made() -> None:
 
 
 def test_settings_from_the_command_line_are_typed() -> None:
+    network = strict().network
+    assert isinstance(network, Network)
+    last = len(network.blocks) - 1
     trial = with_settings(
-        strict(), ["optimizer=adamw", "optimizer.lr=0.003", "network.blocks.8.bias=false", "goal.accuracy=99"]
+        strict(), ["optimizer=adamw", "optimizer.lr=0.003", f"network.blocks.{last}.bias=false", "goal.accuracy=99"]
     )
     assert trial.optimizer == AdamW(lr=0.003, weight_decay=1e-4)
     assert with_settings(trial, ["optimizer=sgd"]).optimizer == SGD(lr=0.003, weight_decay=1e-4)
     assert isinstance(trial.network, Network)
-    assert trial.network.blocks[8] == Linear(bias=False)
+    assert trial.network.blocks[last] == Linear(bias=False)
     assert trial.goal.accuracy == 99
 
 

@@ -35,6 +35,9 @@ BUILTIN = {
     "mnist-2-regularized": Builtin(mnist.regularized, base="mnist-1-skeleton"),
     "mnist-3-augmented": Builtin(mnist.augmented, base="mnist-2-regularized"),
     FLAGSHIP: Builtin(mnist.strict, base="mnist-3-augmented"),
+    "mnist-tiny": Builtin(mnist.tiny, base=FLAGSHIP),
+    "mnist-tiny-99": Builtin(mnist.tiny_99, base="mnist-tiny"),
+    "mnist-sprint": Builtin(mnist.sprint, base=FLAGSHIP),
     "fashion-small": Builtin(fashion.small),
 }
 """The built-in trials; those for MNIST each made from the one before it."""

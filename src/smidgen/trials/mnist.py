@@ -12,6 +12,7 @@ from smidgen.trial import (
     SGD,
     Augmentation,
     AvgPool,
+    Block,
     Conv,
     Goal,
     Linear,
@@ -20,6 +21,7 @@ from smidgen.trial import (
     OneCycle,
     Step,
     Trial,
+    separable,
 )
 
 SEED_NETWORK = Network(
@@ -111,43 +113,128 @@ def augmented() -> Trial:
 def strict() -> Trial:
     """Trial 4, the flagship: fewer than 8,000 parameters and fewer than 15 epochs, strictly.
 
-    Target: 99.4 % by the last epoch with at most 7,999 parameters and 14 epochs, for every seed.
+    Target: 99.4 % by the last epoch with at most 7,999 parameters and 14 epochs, for every seed, and a
+    mean of 99.6 %.
 
-    Result: 99.52 ± 0.05 % over 20 seeds, 19 of them at 99.40 % or above, the least 99.39 %
-    (docs/results.md); 7,248 parameters.
+    Result: 99.576 ± 0.039 % over 32 seeds, every one at 99.50 % or above, with 7,754 parameters
+    (docs/results.md). The goal is met by every seed; the mean of 99.6 % is missed by 0.02 points.
 
-    Analysis: three convolutions before the only pooling, BatchNorm before the activation, and one
-    linear layer at the end spend the parameters better than the seed's squeezes. A one-cycle rate
-    and averaged weights make the last epoch the best or nearly so, so nothing hangs on choosing an
-    epoch. Training accuracy on the distorted images (99.33 %) stays below test accuracy: what is
-    left is generalization, not training. The recipe was chosen on the validation split
-    (docs/log.md); the network and most settings come from an exploratory search that had also
-    looked at the test set, so some of its luck may be in them.
+    Analysis: separable convolutions are what counts. For the parameters of full ones they buy layers
+    more than twice as wide, at fewer MACs; on held-out training images that took 15 % off the loss of
+    the flagship before it (10-10-10-pool-14-14-16), where deeper networks, other rates, decay and
+    distortions moved nothing (docs/log.md). No BatchNorm and ReLU stand between the two halves of a
+    separable convolution, and pooling takes means. The last 5 % of the last epoch measure BatchNorm's
+    statistics on undistorted images. Training accuracy, on distorted images, ends at 99.55 %, so a better fit alone
+    would not help much.
     """
     return replace(
         augmented(),
         name="mnist-4-strict",
-        note="three convolutions before the pooling, a one-cycle rate, averaged weights",
+        note="separable convolutions, a one-cycle rate, averaged weights, clean statistics",
         goal=Goal(accuracy=99.4, parameters=7_999, epochs=14),
-        network=Network(
-            order="norm-activation",
-            blocks=(
-                Conv(10),
-                Conv(10),
-                Conv(10),
-                MaxPool(2),
-                Conv(14),
-                Conv(14),
-                Conv(16),
-                AvgPool(),
-                Linear(),
-            ),
-        ),
-        augmentation=Augmentation(rotation=10, translation=0.07, scale=0.1, interpolation="bilinear"),
+        network=_separable_network(Conv(16), (24, 24), (40, 40, 48)),
+        augmentation=Augmentation(rotation=8, translation=0.06, scale=0.08, shear=0.12, interpolation="bilinear"),
         dropout=0.0,
-        optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        optimizer=SGD(lr=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4),
         schedule=OneCycle(rise=0.2, start=0.1, final=1e-4),
         batch_size=64,
         epochs=14,
         averaging=0.999,
+        recalibration=0.05,
     )
+
+
+def tiny() -> Trial:
+    """Trial 5: as few parameters as 99.4 % can be had with.
+
+    Target: a mean of 99.4 % by the last epoch, with at most 3,000 parameters and 14 epochs.
+
+    Result: 99.479 ± 0.055 % over 32 seeds, 29 of them at 99.40 % or above, the least 99.38 %, with 2,962
+    parameters (docs/results.md).
+
+    Analysis: the flagship, narrower, with less distortion, for a small network has less to spare. Full
+    convolutions need 4,566 parameters for as much; a 5×5 kernel first, a fourth layer before the pooling
+    or depthwise 5×5 kernels were no better on held-out training images (docs/log.md). There is room
+    below: 2,290 parameters promised 99.40 to 99.42 %.
+    """
+    return replace(
+        strict(),
+        name="mnist-tiny",
+        note="99.4 % in as few parameters as can be",
+        goal=Goal(accuracy=99.4, parameters=3_000, epochs=14),
+        network=_separable_network(Conv(10), (14, 14), (20, 24, 24)),
+        augmentation=Augmentation(rotation=6, translation=0.045, scale=0.06, interpolation="bilinear"),
+    )
+
+
+def tiny_99() -> Trial:
+    """Trial 6: as few parameters as 99 % can be had with.
+
+    Target: a mean of 99 % by the last epoch, with at most 1,500 parameters and 14 epochs.
+
+    Result: 99.239 ± 0.062 % over 32 seeds, the least 99.13 %, with 1,464 parameters (docs/results.md).
+
+    Analysis: at this size a 5×5 kernel first is worth its price, and what is trained on fits hardly
+    better than what is not, so distortion is kept small. The result leaves room for about a third fewer
+    parameters. 99 % with 697 is known from 2,000 epochs and the best of hundreds of runs; in 14 epochs, in
+    the mean, 634 parameters in layers that share weights promised about 98.7 % (docs/log.md).
+    """
+    return replace(
+        tiny(),
+        name="mnist-tiny-99",
+        note="99 % in as few parameters as can be",
+        goal=Goal(accuracy=99.0, parameters=1_500, epochs=14),
+        network=_separable_network(Conv(6, kernel=5), (10, 12), (16, 16)),
+        augmentation=Augmentation(rotation=5, translation=0.03, scale=0.05, interpolation="bilinear"),
+    )
+
+
+def sprint() -> Trial:
+    """Trial 7: the shortest way to 99.4 %.
+
+    Target: a mean of 99.4 % by the last epoch, in the fewest seconds on 2 cores, with at most 7,999
+    parameters.
+
+    Result: 99.470 ± 0.050 % over 32 seeds, 30 of them at 99.40 % or above, the least 99.39 %, in 6 epochs
+    and 7.6 seconds (median; 6.3 to 10.1) with evaluations, on 2 cores with bfloat16 (docs/results.md).
+
+    Analysis: most of a run's time goes into the large first values, so this network has one layer before
+    the pooling, with a 5×5 kernel that looks far enough, and spends the rest after it. Its higher rate and shorter
+    average of weights are those of fewer steps. Separable convolutions throughout would have half the MACs and
+    take as long: they wait for memory (docs/log.md).
+    """
+    return replace(
+        strict(),
+        name="mnist-sprint",
+        note="99.4 % in as few seconds as can be",
+        goal=Goal(accuracy=99.4, parameters=7_999, epochs=6),
+        network=Network(
+            blocks=(
+                Conv(8, kernel=5),
+                AvgPool(2),
+                Conv(18),
+                Conv(24),
+                *separable(24, 48),
+                AvgPool(),
+                Linear(),
+            ),
+            order="norm-activation",
+        ),
+        augmentation=Augmentation(rotation=6, translation=0.05, scale=0.07, interpolation="bilinear"),
+        optimizer=SGD(lr=0.3, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        epochs=6,
+        averaging=0.996,
+    )
+
+
+def _separable_network(first: Conv, before: tuple[int, ...], after: tuple[int, ...]) -> Network:
+    """A full convolution, separable ones of so many channels before and after the only pooling, a linear layer."""
+    blocks: list[Block] = [first]
+    channels = first.channels or 0
+    for stage in (before, after):
+        if stage is after:
+            blocks.append(AvgPool(2))
+        for outputs in stage:
+            blocks += separable(channels, outputs)
+            channels = outputs
+    return Network((*blocks, AvgPool(), Linear()), "norm-activation")
