@@ -1,9 +1,10 @@
 """Makes the runs behind docs/results.md, and prints their tables: `make results`.
 
 Runs that are there already are kept, so an interrupted call goes on where it stopped. Two runs at
-a time, one thread each. With `--table` it makes nothing and prints the tables of what is there.
-`--engines` chooses what is made: `native`, `bf16` (the native engine with bfloat16 products),
-`eager`; the last is left out unless named, for it takes five times as long.
+a time, one thread each; but `sprint`, where seconds count, one at a time with two threads. With
+`--table` it makes nothing and prints the tables of what is there. `--engines` chooses what is made:
+`native`, `bf16` (the native engine with bfloat16 products), `sprint`, `eager`; the last is left out
+unless named, for it takes many times as long.
 """
 
 from __future__ import annotations
@@ -22,21 +23,25 @@ import smidgen
 from smidgen.tables import render
 from smidgen.trials.listing import MEASURED
 
-FLAGSHIP = "mnist-4-strict"
+FLAGSHIP, SPRINT = "mnist-4-strict", "mnist-sprint"
 SEEDS = {
     "native": {
         "mnist-1-skeleton": range(5),
         "mnist-2-regularized": range(5),
         "mnist-3-augmented": range(5),
-        FLAGSHIP: range(20),
+        FLAGSHIP: range(32),
+        "mnist-tiny": range(32),
+        "mnist-tiny-99": range(32),
     },
-    "bf16": {FLAGSHIP: range(20)},
-    "eager": {FLAGSHIP: range(6)},
+    "sprint": {SPRINT: range(32)},
+    "bf16": {FLAGSHIP: range(8)},
+    "eager": {FLAGSHIP: range(4)},
 }
 OPTIONS = {
-    "native": ["--engine", "native"],
-    "bf16": ["--engine", "native", "--precision", "bf16"],
-    "eager": ["--engine", "eager"],
+    "native": ["--engine", "native", "--threads", "1"],
+    "sprint": ["--engine", "native", "--precision", "bf16", "--threads", "2"],
+    "bf16": ["--engine", "native", "--precision", "bf16", "--threads", "1"],
+    "eager": ["--engine", "eager", "--threads", "1"],
 }
 ORIGINAL = {"mnist-1-skeleton": 99.27, "mnist-2-regularized": 99.38, "mnist-3-augmented": 99.42}
 """Best epoch of the seed's one run each."""
@@ -49,22 +54,33 @@ def main() -> None:
     """Make what is missing, then print the tables and write the measured figures beside the trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs"), help="its results, results-bf16, results-eager")
-    parser.add_argument("--engines", nargs="+", choices=list(SEEDS), default=["native", "bf16"])
+    parser.add_argument("--engines", nargs="+", choices=list(SEEDS), default=["native", "sprint", "bf16"])
     parser.add_argument("--table", action="store_true", help="make no runs")
     options = parser.parse_args()
     jobs = {engine: _jobs(engine, options.root) for engine in SEEDS}
     if not options.table:
         wanted = [job for engine in options.engines for job in jobs[engine]]
         missing = [job for job in wanted if not (job[3] / "result.json").exists()]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(_make, missing))
+        for together, chosen in (
+            (2, [job for job in missing if job[0] != "sprint"]),
+            (1, [job for job in missing if job[0] == "sprint"]),
+        ):
+            with ThreadPoolExecutor(together) as pool:
+                list(pool.map(_make, chosen))
     for engine, of_engine in jobs.items():
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in SEEDS[engine]}
         for _, name, _, directory in of_engine:
             if (directory / "result.json").exists():
                 results[name].append(smidgen.load_run(directory).result)
         print(f"\n{' '.join(OPTIONS[engine])}\n\n{_table(results)}")
-        if engine == "native":
+        if engine == "sprint":
+            seconds = [r["seconds_training"] for r in results[SPRINT]]
+            if seconds:
+                print(
+                    f"\nseconds of the {len(seconds)} runs of {SPRINT}, training and evaluations: median "
+                    f"{statistics.median(seconds):.2f}, {min(seconds):.2f} to {max(seconds):.2f}"
+                )
+        if engine in ("native", "sprint"):
             # Trials on other data are measured elsewhere, and stay.
             measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
             measured |= {name: _measured(found) for name, found in results.items() if len(found) >= 3}
@@ -83,7 +99,7 @@ def _make(job: Job) -> None:
     engine, name, seed, directory = job
     if directory.exists():
         shutil.rmtree(directory)  # an interrupted run of an earlier call; only a finished one counts
-    command = [sys.executable, "-m", "smidgen", "run", name, "--seed", str(seed), "--threads", "1", *OPTIONS[engine]]
+    command = [sys.executable, "-m", "smidgen", "run", name, "--seed", str(seed), *OPTIONS[engine]]
     done = subprocess.run([*command, "--out", str(directory), "--json"], capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
     print(f"{name} seed {seed}, {engine}: exit {done.returncode}: {last}", file=sys.stderr, flush=True)
