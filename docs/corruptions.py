@@ -77,14 +77,15 @@ def spoilt(examples: Examples, kind: Callable[[Tensor], Tensor]) -> Examples:
 def main() -> None:
     """Judge what is there and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/results"), help="where the runs of make results are")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs of make results are")
     options = parser.parse_args()
     held_out = load_dataset().held_out
     copies = {name: spoilt(held_out, kind) for name, kind in KINDS.items()}
     rows: list[list[object]] = []
     for trial in TRIALS:
         found: dict[str, list[float]] = {name: [] for name in copies}
-        for directory in sorted(options.root.glob(f"{trial}-seed*")):
+        folder = options.root / ("results-sprint" if trial == "mnist-sprint" else "results")
+        for directory in sorted(folder.glob(f"{trial}-seed*")):
             if not (directory / "result.json").exists():
                 continue
             run = smidgen.load_run(directory)
