@@ -158,6 +158,6 @@ def test_constants_stay_in_flash_and_nothing_in_ram(
     sizes = {name: int(size) for name, size in re.findall(r"^(\.\w+)\S*\s+(\d+)", listed, re.MULTILINE)}
     assert sizes[".data"] == sizes[".bss"] == 0
     assert sizes[".text"] < 2000
-    assert code.weight_bytes <= sizes[".rodata"] < code.weight_bytes + 600
+    assert code.weight_bytes <= sizes[".rodata"] < code.weight_bytes + 48 * len(graph.nodes)
     undefined = subprocess.run(["arm-none-eabi-nm", "-u", made], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"malloc|printf|expf|tanhf", undefined)
