@@ -374,7 +374,7 @@ def test_what_a_screen_reader_is_told(opened: Opened) -> None:
     for name in ("Undo", "Clear", "Open image…"):
         assert opened.page.get_by_role("button", name=name).count() == 1
     assert opened.page.get_by_role("table", name="Probabilities").get_by_role("row").count() == 10
-    assert opened.page.get_by_role("img", name="What conv1 responds with: 10 channels of 26 × 26").count() == 1
+    assert opened.page.get_by_role("img", name="What conv1 responds with: 16 channels of 26 × 26").count() == 1
     assert opened.page.get_by_role("status").get_attribute("aria-live") == "polite"
     draw(opened.page, DIGITS["3"])
     assert opened.best == "3"

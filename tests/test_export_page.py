@@ -301,7 +301,7 @@ def test_a_name_in_the_model_breaks_nothing(flagship_run: Run, tmp_path: Path) -
 def test_words_for_a_learner(flagship_run: Run) -> None:
     titles = {n["name"]: n["title"] for n in page_model(Source(flagship_run, *[torch.zeros(0)] * 2).graph)["nodes"]}
     assert titles["conv1"] == "3 × 3 convolution, ReLU"
-    assert titles["pool1"] == "largest of each 2 × 2"
+    assert titles["pool1"] == "mean of each 2 × 2"
     assert titles["pool2"] == "mean of the whole image"
     assert titles["linear1"] == "linear layer"
 

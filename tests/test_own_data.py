@@ -318,8 +318,8 @@ def test_image_folder_and_idx_files_of_the_same_pictures_give_the_same_weights(
 def test_mnists_digests_and_those_of_older_trials_stay(mnist: Dataset) -> None:
     assert mnist.sha256 == MNIST_SHA256
     assert mnist.digest == "8947a6b9201858464eddcf840419e99bbb89eed03f95f8048b1343ad149606e9"
-    strict = "ca4bd17fc62e3d0c8a8a3f9e549434bcf282744ca89e7477b8de7e1c3cb11426"
-    assert find_trial("mnist-4-strict").recipe_digest == strict
+    augmented = "f39a9b9ca1cde7f3aa0faa9de251fcaf876f2b23f4486656243b98b6b88812b2"
+    assert find_trial("mnist-3-augmented").recipe_digest == augmented
     assert Data().digest() == Data(shape=None, form="auto").digest() != Data(shape=(1, 14, 14)).digest()
 
 
