@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from smidgen.errors import TrialError
-from smidgen.nets.build import build_network, count_parameters
-from smidgen.nets.layers import Dropout
+from smidgen.graph.cost import count_parameters
+from smidgen.graph.layers import Dropout
+from smidgen.nets.build import build_network
 from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
 
 

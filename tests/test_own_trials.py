@@ -13,7 +13,8 @@ from conftest import Command
 from images import CLASSES, picture, write_images
 from smidgen.data.known import KNOWN
 from smidgen.errors import RunError, TrialError
-from smidgen.nets.build import build_network, count_parameters, measure
+from smidgen.graph.cost import count_parameters
+from smidgen.nets.build import build_network, measure
 from smidgen.nets.sizing import sized_network
 from smidgen.reports.report import report
 from smidgen.runs.progress import Silent

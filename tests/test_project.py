@@ -23,7 +23,7 @@ LAYERS = [
     ["settings", "tables", "files", "statistics"],
     ["tensorfile"],
     ["trial", "randomness"],
-    ["data"],
+    ["data", "graph"],
     ["nets"],
     ["engines", "images"],
     ["training", "verdict", "anatomy"],

@@ -14,7 +14,7 @@ from smidgen.data.dataset import Dataset
 from smidgen.engines.batches import Loader, make_loader
 from smidgen.engines.prepare import place, prepare
 from smidgen.errors import TrialError
-from smidgen.nets.layers import Dropout
+from smidgen.graph.layers import Dropout
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import weights_sha256

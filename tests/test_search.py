@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from conftest import Command, start_smidgen, write_folder
 from smidgen.data.dataset import FILES, Dataset
 from smidgen.errors import RunError, SettingError, SmidgenError
-from smidgen.nets.build import build_network, count_parameters, measure
+from smidgen.graph.cost import count_parameters
+from smidgen.nets.build import build_network, measure
 from smidgen.searches import ask
 from smidgen.searches.ask import Asker, Limits
 from smidgen.searches.candidate import Candidate, front, ranked, read_candidates, rungs, survivors

@@ -34,8 +34,8 @@ from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.prepare import Placement, laid_out, memory_format, place
 from smidgen.errors import SmidgenError
 from smidgen.files import cannot_write, write_atomic
+from smidgen.graph.layers import Dropout
 from smidgen.nets.build import build_network
-from smidgen.nets.layers import Dropout
 from smidgen.tables import render
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin

@@ -13,6 +13,8 @@ from typing import Literal
 from smidgen.errors import SettingError, TrialError
 from smidgen.settings import Settings, setting
 
+ActivationName = Literal["relu", "leaky_relu", "relu6", "hardswish", "gelu", "silu", "sigmoid", "tanh"]
+"""The activations of a trial's network; `smidgen.graph.activations` says what each is. GELU is the one by tanh."""
 MOST_CHANNELS = 4096
 """Bound on any layer's width, so that a trial from anywhere cannot ask for endless memory."""
 
@@ -67,7 +69,7 @@ class Conv(Settings):
     padding: int = setting(0, least=0, most=31, help="zero pixels added on each side")
     groups: int = setting(1, least=1, most=MOST_CHANNELS)
     norm: bool = setting(True, help="BatchNorm or none")
-    activation: Literal["relu", "none"] = setting("relu")
+    activation: Literal[ActivationName, "none"] = setting("relu")
 
 
 def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> tuple[Conv, Conv]:
@@ -110,7 +112,7 @@ class Linear(Settings):
 
     features: int | None = setting(None, least=1, most=MOST_CHANNELS)
     bias: bool = setting(True)
-    activation: Literal["relu", "none"] = setting("none")
+    activation: Literal[ActivationName, "none"] = setting("none")
 
 
 Block = Conv | MaxPool | AvgPool | Linear
@@ -173,6 +175,7 @@ def _short(block: Block) -> str:
             marks += ["plain"] * (not block.norm and block.activation == "none")
             marks += ["no-norm"] * (not block.norm and block.activation != "none")
             marks += ["no-activation"] * (block.norm and block.activation == "none")
+            marks += [block.activation] * (block.activation not in ("relu", "none"))
             return "/".join(marks)
         case MaxPool():
             return f"maxpool{block.size}"

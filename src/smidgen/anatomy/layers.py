@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from smidgen.anatomy.receptive import Field, FieldTracer, trace
 from smidgen.errors import TrialError
-from smidgen.nets.build import build_network, count_parameters, measure
+from smidgen.graph.cost import FLOAT_BYTES, count_parameters, macs_of_layer
+from smidgen.nets.build import build_network, measure
 from smidgen.tables import TableFormat, render
 from smidgen.trial import Module, Trial
 
-_FLOAT_BYTES = 4
 _TINY = 50_000_000
 """MACs an image up to which a network is walked with real tensors: hundredths of a second."""
 
@@ -59,7 +59,7 @@ class Layer:
     @property
     def activation_bytes(self) -> int:
         """Bytes of its float32 output for one image."""
-        return torch.Size(self.output_shape).numel() * _FLOAT_BYTES
+        return torch.Size(self.output_shape).numel() * FLOAT_BYTES
 
     def to_json(self) -> dict[str, Any]:
         """The layer as JSON data; what is the same along both axes is one number."""
@@ -94,7 +94,7 @@ class Anatomy:
     @property
     def parameter_bytes(self) -> int:
         """Bytes of the parameters as float32."""
-        return self.parameters * _FLOAT_BYTES
+        return self.parameters * FLOAT_BYTES
 
     def to_json(self) -> dict[str, Any]:
         """The anatomy as JSON data."""
@@ -175,7 +175,7 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
                 input_shape=_shape(inputs[0] if inputs else None),
                 output_shape=_shape(output),
                 parameters=sum(p.numel() for p in own),
-                macs=_macs(module, inputs[0] if inputs else None, output),
+                macs=macs_of_layer(module, _shape(output)),
                 **_window(module),
                 **_sight(tracer.field(output)),
             )
@@ -232,17 +232,6 @@ def examine_trial(trial: Trial, input_shape: Sequence[int], classes: int) -> Ana
         with torch.random.fork_rng(devices=[]):
             network = build()
     return examine(network, input_shape)
-
-
-def _macs(module: nn.Module, input: Any, output: Any) -> int:
-    if not isinstance(input, Tensor) or not isinstance(output, Tensor):
-        return 0
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        taps = torch.Size(module.kernel_size).numel() * module.in_channels // module.groups
-        return output.numel() // output.shape[0] * taps
-    if isinstance(module, nn.Linear):
-        return output.numel() // output.shape[0] * module.in_features
-    return 0
 
 
 def _window(module: nn.Module) -> dict[str, tuple[int, int]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from smidgen.errors import TrialError
+from smidgen.graph.activations import BY_SETTING
+from smidgen.graph.cost import count_parameters, macs_of_convolution, weight_shape
+from smidgen.graph.layers import Dropout
 from smidgen.nets.code import module_network
-from smidgen.nets.layers import Dropout
-from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Module, Network
+from smidgen.trial import ActivationName, AvgPool, Block, Conv, Linear, MaxPool, Module, Network
 
 _Make = Callable[[], nn.Module]
 
@@ -139,9 +143,9 @@ class _Plan:
                 f"{where}: a {block.kernel} x {block.kernel} convolution does not fit {self.shape_text}; "
                 f"use padding, or fewer layers before it"
             )
-        weights = outputs * (channels // block.groups) * block.kernel**2
-        self.parameters += weights
-        self.macs += weights * sides[0] * sides[1]
+        shape = weight_shape(channels, outputs, (block.kernel, block.kernel), block.groups)
+        self.parameters += math.prod(shape)
+        self.macs += macs_of_convolution(shape, sides[0] * sides[1])
         self._append(
             "conv",
             lambda: nn.Conv2d(
@@ -160,11 +164,14 @@ class _Plan:
             if step == "norm" and block.norm:
                 self.parameters += 2 * outputs
                 self._append("norm", lambda: nn.BatchNorm2d(outputs))
-            elif step == "activation" and block.activation == "relu":
-                # In place is safe: neither convolution nor BatchNorm needs its output again.
-                self._append("relu", lambda: nn.ReLU(inplace=True))
+            elif step == "activation":
+                self._activate(block.activation)
         if block.activation != "none" and self.dropout:
             self._append("dropout", lambda: Dropout(self.dropout))
+
+    def _activate(self, activation: Literal[ActivationName, "none"]) -> None:
+        if activation != "none":
+            self._append(activation, BY_SETTING[activation].layer)
 
     def _pool(self, where: str, kind: type[nn.MaxPool2d] | type[nn.AvgPool2d], size: int) -> None:
         channels, height, width = self.shape
@@ -189,11 +196,11 @@ class _Plan:
         outputs = self.classes if block.features is None else block.features
         if not self._counts["flatten"]:
             self._append("flatten", nn.Flatten)
-        self.parameters += (inputs + block.bias) * outputs
-        self.macs += inputs * outputs
+        shape = weight_shape(inputs, outputs, ())
+        self.parameters += math.prod(shape) + block.bias * outputs
+        self.macs += macs_of_convolution(shape, 1)
         self._append("linear", lambda: nn.Linear(inputs, outputs, bias=block.bias))
-        if block.activation == "relu":
-            self._append("relu", lambda: nn.ReLU(inplace=True))
+        self._activate(block.activation)
         self.shape = (outputs, 1, 1)
 
 
@@ -207,8 +214,3 @@ def measure(network: Network | Module, *, input_shape: Sequence[int], classes: i
         raise TrialError(f"{network} is a module of your own; a network made of blocks is needed here")
     plan = _planned(network, input_shape, classes, 0.0)
     return plan.parameters, plan.macs
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Trainable scalars, each counted once however often it is shared."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)

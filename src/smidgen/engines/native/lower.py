@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from smidgen.errors import SmidgenError
-from smidgen.nets.layers import Dropout
+from smidgen.graph.layers import Dropout
 
 Shape = tuple[int, int, int]
 Pair = tuple[int, int]
