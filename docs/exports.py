@@ -27,7 +27,7 @@ import smidgen
 from smidgen.data.dataset import load_dataset
 from smidgen.exports.c.compiler import STRICT, classify, compiled, require_compiler
 from smidgen.exports.export import Exported, export
-from smidgen.exports.graph import to_graph
+from smidgen.exports.fused import fused_graph
 from smidgen.exports.quantize import quantize
 from smidgen.tables import render
 from smidgen.training.evaluation import scores
@@ -157,7 +157,7 @@ def _losses(root: Path, seeds: int) -> str:
             run = smidgen.load_run(directory)
             images, labels = dataset.held_out.images, dataset.held_out.labels
             floats = scores(run.network, images, run.trained.mean, run.trained.std).argmax(1)
-            integers = quantize(to_graph(run.trained), dataset.train.images).scores(images).argmax(1)
+            integers = quantize(fused_graph(run.trained), dataset.train.images).scores(images).argmax(1)
             right = [100 * int((found == labels).sum()) / len(labels) for found in (floats, integers)]
             pairs.append((right[0], right[1], int((floats != integers).sum())))
             print(f"{trial} seed {seed}: {pairs[-1]}", file=sys.stderr)

@@ -182,7 +182,7 @@ def test_scores_in_the_browser_are_the_network_s(opened: Opened, source: Source)
 def test_layers_show_what_the_network_has(opened: Opened, source: Source) -> None:
     draw(opened.page, DIGITS["3"])
     seen = torch.from_numpy(opened.seen.copy())[None, None]
-    nodes, values = source.graph.nodes, source.graph.values(seen)
+    nodes, values = source.graph.operations, source.graph.values(seen)
     summaries = opened.page.locator("#layers summary b").all_inner_texts()
     assert summaries == [node.name for node in nodes]
     for index, node in enumerate(nodes):

@@ -22,7 +22,7 @@ from smidgen.exports.c.compiler import ARM, STRICT
 from smidgen.exports.c.float32 import float32_code
 from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.source import About, files
-from smidgen.exports.graph import Graph, to_graph
+from smidgen.exports.fused import FusedGraph, fused_graph
 from smidgen.exports.quantize import quantize
 from smidgen.runs.run import run
 
@@ -60,15 +60,15 @@ AT_ONCE = 2000
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+def graph(tmp_path_factory: pytest.TempPathFactory) -> FusedGraph:
     """The flagship's network, hardly trained."""
-    return to_graph(run("mnist-4-strict", epochs=1, out=tmp_path_factory.mktemp("trained") / "run").trained)
+    return fused_graph(run("mnist-4-strict", epochs=1, out=tmp_path_factory.mktemp("trained") / "run").trained)
 
 
 @pytest.fixture(scope="module")
-def small_graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+def small_graph(tmp_path_factory: pytest.TempPathFactory) -> FusedGraph:
     """A network whose int8 code leaves a microcontroller of 16 kB some memory, as the flagship's does not."""
-    return to_graph(run("mnist-tiny", epochs=1, out=tmp_path_factory.mktemp("trained") / "run").trained)
+    return fused_graph(run("mnist-tiny", epochs=1, out=tmp_path_factory.mktemp("trained") / "run").trained)
 
 
 def emulate(folder: Path, board: Board, images: Tensor) -> list[list[int]]:
@@ -116,7 +116,7 @@ def emulate(folder: Path, board: Board, images: Tensor) -> list[list[int]]:
 
 @pytest.mark.parametrize(("kind", "board", "count"), RUNS, ids=lambda value: str(value))
 def test_it_runs_on_a_microcontroller(
-    kind: str, board: str, count: int, graph: Graph, small_graph: Graph, mnist: Dataset, tmp_path: Path
+    kind: str, board: str, count: int, graph: FusedGraph, small_graph: FusedGraph, mnist: Dataset, tmp_path: Path
 ) -> None:
     graph = graph if BOARDS[board].ram >= 32 * 1024 else small_graph
     images = mnist.held_out.images[:count]
@@ -146,7 +146,7 @@ def test_it_runs_on_a_microcontroller(
 @pytest.mark.parametrize("core", ARM)
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 def test_constants_stay_in_flash_and_nothing_in_ram(
-    core: str, kind: str, graph: Graph, mnist: Dataset, tmp_path: Path
+    core: str, kind: str, graph: FusedGraph, mnist: Dataset, tmp_path: Path
 ) -> None:
     about = About("net", "a test", "one epoch", graph.input_shape, graph.classes, graph.macs)
     code = int8_code(graph, quantize(graph, mnist.train.images[:64])) if kind == "int8" else float32_code(graph)
@@ -158,6 +158,6 @@ def test_constants_stay_in_flash_and_nothing_in_ram(
     sizes = {name: int(size) for name, size in re.findall(r"^(\.\w+)\S*\s+(\d+)", listed, re.MULTILINE)}
     assert sizes[".data"] == sizes[".bss"] == 0
     assert sizes[".text"] < 2000
-    assert code.weight_bytes <= sizes[".rodata"] < code.weight_bytes + 48 * len(graph.nodes)
+    assert code.weight_bytes <= sizes[".rodata"] < code.weight_bytes + 48 * len(graph.operations)
     undefined = subprocess.run(["arm-none-eabi-nm", "-u", made], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"malloc|printf|expf|tanhf", undefined)

@@ -23,10 +23,11 @@ from smidgen.exports.c.compiler import STRICT, classify, compiled, find_compiler
 from smidgen.exports.c.float32 import float32_code
 from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.source import About, Code, files, hex_float
-from smidgen.exports.graph import Convolution, Graph, Pool, to_graph
+from smidgen.exports.fused import Convolution, FusedGraph, fused_graph
 from smidgen.exports.integer import IntegerNetwork, Rescale, Sums
 from smidgen.exports.memory import Buffer, leads, lifetimes, plan
 from smidgen.exports.quantize import quantize
+from smidgen.graph.ops import Pool
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.trials.mnist import strict
 from smidgen.version import VERSION
@@ -120,14 +121,14 @@ CASES: list[Any] = [
 ]
 
 
-def graph_of(name: str) -> Graph:
+def graph_of(name: str) -> FusedGraph:
     kind, _, seed = name.partition(" ")
     if kind == "random":
-        return to_graph(random_network(int(seed)))
-    return to_graph(test_export_graph.trained(test_export_graph.NETWORKS[name]()))
+        return fused_graph(random_network(int(seed)))
+    return fused_graph(test_export_graph.trained(test_export_graph.NETWORKS[name]()))
 
 
-def random_images(graph: Graph, count: int) -> Tensor:
+def random_images(graph: FusedGraph, count: int) -> Tensor:
     """Noise, half of it dark, so that values are as spread as with pictures."""
     generator = torch.Generator().manual_seed(7)
     images = torch.randint(0, 256, (count, *graph.input_shape), dtype=torch.uint8, generator=generator)
@@ -135,7 +136,7 @@ def random_images(graph: Graph, count: int) -> Tensor:
     return images
 
 
-def write(code: Code, graph: Graph, folder: Path, name: str = "net") -> Path:
+def write(code: Code, graph: FusedGraph, folder: Path, name: str = "net") -> Path:
     about = About(name, "a test", "random weights", graph.input_shape, graph.classes, graph.macs)
     folder.mkdir(exist_ok=True)
     for file, content in files(code, about).items():
@@ -174,7 +175,7 @@ def test_int8_is_the_integer_network_to_the_last_bit(name: str, tmp_path: Path) 
 
 def test_sums_are_those_of_whole_numbers() -> None:
     """The integer network's convolutions, worked out in floating point, against a loop over integers."""
-    graph = to_graph(test_export_graph.trained(test_export_graph.Branches()))
+    graph = fused_graph(test_export_graph.trained(test_export_graph.Branches()))
     network = quantize(graph, random_images(graph, 32))
     step = next(s for s in network.steps if isinstance(s, Sums) and s.node.groups == 3)
     x = torch.randint(0, 256, (1, 6, 7, 5))
@@ -224,13 +225,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The example program of a tiny network on images of 12 x 10, under the sanitizers."""
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 10 * 8, 4))
-    graph = to_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 12, 10), 4, 0.1, 0.3))
+    graph = fused_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 12, 10), 4, 0.1, 0.3))
     folder = write(float32_code(graph), graph, tmp_path_factory.mktemp("c") / "net")
     with compiled(folder, "net", SANITIZED) as made:
         yield made, graph
 
 
-def test_the_example_program_classifies_idx_files(program: tuple[Path, Graph], tmp_path: Path) -> None:
+def test_the_example_program_classifies_idx_files(program: tuple[Path, FusedGraph], tmp_path: Path) -> None:
     made, graph = program
     images = random_images(graph, 20)
     expected = graph.scores(images).argmax(1)
@@ -255,7 +256,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_the_example_program_withstands_a_hostile_file(program: tuple[Path, Graph], tmp_path: Path, what: str) -> None:
+def test_the_example_program_withstands_a_hostile_file(
+    program: tuple[Path, FusedGraph], tmp_path: Path, what: str
+) -> None:
     made, graph = program
     (tmp_path / "images").write_bytes(HOSTILE[what])
     done = subprocess.run([made, tmp_path / "images"], capture_output=True, text=True, check=False)
@@ -306,27 +309,27 @@ def test_a_plan_of_nothing_and_of_values_that_outlive_each_other() -> None:
 
 
 def test_what_integers_cannot_express_is_named() -> None:
-    def graph(*layers: nn.Module) -> Graph:
+    def graph(*layers: nn.Module) -> FusedGraph:
         network = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
         network(torch.zeros(2, 1, 12, 12))
-        return to_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 12, 12), 3, 0.1, 0.3))
+        return fused_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 12, 12), 3, 0.1, 0.3))
 
     images = torch.randint(0, 256, (8, 1, 12, 12), dtype=torch.uint8)
     padded = graph(nn.Conv2d(1, 2, 3), nn.AvgPool2d(3, 2, 1, count_include_pad=False))
-    assert any(isinstance(node, Pool) for node in padded.nodes)
+    assert any(isinstance(node, Pool) for node in padded.operations)
     with pytest.raises(SmidgenError, match=r"^1 averages without its padding, .*--type float32 can"):
         quantize(padded, images)
     wide = graph(nn.Conv2d(1, 3, 1))
-    linear = wide.nodes[-1]
+    linear = wide.operations[-1]
     assert isinstance(linear, Convolution)
     linear.weight[:] = 1
     heavy = np.ones((3, 3, 200, 200), dtype=np.float32)
-    too_large = replace(wide, nodes=(wide.nodes[0], replace(linear, weight=heavy)))
+    too_large = replace(wide, operations=(wide.operations[0], replace(linear, weight=heavy)))
     from smidgen.exports.quantize import _Quantizer
 
     quantizer = _Quantizer(wide, images)
     with pytest.raises(SmidgenError, match="sums that might not fit in 32 bits.*--type float32 can"):
-        quantizer._sums(too_large.nodes[-1])  # type: ignore[arg-type]
+        quantizer._sums(too_large.operations[-1])  # type: ignore[arg-type]
 
 
 def test_rescaling_rounds_to_the_nearest_and_cuts() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from smidgen.errors import RunError
-from smidgen.exports.graph import Affine, Convolution, to_graph
+from smidgen.exports.fused import Affine, Convolution, fused_graph
 from smidgen.nets.build import build_network
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.trial import AvgPool, Conv, Linear, MaxPool, Network
@@ -88,7 +88,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_are_the_network_s(name: str) -> None:
     example = trained(NETWORKS[name]())
-    graph = to_graph(example)
+    graph = fused_graph(example)
     images = torch.randint(0, 256, (32, 1, 28, 28), dtype=torch.uint8)
     normalized = (images.double() / 255 - example.mean) / example.std
     expected = example.network.double()(normalized)
@@ -101,17 +101,17 @@ def test_scores_are_the_network_s(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes_are_those_of_the_values(name: str) -> None:
-    graph = to_graph(trained(NETWORKS[name]()))
+    graph = fused_graph(trained(NETWORKS[name]()))
     values = graph.values(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     assert [tuple(values[value].shape[1:]) for value in range(len(graph.shapes))] == list(graph.shapes)
 
 
 def test_norms_are_folded_away_where_that_is_exact() -> None:
-    graph = to_graph(trained(NETWORKS["seed"]()))
-    assert not [node for node in graph.nodes if isinstance(node, Affine)]
-    assert all(node.scale is None for node in graph.nodes if isinstance(node, Convolution))
-    kept = to_graph(trained(NETWORKS["padded, activation first"]()))
-    convolutions = [node for node in kept.nodes if isinstance(node, Convolution)]
+    graph = fused_graph(trained(NETWORKS["seed"]()))
+    assert not [node for node in graph.operations if isinstance(node, Affine)]
+    assert all(node.scale is None for node in graph.operations if isinstance(node, Convolution))
+    kept = fused_graph(trained(NETWORKS["padded, activation first"]()))
+    convolutions = [node for node in kept.operations if isinstance(node, Convolution)]
     assert convolutions[0].scale is not None  # what follows pads
     assert convolutions[2].scale is None  # goes through the average into the linear layer
     assert kept.macs == sum(
@@ -121,4 +121,4 @@ def test_norms_are_folded_away_where_that_is_exact() -> None:
 
 def test_a_layer_that_cannot_be_expressed_is_named() -> None:
     with pytest.raises(RunError, match="mnist-4-strict cannot be exported: 2: .*Softplus"):
-        to_graph(trained(nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten(), nn.Softplus())))
+        fused_graph(trained(nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten(), nn.Softplus())))

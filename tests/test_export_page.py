@@ -23,7 +23,7 @@ from torch import nn
 from smidgen.data.dataset import Dataset
 from smidgen.data.decode import decode
 from smidgen.errors import SmidgenError
-from smidgen.exports.graph import Convolution
+from smidgen.exports.fused import Convolution
 from smidgen.exports.page import PageTarget
 from smidgen.exports.page_file import WEB
 from smidgen.exports.page_model import page_model
@@ -121,7 +121,7 @@ def test_every_kind_of_layer(flagship_run: Run, tmp_path: Path) -> None:
     kinds = {(node["kind"], node.get("which")) for node in page_model(source.graph)["nodes"]}
     acts = {"gelu", "tanh", "sigmoid", "clamp", "leaky_relu", "hardswish", "silu"}
     assert kinds >= {("activation", which) for which in acts}
-    assert kinds >= {("pool", "max"), ("pool", "average"), ("add", None), ("concat", None), ("convolution", None)}
+    assert kinds >= {("pool", "max"), ("pool", "average"), ("add", None), ("concatenate", None), ("convolution", None)}
     exported(source, tmp_path)
     assert agrees(PageTarget().check(source, tmp_path), source)
 
@@ -175,7 +175,9 @@ def test_a_changed_weight_is_noticed(flagship_run: Run, mnist: Dataset, tmp_path
     html = path.read_text()
     weights = model_in(html)["weights"]
     numbers = np.frombuffer(base64.b64decode(weights), "<f4").copy()
-    assert len(numbers) == sum(n.weight.size + n.bias.size for n in source.graph.nodes if isinstance(n, Convolution))
+    assert len(numbers) == sum(
+        n.weight.size + n.bias.size for n in source.graph.operations if isinstance(n, Convolution)
+    )
     numbers[40] += 0.01  # a weight of the first layer, by a little
     path.write_text(html.replace(weights, base64.b64encode(numbers.tobytes()).decode()))
     assert PageTarget().check(source, tmp_path).largest_difference > 1e-3

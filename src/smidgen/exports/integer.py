@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smidgen.exports.graph import Activation, Add, Affine, Concat, Convolution, Pool, Shape
+from smidgen.exports.fused import Affine, Convolution
+from smidgen.graph.ops import Activation, Add, Concatenate, Pool, Shape
 
 Integers = NDArray[np.int64]
 BATCH = 50
@@ -140,7 +141,7 @@ class Together:
 class Joined:
     """Values one after another, by channels, each rescaled to common steps."""
 
-    node: Concat
+    node: Concatenate
     rescales: tuple[Rescale, ...]
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smidgen.exports.graph import Activation, Add, Affine, Convolution, Graph, Node, Pool, Shape
+from smidgen.exports.fused import Affine, Convolution, FusedGraph
+from smidgen.graph.ops import Activation, Add, Operation, Pool, Shape
 
 
 @dataclass(frozen=True)
@@ -74,25 +75,25 @@ def plan(buffers: Sequence[Buffer], leads: Mapping[tuple[int, int], int]) -> tup
     return {b.value: at - lowest for b, at in placed}, max(at + b.size for b, at in placed) - lowest
 
 
-def lifetimes(graph: Graph) -> list[Buffer]:
+def lifetimes(graph: FusedGraph) -> list[Buffer]:
     """When each value of a graph is needed: step 0 writes the input, step i + 1 runs node i."""
     first, last = {0: 0}, {0: 0}
-    for step, node in enumerate(graph.nodes, start=1):
+    for step, node in enumerate(graph.operations, start=1):
         first[node.output] = last[node.output] = step
         for value in node.inputs:
             last[value] = step
-    last[graph.output] = len(graph.nodes) + 1
+    last[graph.output] = len(graph.operations) + 1
     return [Buffer(value, int(np.prod(graph.shapes[value])), first[value], last[value]) for value in first]
 
 
-def leads(graph: Graph) -> dict[tuple[int, int], int]:
+def leads(graph: FusedGraph) -> dict[tuple[int, int], int]:
     """For each node that may write over an input that it alone still needs: how far ahead it must begin, elements.
 
     Values lie in memory row by row, the channels of a pixel side by side, and are worked through in that order.
     """
     ends = {buffer.value: buffer.last for buffer in lifetimes(graph)}
     found = {}
-    for step, node in enumerate(graph.nodes, start=1):
+    for step, node in enumerate(graph.operations, start=1):
         lead = _lead(node, graph.shapes)
         for value in node.inputs:
             if lead is not None and ends[value] == step:
@@ -100,7 +101,7 @@ def leads(graph: Graph) -> dict[tuple[int, int], int]:
     return found
 
 
-def _lead(node: Node, shapes: Sequence[Shape]) -> int | None:
+def _lead(node: Operation, shapes: Sequence[Shape]) -> int | None:
     match node:
         case Convolution():
             # All channels of a pixel are worked out from the same window, so the last is written before it is let go.

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.graph import Activation, Add, Affine, Array, Concat, Convolution, Graph, Node, Pool
+from smidgen.exports.fused import Affine, Array, Convolution, FusedGraph
 from smidgen.exports.target import Check, Source, compared
+from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 from smidgen.settings import canonical_json
 from smidgen.version import VERSION
 
@@ -73,7 +74,7 @@ def _library(name: str) -> Any:
 class _Writer:
     """An ONNX graph while it is being put together."""
 
-    def __init__(self, onnx: Any, graph: Graph) -> None:
+    def __init__(self, onnx: Any, graph: FusedGraph) -> None:
         self.onnx, self.graph = onnx, graph
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -87,7 +88,7 @@ class _Writer:
         scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
         self.emit("Mul", ["pixels", self.constant("pixel_scale", np.float32(scale))], "scaled")
         self.emit("Add", ["scaled", self.constant("pixel_shift", np.float32(shift))], "normalized")
-        for node in graph.nodes:
+        for node in graph.operations:
             self.names[node.output] = f"value{node.output}"
             self.add(node)
         self.emit("Flatten", [self.names[graph.output]], "scores", axis=1)
@@ -123,7 +124,7 @@ class _Writer:
     def channels(self, name: str, values: Array) -> str:
         return self.constant(name, values.reshape(1, -1, 1, 1))
 
-    def add(self, node: Node) -> None:
+    def add(self, node: Operation) -> None:
         """One operation of the graph."""
         inputs, output = [self.names[value] for value in node.inputs], self.names[node.output]
         match node:
@@ -144,7 +145,7 @@ class _Writer:
                 self.activation(node, inputs[0], output)
             case Add():
                 self.emit("Add", inputs, output)
-            case Concat():
+            case Concatenate():
                 self.emit("Concat", inputs, output, axis=1)
             case _:
                 raise AssertionError(node)
@@ -176,19 +177,14 @@ class _Writer:
             self.emit("Relu", [current], output)
 
     def activation(self, node: Activation, x: str, output: str) -> None:
-        match node.which:
-            case "leaky_relu":
-                self.emit("LeakyRelu", [x], output, alpha=node.low)
-            case "clamp":
-                limits = [
-                    self.constant(f"{output}.{name}", np.float32(limit))
-                    for name, limit in (("low", node.low), ("high", node.high))
-                ]
-                self.emit("Clip", [x, *limits], output)
-            case "gelu":
-                self.emit("Gelu", [x], output, approximate="tanh")
-            case "silu":
-                self.emit("Mul", [x, self.emit("Sigmoid", [x], f"{output}.sigmoid")], output)
-            case _:
-                kinds = {"relu": "Relu", "hardswish": "HardSwish", "sigmoid": "Sigmoid", "tanh": "Tanh"}
-                self.emit(kinds[node.which], [x], output)
+        form = node.kind.onnx
+        given = dict(zip(node.kind.parameters, node.parameters, strict=True))
+        attributes: dict[str, Any] = {
+            **form.attributes,
+            **{attribute: given.pop(name) for name, attribute in form.parameter_attributes.items()},
+        }
+        inputs = [x, *(self.constant(f"{output}.{name}", np.float32(value)) for name, value in given.items())]
+        made = f"{output}.{form.operator.lower()}" if form.times_input else output
+        self.emit(form.operator, inputs, made, **attributes)
+        if form.times_input:
+            self.emit("Mul", [x, made], output)

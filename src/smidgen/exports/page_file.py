@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from smidgen.exports.page_model import page_model
+from smidgen.exports.page_model import activations_script, page_model
 from smidgen.exports.target import Source
 from smidgen.verdict import percent
 from smidgen.version import VERSION
@@ -51,7 +51,7 @@ def page_html(source: Source) -> str:
         RunError: the network has a layer that no export can express.
     """
     kind = _DRAWING if _is_drawn(source) else _PICTURE
-    style, network = _asset("style.css"), _asset("network.js")
+    style, network = _asset("style.css"), network_script()
     script = "\n".join(map(_asset, kind.scripts))
     policy = (
         f"default-src 'none'; script-src {_digest(network)} {_digest(script)}; style-src {_digest(style)}; "
@@ -70,6 +70,11 @@ def page_html(source: Source) -> str:
     template = _asset("page.html").replace("{{input}}", _asset(kind.desk))
     # In one pass, so that nothing that was put in is looked at again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def network_script() -> str:
+    """The script that runs the network, with the activations of `smidgen.graph.activations`."""
+    return _asset("network.js").replace("/*ACTIVATIONS*/", activations_script())
 
 
 def _is_drawn(source: Source) -> bool:

@@ -8,18 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from smidgen.exports.graph import Activation, Add, Affine, Array, Concat, Convolution, Graph, Node, Pool
-
-_ACTIVATIONS = {
-    "relu": "ReLU",
-    "leaky_relu": "leaky ReLU",
-    "clamp": "clamp",
-    "hardswish": "hardswish",
-    "gelu": "GELU",
-    "silu": "SiLU",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-}
+from smidgen.exports.fused import Affine, Array, Convolution, FusedGraph
+from smidgen.graph.activations import ACTIVATIONS
+from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 
 
 class _Weights:
@@ -37,7 +28,7 @@ class _Weights:
         return start, array.size
 
 
-def page_model(graph: Graph) -> dict[str, Any]:
+def page_model(graph: FusedGraph) -> dict[str, Any]:
     """The graph as plain values for JSON.
 
     Returns:
@@ -48,7 +39,7 @@ def page_model(graph: Graph) -> dict[str, Any]:
     nodes = [
         {"name": node.name, "title": title(node, graph), "inputs": node.inputs, "output": node.output}
         | _settings(node, weights)
-        for node in graph.nodes
+        for node in graph.operations
     ]
     return {
         "shapes": graph.shapes,
@@ -61,7 +52,7 @@ def page_model(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _settings(node: Node, weights: _Weights) -> dict[str, Any]:
+def _settings(node: Operation, weights: _Weights) -> dict[str, Any]:
     match node:
         case Convolution():
             return {
@@ -94,12 +85,18 @@ def _settings(node: Node, weights: _Weights) -> dict[str, Any]:
                 "countPadding": node.count_padding,
             }
         case Activation():
-            return {"kind": "activation", "which": node.which, "low": _finite(node.low), "high": _finite(node.high)}
+            return {"kind": "activation", "which": node.kind.name, "parameters": list(map(_finite, node.parameters))}
         case Add():
             return {"kind": "add"}
-        case Concat():
-            return {"kind": "concat"}
+        case Concatenate():
+            return {"kind": "concatenate"}
     raise AssertionError(node)
+
+
+def activations_script() -> str:
+    """The activations as JavaScript: a function of the parameters that gives a function of a value, by name."""
+    rows = [f"  {kind.name}: ({', '.join(kind.parameters)}) => (x) => {kind.javascript}," for kind in ACTIVATIONS]
+    return "\n".join(["const activations = {", *rows, "};"])
 
 
 def _finite(limit: float) -> float:
@@ -108,7 +105,7 @@ def _finite(limit: float) -> float:
     return min(max(limit, -most), most)
 
 
-def title(node: Node, graph: Graph) -> str:
+def title(node: Operation, graph: FusedGraph) -> str:
     """What a node does, in words for a learner: `3 × 3 convolution, ReLU`."""
     source = graph.shapes[node.inputs[0]]
     match node:
@@ -126,7 +123,7 @@ def title(node: Node, graph: Graph) -> str:
             largest = "largest" if node.kind == "max" else "mean"
             words = [f"{largest} of the whole image" if node.kernel == source[1:] else _pooling(node, largest)]
         case Activation():
-            words = [_ACTIVATIONS[node.which]]
+            words = [node.kind.title]
         case Add():
             words = ["sum of two layers"]
         case _:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.graph import Activation, Add, Affine, Concat, Convolution, Graph, Node, Pool, activate
+from smidgen.exports.fused import Affine, Convolution, FusedGraph
 from smidgen.exports.integer import (
     SCORE_SHIFT,
     Averages,
@@ -26,6 +26,7 @@ from smidgen.exports.integer import (
     Together,
     one_thread,
 )
+from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 
 Floats = NDArray[np.float64]
 IMAGES = 1024
@@ -38,7 +39,7 @@ _MOST_SHIFT = 46
 """A zero point of 12 bits shifted by it stays below 2**62."""
 
 
-def quantize(graph: Graph, training_images: Tensor) -> IntegerNetwork:
+def quantize(graph: FusedGraph, training_images: Tensor) -> IntegerNetwork:
     """A network in integers that comes as close to a graph as 8 bits allow.
 
     Args:
@@ -54,11 +55,11 @@ def quantize(graph: Graph, training_images: Tensor) -> IntegerNetwork:
 
 
 class _Quantizer:
-    def __init__(self, graph: Graph, images: Tensor) -> None:
+    def __init__(self, graph: FusedGraph, images: Tensor) -> None:
         self.graph, self.images = graph, images
-        self.writers = {node.output: node for node in graph.nodes}
-        self.readers: dict[int, list[Node]] = {}
-        for node in graph.nodes:
+        self.writers = {node.output: node for node in graph.operations}
+        self.readers: dict[int, list[Operation]] = {}
+        for node in graph.operations:
             for value in node.inputs:
                 self.readers.setdefault(value, []).append(node)
         last = self.writers[graph.output]
@@ -66,7 +67,7 @@ class _Quantizer:
         self.scores_by = last if direct or (isinstance(last, Pool) and last.kind == "average") else None
         self.ranges = self._ranges()
         self.grids = self._grids()
-        steps = tuple(self._step(node) for node in graph.nodes)
+        steps = tuple(self._step(node) for node in graph.operations)
         self.network = IntegerNetwork(
             steps, graph.shapes, tuple(self.grids[value] for value in range(len(graph.shapes))), graph.output
         )
@@ -90,7 +91,7 @@ class _Quantizer:
     def _grids(self) -> dict[int, Grid]:
         graph = self.graph
         grids = {0: Grid(1 / (255 * graph.std), 255 * graph.mean, BYTE)}
-        for node in graph.nodes:
+        for node in graph.operations:
             value = node.output
             if isinstance(node, Pool) and node.kind == "max":
                 grids[value] = grids[node.inputs[0]]
@@ -102,7 +103,7 @@ class _Quantizer:
             grids[value] = Grid(scale, float(min(max(round(-low / scale), 0), top)), top)
         return grids
 
-    def _step(self, node: Node) -> Step:
+    def _step(self, node: Operation) -> Step:
         match node:
             case Convolution():
                 return self._sums(node)
@@ -128,7 +129,7 @@ class _Quantizer:
                     Rescale(both.multipliers[i : i + 1], both.offsets[i : i + 1], both.shift, both.top) for i in (0, 1)
                 )
                 return Together(node=node, rescales=(first, second))
-            case Concat():
+            case Concatenate():
                 made = self.grids[node.output]
                 grids = [self.grids[value] for value in node.inputs]
                 rescales = tuple(
@@ -196,7 +197,7 @@ class _Quantizer:
         if given.top > BYTE:
             raise SmidgenError(f"{node.name} would need a table of {given.top + 1:,}; --type float32 can express it")
         x = torch.from_numpy(given.scale * (np.arange(given.top + 1) - given.zero))
-        y = activate(node, x).numpy() / made.scale + made.zero
+        y = node.kind.evaluate(x, *node.parameters).numpy() / made.scale + made.zero
         return Lookup(node=node, table=np.clip(np.rint(y), 0, made.top).astype(np.int64))
 
 
@@ -205,7 +206,7 @@ def _line(factor: float, zero: float, made: Grid) -> tuple[Floats, Floats]:
     return np.array([factor]), np.array([made.zero - factor * zero])
 
 
-def _rescale(node: Node, factors: Floats, offsets: Floats, top: int, bound: int) -> Rescale:
+def _rescale(node: Operation, factors: Floats, offsets: Floats, top: int, bound: int) -> Rescale:
     """Real factors and offsets, in steps of the output, as whole numbers and a shift.
 
     Args:

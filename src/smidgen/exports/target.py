@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from smidgen.exports.graph import Graph, to_graph
+from smidgen.exports.fused import FusedGraph, fused_graph
 from smidgen.runs.record import Run
 from smidgen.runs.run import load_trial_data
 from smidgen.training.evaluation import scores
@@ -32,13 +32,13 @@ class Source:
     labels: Tensor
 
     @cached_property
-    def graph(self) -> Graph:
+    def graph(self) -> FusedGraph:
         """The network with BatchNorm folded away.
 
         Raises:
             RunError: it has a layer that no export can express.
         """
-        return to_graph(self.run.trained)
+        return fused_graph(self.run.trained)
 
     @cached_property
     def training_images(self) -> Tensor:

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from smidgen.exports.c.source import Code, check_sizes, features_of, hex_float, shape_text, sides
 from smidgen.exports.c.template import render
-from smidgen.exports.graph import Activation, Add, Affine, Concat, Convolution, Graph, Node, Pool, Which
+from smidgen.exports.fused import Affine, Convolution, FusedGraph
 from smidgen.exports.memory import leads, lifetimes, plan
+from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 
 _TYPES = {"in": "float", "out": "float", "weight": "float", "bias": "float", "sum": "float"}
-_EXPRESSIONS: Mapping[Which, str] = {
-    "relu": "x > 0.0f ? x : 0.0f",
-    "leaky_relu": "x > 0.0f ? x : x * slope",
-    "clamp": "x < low ? low : x > high ? high : x",
-    "hardswish": "x <= -3.0f ? 0.0f : x >= 3.0f ? x : x * (x + 3.0f) / 6.0f",
-    "gelu": "0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)))",
-    "silu": "x / (1.0f + expf(-x))",
-    "sigmoid": "1.0f / (1.0f + expf(-x))",
-    "tanh": "tanhf(x)",
-}
-_PARAMETERS: Mapping[Which, tuple[str, ...]] = {"leaky_relu": ("slope",), "clamp": ("low", "high")}
 
 
-def float32_code(graph: Graph) -> Code:
+def float32_code(graph: FusedGraph) -> Code:
     """The parts of the C files of a graph.
 
     Raises:
         SmidgenError: a layer is too large for the tables.
     """
-    check_sizes(graph.shapes, graph.nodes)
+    check_sizes(graph.shapes, graph.operations)
     return _Writer(graph).code
 
 
 class _Writer:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: FusedGraph) -> None:
         self.graph = graph
         self.code = Code(
             arithmetic="Arithmetic in float32, the same network as was trained, BatchNorm folded into the weights.",
@@ -45,9 +33,9 @@ class _Writer:
         self.offsets, size = plan(lifetimes(graph), leads(graph))
         self.code.scratch.append(("float", "memory", size))
         self.code.steps += ["    float *const memory = scratch->memory;", ""]
-        self.convolutions = features_of(node for node in graph.nodes if isinstance(node, Convolution))
+        self.convolutions = features_of(node for node in graph.operations if isinstance(node, Convolution))
         self.pools = {
-            kind: features_of(node for node in graph.nodes if isinstance(node, Pool) and node.kind == kind)
+            kind: features_of(node for node in graph.operations if isinstance(node, Pool) and node.kind == kind)
             for kind in ("max", "average")
         }
         scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
@@ -55,7 +43,7 @@ class _Writer:
         rounded = {"scale": f"{scale:.9g}f", "shift": f"{shift:.9g}f"}
         self.code.kernels["normalize"] = render("normalize.c", {"pixels": pixels, **rounded})
         self.code.step(f"normalize(image, {self.at(0)});")
-        for number, node in enumerate(graph.nodes, start=1):
+        for number, node in enumerate(graph.operations, start=1):
             self.add(f"layer{number}", node)
         self.code.steps.append(f"    return {self.at(graph.output)};")
 
@@ -63,12 +51,12 @@ class _Writer:
         offset = self.offsets[value]
         return f"memory + {offset}" if offset else "memory"
 
-    def about(self, node: Node) -> str:
+    def about(self, node: Operation) -> str:
         shapes = self.graph.shapes
         before = " and ".join(shape_text(shapes[value]) for value in node.inputs)
         return f"{node.name}: {before} to {shape_text(shapes[node.output])}"
 
-    def add(self, name: str, node: Node) -> None:
+    def add(self, name: str, node: Operation) -> None:
         """One operation."""
         code, shapes = self.code, self.graph.shapes
         count = shapes[node.output][0] * shapes[node.output][1] * shapes[node.output][2]
@@ -95,19 +83,18 @@ class _Writer:
                 code.struct("affine", name, {**fields_, "relu": int(node.relu)})
                 code.step(f"affine(&{name}, {source}, {target});", self.about(node))
             case Activation():
-                parameters = _PARAMETERS.get(node.which, ())
-                limits = [f"{hex_float(float(x))}" for x in (node.low, node.high)][: len(parameters)]
-                expression = _EXPRESSIONS[node.which]
-                kernel = f"apply_{node.which}"  # tanh, for one, is C's own
-                values = {"name": kernel, "expression": expression}
-                values["parameters"] = "".join(f", float {p}" for p in parameters)
+                kind = node.kind
+                limits = [hex_float(value) for value in node.parameters]
+                kernel = f"apply_{kind.name}"  # tanh, for one, is C's own
+                values = {"name": kernel, "expression": kind.c}
+                values["parameters"] = "".join(f", float {p}" for p in kind.parameters)
                 code.kernels[kernel] = render("activation_float32.c", values)
-                code.needs_math |= "expf" in expression or "tanhf" in expression
+                code.needs_math |= "expf" in kind.c or "tanhf" in kind.c
                 code.step(f"{kernel}({', '.join([source, target, str(count), *limits])});", self.about(node))
             case Add():
                 code.kernels["add"] = render("add_float32.c", {})
                 code.step(f"add({source}, {self.at(node.inputs[1])}, {target}, {count});", self.about(node))
-            case Concat():
+            case Concatenate():
                 code.kernels["concatenate"] = render("concatenate_float32.c", {})
                 channels, height, width = shapes[node.output]
                 before = 0

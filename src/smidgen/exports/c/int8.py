@@ -8,7 +8,7 @@ import numpy as np
 
 from smidgen.exports.c.source import Code, check_sizes, features_of, shape_text, sides
 from smidgen.exports.c.template import render
-from smidgen.exports.graph import Graph
+from smidgen.exports.fused import FusedGraph
 from smidgen.exports.integer import (
     Averages,
     IntegerNetwork,
@@ -27,7 +27,7 @@ _SCORES = "int32_t"
 _SUFFIX = {"uint8_t": "8", "uint16_t": "16", _SCORES: "scores"}
 
 
-def int8_code(graph: Graph, network: IntegerNetwork) -> Code:
+def int8_code(graph: FusedGraph, network: IntegerNetwork) -> Code:
     """The parts of the C files of an integer network.
 
     Args:
@@ -37,12 +37,12 @@ def int8_code(graph: Graph, network: IntegerNetwork) -> Code:
     Raises:
         SmidgenError: a layer is too large for the tables.
     """
-    check_sizes(graph.shapes, graph.nodes)
+    check_sizes(graph.shapes, graph.operations)
     return _Writer(graph, network).code
 
 
 class _Writer:
-    def __init__(self, graph: Graph, network: IntegerNetwork) -> None:
+    def __init__(self, graph: FusedGraph, network: IntegerNetwork) -> None:
         self.graph, self.network = graph, network
         self.code = Code(
             arithmetic=(

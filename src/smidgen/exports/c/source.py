@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from smidgen.errors import SmidgenError
 from smidgen.exports.c.template import render
-from smidgen.exports.graph import Convolution, Node, Pair, Pool, Shape
+from smidgen.exports.fused import Convolution
+from smidgen.graph.ops import Operation, Pair, Pool, Shape
 from smidgen.version import VERSION
 
 MOST_SIDE = 2**16 - 1
@@ -147,13 +148,13 @@ def features_of(nodes: Iterable[Convolution | Pool]) -> set[str]:
     return found
 
 
-def check_sizes(shapes: Sequence[Shape], nodes: Sequence[Node]) -> None:
+def check_sizes(shapes: Sequence[Shape], operations: Sequence[Operation]) -> None:
     """Refuse what does not fit the tables.
 
     Raises:
         SmidgenError: names the layer.
     """
-    for node in nodes:
+    for node in operations:
         pairs: tuple[Pair, ...] = (node.kernel, node.stride, node.padding) if isinstance(node, Pool) else ()
         if isinstance(node, Convolution):
             kernel = (node.weight.shape[2], node.weight.shape[3])

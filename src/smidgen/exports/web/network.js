@@ -65,7 +65,7 @@ function softmax(scores) {
  * They take the node, its inputs, its output, the shapes of the first input and of the output, and a
  * function from a place among the weights to the numbers there.
  */
-const operations = { convolution, affine, pool, activation, add, concat };
+const operations = { convolution, affine, pool, activation, add, concatenate };
 
 /*
  * A convolution works out LANES output channels at PLACES neighbouring places at once, so that each
@@ -243,19 +243,10 @@ function mean(node, image, width, top, bottom, left, right) {
   return sum / (node.countPadding ? node.kernel[0] * node.kernel[1] : (bottom - top) * (right - left));
 }
 
-const activations = {
-  relu: () => (x) => (x > 0 ? x : 0),
-  leaky_relu: ({ low }) => (x) => (x > 0 ? x : x * low),
-  clamp: ({ low, high }) => (x) => Math.min(Math.max(x, low), high),
-  hardswish: () => (x) => (x * Math.min(Math.max(x + 3, 0), 6)) / 6,
-  gelu: () => (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
-  silu: () => (x) => x / (1 + Math.exp(-x)),
-  sigmoid: () => (x) => 1 / (1 + Math.exp(-x)),
-  tanh: () => Math.tanh,
-};
+/*ACTIVATIONS*/
 
 function activation(node, [x], y) {
-  const act = activations[node.which](node);
+  const act = activations[node.which](...node.parameters);
   return () => {
     for (let i = 0; i < y.length; i++) y[i] = act(x[i]);
   };
@@ -267,7 +258,7 @@ function add(node, [a, b], y) {
   };
 }
 
-function concat(node, inputs, y) {
+function concatenate(node, inputs, y) {
   return () => {
     let place = 0;
     for (const x of inputs) {
