@@ -1,22 +1,29 @@
-// What Python sees: programs and the images' loading. Pointers come as integers from tensors whose
+// What Python sees: programs, and the loading of images. Pointers come as integers from tensors whose
 // type, shape and layout the Python side (smidgen/engines/native) has checked.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <unistd.h>
 
+#include <array>
+#include <cmath>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 #include <tuple>
 
-#include "distort.h"
+#include "loader.h"
+#include "operations_binding.h"
 #include "program.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 using namespace smidgen;
 
 namespace {
@@ -43,79 +50,21 @@ const Kernels& kernels_of(const std::string& level) {
     throw std::invalid_argument("no instruction level '" + level + "' here");
 }
 
-template <class T>
-T get(const nb::dict& from, const char* name, T otherwise) {
-    return from.contains(name) ? nb::cast<T>(from[name]) : otherwise;
+using Triple = std::array<int, 3>;  // channels, height, width
+
+Shape shape_of(const Triple& s) { return {s[0], s[1], s[2]}; }
+
+Images images_of(uintptr_t data, const std::optional<std::array<int64_t, 4>>& strides, int64_t count) {
+    Images images{reinterpret_cast<const float*>(data), std::nullopt, count};
+    if (strides) images.strides = Strides{(*strides)[0], (*strides)[1], (*strides)[2], (*strides)[3]};
+    return images;
 }
 
-Shape shape_of(const std::vector<int>& s) { return {s.at(0), s.at(1), s.at(2)}; }
-
-std::shared_ptr<Operation> norm_of(const nb::dict& d) {
-    auto op = std::make_shared<Operation>();
-    op->kind = Kind::Norm;
-    op->weight = get(d, "weight", -1);
-    op->bias = get(d, "bias", -1);
-    op->running_mean = get(d, "running_mean", -1);
-    op->running_var = get(d, "running_var", -1);
-    op->batches = get(d, "batches", -1);
-    op->momentum = get(d, "momentum", 0.1f);
-    op->epsilon = get(d, "epsilon", 1e-5f);
-    op->batch = get(d, "batch", false);
-    op->pool = get(d, "pool", false);
-    op->dropped = get(d, "dropped", 0);
-    return op;
-}
-
-Operation operation_of(const nb::dict& d, const std::vector<Value>& values) {
-    const std::string kind = nb::cast<std::string>(d["kind"]);
-    Operation op;
-    if (kind == "norm") op = *norm_of(d);
-    op.name = nb::cast<std::string>(d["name"]);
-    op.inputs = nb::cast<std::vector<int>>(d["inputs"]);
-    op.output = nb::cast<int>(d["output"]);
-    op.input_relu = get(d, "input_relu", false);
-    op.relu = get(d, "relu", false);
-    const Shape input = values.at(op.inputs.at(0)).shape, output = values.at(op.output).shape;
-    const auto pair = [&](const char* name, int otherwise) {
-        return get(d, name, std::pair<int, int>(otherwise, otherwise));
-    };
-    if (kind == "conv") {
-        op.kind = Kind::Conv;
-        op.weight = nb::cast<int>(d["weight"]);
-        op.bias = get(d, "bias", -1);
-        Conv& c = op.conv;
-        c.input = input;
-        c.output = output;
-        std::tie(c.kernel_height, c.kernel_width) = pair("kernel", 1);
-        std::tie(c.stride_height, c.stride_width) = pair("stride", 1);
-        std::tie(c.padding_height, c.padding_width) = pair("padding", 0);
-        std::tie(c.dilation_height, c.dilation_width) = pair("dilation", 1);
-        c.groups = get(d, "groups", 1);
-        if (d.contains("before")) op.before = norm_of(nb::cast<nb::dict>(d["before"]));
-        if (d.contains("after")) op.after = norm_of(nb::cast<nb::dict>(d["after"]));
-    } else if (kind == "max_pool" || kind == "average_pool") {
-        op.kind = kind == "max_pool" ? Kind::MaxPool : Kind::AveragePool;
-        Pool& p = op.window;
-        p.input = input;
-        p.output = output;
-        std::tie(p.kernel_height, p.kernel_width) = pair("kernel", 1);
-        std::tie(p.stride_height, p.stride_width) = pair("stride", 1);
-        std::tie(p.padding_height, p.padding_width) = pair("padding", 0);
-        p.count_padding = get(d, "count_padding", true);
-    } else if (kind == "activation") {
-        op.kind = Kind::Activation;
-        op.activation = {static_cast<Activation>(nb::cast<int>(d["which"])), get(d, "low", 0.0f), get(d, "high", 0.0f)};
-    } else if (kind == "dropout") {
-        op.kind = Kind::Dropout;
-        op.dropped = nb::cast<int>(d["dropped"]);
-    } else if (kind == "add") {
-        op.kind = Kind::Add;
-    } else if (kind == "concat") {
-        op.kind = Kind::Concat;
-    } else if (kind != "norm") {
-        throw std::invalid_argument("unknown kind of operation '" + kind + "'");
-    }
-    return op;
+// A strength of an augmentation: finite and not negative.
+double strength(const char* name, double value) {
+    if (!std::isfinite(value) || value < 0.0)
+        throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 0");
+    return value;
 }
 
 std::vector<float*> pointers_of(const std::vector<uintptr_t>& addresses) {
@@ -130,65 +79,67 @@ std::vector<float*> pointers_of(const std::vector<uintptr_t>& addresses) {
 NB_MODULE(_core, m) {
     nb::set_leak_warnings(false);  // a network may well live until the interpreter ends
     m.doc() = "The native engine's kernels; use smidgen.engines.native.";
+    bind_operations(m);
     nb::class_<State>(m, "State").def(nb::init<>());
     nb::class_<Program>(m, "Program")
         .def("__init__",
-             [](Program* self, const std::vector<std::vector<int>>& shapes, const nb::list& operations,
-                const std::vector<int64_t>& sizes, int output, bool keep, bool input_gradient, bool bfloat16,
+             [](Program* self, const std::vector<Triple>& shapes, std::vector<Operation> operations,
+                std::vector<int64_t> tensor_sizes, int output, bool keep, bool input_gradient, bool bfloat16,
                 const std::string& level) {
+                 Network network{{}, std::move(operations), std::move(tensor_sizes), output};
+                 for (const Triple& shape : shapes) network.shapes.push_back(shape_of(shape));
                  // Program holds memory and cannot be moved: it is built in place.
-                 const Kernels& kernels = kernels_of(level);
-                 if (bfloat16 && !kernels.products16)
-                     throw std::invalid_argument("instruction level '" + level + "' has no bfloat16 products");
-                 std::vector<Value> values;
-                 for (const std::vector<int>& shape : shapes) values.push_back({shape_of(shape)});
-                 std::vector<Operation> parsed;
-                 for (const nb::handle item : operations)
-                     parsed.push_back(operation_of(nb::cast<nb::dict>(item), values));
-                 new (self) Program(values, parsed, sizes, output, keep, input_gradient, bfloat16, kernels);
-             })
+                 new (self) Program(std::move(network), {keep, input_gradient, bfloat16}, kernels_of(level));
+             },
+             nb::kw_only(), "shapes"_a, "operations"_a, "tensor_sizes"_a, "output"_a, "keep"_a, "input_gradient"_a,
+             "bfloat16"_a, "level"_a)
+        // strides: in floats, of [count, channels, height, width]; None: blocks, 64-byte aligned, which must stay
+        // as they are until the backward pass is done.
         .def("forward",
-             [](Program& self, uintptr_t images, const std::vector<int64_t>& strides, int64_t count,
-                const std::vector<uintptr_t>& addresses, uint64_t key, State& state, uintptr_t output, int threads) {
-                 const std::vector<float*> pointers = pointers_of(addresses);
-                 const Program::Input input{reinterpret_cast<const float*>(images), strides.at(0), strides.at(1),
-                                            strides.at(2), strides.at(3)};
+             [](Program& self, uintptr_t images, const std::optional<std::array<int64_t, 4>>& strides, int64_t count,
+                const std::vector<uintptr_t>& tensors, uint64_t key, State& state, uintptr_t output, int threads) {
+                 const std::vector<float*> pointers = pointers_of(tensors);
                  nb::gil_scoped_release release;
                  std::lock_guard<std::mutex> hold(running);
-                 self.forward(team_of(threads), input, count, pointers.data(), key, state,
+                 self.forward(team_of(threads), images_of(images, strides, count), pointers.data(), key, state,
                               reinterpret_cast<float*>(output));
-             })
+             },
+             "images"_a, "strides"_a.none(), "count"_a, "tensors"_a, "key"_a, "state"_a, "output"_a, "threads"_a)
         .def("backward",
-             [](Program& self, uintptr_t output_gradient, const std::vector<uintptr_t>& addresses, State& state,
-                const std::vector<uintptr_t>& gradient_addresses, uintptr_t input_gradient, int threads) {
-                 const std::vector<float*> pointers = pointers_of(addresses);
-                 const std::vector<float*> gradients = pointers_of(gradient_addresses);
+             [](Program& self, uintptr_t output_gradient, const std::vector<uintptr_t>& tensors, State& state,
+                const std::vector<uintptr_t>& gradients, uintptr_t input_gradient, int threads) {
+                 const std::vector<float*> pointers = pointers_of(tensors);
+                 const std::vector<float*> gradient_pointers = pointers_of(gradients);
                  nb::gil_scoped_release release;
                  std::lock_guard<std::mutex> hold(running);
                  self.backward(team_of(threads), reinterpret_cast<const float*>(output_gradient), pointers.data(),
-                               state, gradients.data(), reinterpret_cast<float*>(input_gradient));
-             })
+                               state, gradient_pointers.data(), reinterpret_cast<float*>(input_gradient));
+             },
+             "output_gradient"_a, "tensors"_a, "state"_a, "gradients"_a, "input_gradient"_a, "threads"_a)
         .def("step",
-             [](Program& self, uintptr_t images, const std::vector<int64_t>& strides, int64_t count, uintptr_t labels,
-                double smoothing, const std::vector<uintptr_t>& addresses, uint64_t key, State& state,
-                const std::vector<uintptr_t>& gradient_addresses, int threads) {
-                 const std::vector<float*> pointers = pointers_of(addresses);
-                 const std::vector<float*> gradients = pointers_of(gradient_addresses);
-                 const Program::Input input{reinterpret_cast<const float*>(images), strides.at(0), strides.at(1),
-                                            strides.at(2), strides.at(3)};
+             [](Program& self, uintptr_t images, const std::optional<std::array<int64_t, 4>>& strides, int64_t count,
+                uintptr_t labels, double smoothing, const std::vector<uintptr_t>& tensors, uint64_t key, State& state,
+                const std::vector<uintptr_t>& gradients, int threads) {
+                 const std::vector<float*> pointers = pointers_of(tensors);
+                 const std::vector<float*> gradient_pointers = pointers_of(gradients);
                  int64_t correct = 0;
                  nb::gil_scoped_release release;
                  std::lock_guard<std::mutex> hold(running);
-                 const double loss =
-                     self.step(team_of(threads), input, count, reinterpret_cast<const int64_t*>(labels), smoothing,
-                               pointers.data(), key, state, gradients.data(), &correct);
+                 const double loss = self.step(team_of(threads), images_of(images, strides, count),
+                                               reinterpret_cast<const int64_t*>(labels), smoothing, pointers.data(),
+                                               key, state, gradient_pointers.data(), &correct);
                  return std::make_pair(loss, correct);
-             })
-        .def("set_timed", &Program::set_timed)
-        .def("timings", [](const Program& self) {
-            static const char* passes[] = {"forward", "statistics", "input gradient", "weight gradient"};
-            std::vector<std::tuple<std::string, std::string, double, double>> found;
-            for (const Timing& t : self.timings()) found.emplace_back(t.name, passes[t.pass], t.seconds, t.products);
+             },
+             "images"_a, "strides"_a.none(), "count"_a, "labels"_a, "smoothing"_a, "tensors"_a, "key"_a, "state"_a,
+             "gradients"_a, "threads"_a)
+        .def("set_timed", [](Program& self, bool on) { self.timer().set(on); })
+        // Operation, pass, seconds (added over threads), of the passes that took time.
+        .def("timings", [](Program& self) {
+            std::vector<std::tuple<std::string, std::string, double>> found;
+            for (size_t i = 0; i < self.operations().size(); ++i)
+                for (int pass = 0; pass < PASSES; ++pass)
+                    if (const double seconds = self.timer().seconds(i, pass); seconds > 0.0)
+                        found.emplace_back(base(self.operations()[i]).name, PASS_NAMES[pass], seconds);
             return found;
         });
     m.def("levels", [] {
@@ -197,30 +148,56 @@ NB_MODULE(_core, m) {
             found.emplace_back((*k)->name, (*k)->products16 != nullptr);
         return found;
     });
-    nb::class_<Loader>(m, "Loader")
+    nb::class_<Augmentation>(m, "Augmentation")
         .def("__init__",
-             [](Loader* self, uintptr_t images, uintptr_t labels, int64_t available, const std::vector<int>& shape,
-                const std::vector<double>& strengths, bool nearest, uint64_t seed, uint64_t purpose, float scale,
-                float shift, const std::string& level) {
-                 new (self) Loader{reinterpret_cast<const uint8_t*>(images),
-                                   reinterpret_cast<const int64_t*>(labels),
-                                   available,
-                                   shape_of(shape),
-                                   {strengths.at(0), strengths.at(1), strengths.at(2), strengths.at(3),
-                                    strengths.at(4), strengths.at(5), strengths.at(6), nearest},
-                                   seed,
-                                   purpose,
-                                   scale,
-                                   shift,
-                                   &kernels_of(level)};
-             })
-        .def("load", [](const Loader& self, uintptr_t picks, int64_t count, uint64_t epoch, uint64_t step,
-                        uintptr_t images, int64_t room, uintptr_t labels, int threads) {
-            nb::gil_scoped_release release;
-            std::lock_guard<std::mutex> hold(running);
-            self.load(team_of(threads), reinterpret_cast<const int64_t*>(picks), count, epoch, step,
-                      reinterpret_cast<float*>(images), room, reinterpret_cast<int64_t*>(labels));
-        });
+             [](Augmentation* self, double rotation, double translation, double scale, double shear, double elastic,
+                double elastic_smoothness, double flip, bool nearest) {
+                 if (!(elastic_smoothness > 0.0)) throw std::invalid_argument("elastic_smoothness must be above 0");
+                 new (self) Augmentation{.rotation = strength("rotation", rotation),
+                                         .translation = strength("translation", translation),
+                                         .scale = strength("scale", scale),
+                                         .shear = strength("shear", shear),
+                                         .elastic = strength("elastic", elastic),
+                                         .elastic_smoothness = strength("elastic_smoothness", elastic_smoothness),
+                                         .flip = strength("flip", flip),
+                                         .nearest = nearest};
+             },
+             nb::kw_only(), "rotation"_a, "translation"_a, "scale"_a, "shear"_a, "elastic"_a, "elastic_smoothness"_a,
+             "flip"_a, "nearest"_a);
+    nb::class_<Loader>(m, "Loader")
+        // labels: None where there are none. A pixel p becomes scale * p + shift.
+        .def("__init__",
+             [](Loader* self, uintptr_t images, std::optional<uintptr_t> labels, int64_t count, const Triple& shape,
+                const Augmentation& augmentation, uint64_t seed, uint64_t affine_purpose, uint64_t elastic_purpose,
+                float scale, float shift, const std::string& level) {
+                 if (!std::isfinite(scale) || !std::isfinite(shift))
+                     throw std::invalid_argument("scale and shift must be finite");
+                 new (self) Loader{.images = reinterpret_cast<const uint8_t*>(images),
+                                   .labels = reinterpret_cast<const int64_t*>(labels.value_or(0)),
+                                   .available = count,
+                                   .shape = shape_of(shape),
+                                   .augmentation = augmentation,
+                                   .seed = seed,
+                                   .affine_purpose = affine_purpose,
+                                   .elastic_purpose = elastic_purpose,
+                                   .scale = scale,
+                                   .shift = shift,
+                                   .kernels = &kernels_of(level)};
+             },
+             nb::kw_only(), "images"_a, "labels"_a.none(), "count"_a, "shape"_a, "augmentation"_a, "seed"_a,
+             "affine_purpose"_a, "elastic_purpose"_a, "scale"_a, "shift"_a, "level"_a)
+        .def("load",
+             [](const Loader& self, uintptr_t picks, int64_t count, uint64_t epoch, uint64_t step, uintptr_t blocks,
+                std::optional<uintptr_t> labels, int threads) {
+                 float* to = reinterpret_cast<float*>(blocks);
+                 if (!is_aligned(to)) throw std::invalid_argument("blocks: they are not aligned to 64 bytes");
+                 if (labels && !self.labels) throw std::invalid_argument("labels: the loader has none");
+                 nb::gil_scoped_release release;
+                 std::lock_guard<std::mutex> hold(running);
+                 self.load(team_of(threads), reinterpret_cast<const int64_t*>(picks), count, epoch, step, to,
+                           reinterpret_cast<int64_t*>(labels.value_or(0)));
+             },
+             "picks"_a, "count"_a, "epoch"_a, "step"_a, "blocks"_a, "labels"_a.none(), "threads"_a);
     m.def("sgd", [](uintptr_t weights, uintptr_t gradients, uintptr_t momenta, int64_t count, float rate,
                     float momentum, bool nesterov, float decay) {
         float* w = reinterpret_cast<float*>(weights);

@@ -168,8 +168,8 @@ void gather(const Gather& g, int inputs, const float* input, const float* packed
 
 // A convolution forward, and its output's statistics if `moments` is not null.
 template <class Products>
-void gather_forward(const Conv& c, int inputs, const float* input, const float* packed, const Epilogue& epilogue,
-                    float* y, int images, Moments* moments, float* state) {
+void gather_forward(const ConvGeometry& c, int inputs, const float* input, const float* packed,
+                    const Epilogue& epilogue, float* y, int images, Moments* moments, float* state) {
     gather<Products>(c.forward, inputs, input, packed, epilogue, y, false, c.output.width, [&](int row) {
         if (moments) moments_row(c.output, y, row, state);
     });
@@ -177,14 +177,14 @@ void gather_forward(const Conv& c, int inputs, const float* input, const float* 
 }
 
 template <class Products>
-void gather_backward(const Conv& c, int inputs, const float* dy, const float* packed, float* dx, bool add) {
+void gather_backward(const ConvGeometry& c, int inputs, const float* dy, const float* packed, float* dx, bool add) {
     gather<Products>(c.backward, inputs, dy, packed, Epilogue{}, dx, add, c.input.width, [](int) {});
 }
 
-inline int64_t packed_room(const Conv& c) { return c.weights(); }
+inline int64_t packed_floats(const ConvGeometry& c) { return c.weights(); }
 
 // [output][input][position] to [group][tile][input][position][output of the tile].
-inline void pack_forward(const Conv& c, const float* weights, float* packed) {
+inline void pack_forward(const ConvGeometry& c, const float* weights, float* packed) {
     const int outputs = c.forward.outputs, row = c.forward.inputs * c.positions();
     const Tiles tiles(outputs);
     for (int group = 0; group < c.groups; ++group)
@@ -198,7 +198,7 @@ inline void pack_forward(const Conv& c, const float* weights, float* packed) {
 }
 
 // [output][input][position] to [group][tile][output][position][input of the tile].
-inline void pack_backward(const Conv& c, const float* weights, float* packed) {
+inline void pack_backward(const ConvGeometry& c, const float* weights, float* packed) {
     const int outputs = c.forward.outputs, inputs = c.forward.inputs, positions = c.positions();
     const Tiles tiles(inputs);
     for (int group = 0; group < c.groups; ++group)
@@ -214,12 +214,12 @@ inline void pack_backward(const Conv& c, const float* weights, float* packed) {
         }
 }
 
-inline void conv_forward(const Conv& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
+inline void conv_forward(const ConvGeometry& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
                          float*, int images, Moments* moments, float* state) {
     gather_forward<Products32>(c, c.forward.inputs, x, packed, epilogue, y, images, moments, state);
 }
 
-inline void conv_backward(const Conv& c, const float* dy, const float* packed, float* dx, bool add, float*) {
+inline void conv_backward(const ConvGeometry& c, const float* dy, const float* packed, float* dx, bool add, float*) {
     gather_backward<Products32>(c, c.backward.inputs, dy, packed, dx, add);
 }
 
@@ -299,7 +299,7 @@ inline void channel_sums(const Shape& shape, const float* values, float* sums) {
 }
 
 template <class Streams>
-void gradient_by_weights(const Conv& c, const float* x, const float* dy, float* dw) {
+void gradient_by_weights(const ConvGeometry& c, const float* x, const float* dy, float* dw) {
     constexpr int PIXEL = Streams::PIXEL;
     const int positions = c.positions(), inputs = c.forward.inputs, outputs = c.forward.outputs;
     const int64_t input_plane = static_cast<int64_t>(c.input.plane()) * PIXEL;
@@ -343,12 +343,12 @@ void gradient_by_weights(const Conv& c, const float* x, const float* dy, float* 
     }
 }
 
-inline void conv_weights(const Conv& c, const float* x, const float* dy, float* dw, float* db, float*) {
+inline void conv_weights(const ConvGeometry& c, const float* x, const float* dy, float* dw, float* db, float*) {
     gradient_by_weights<Streams32>(c, x, dy, dw);
     if (db) channel_sums(c.output, dy, db);
 }
 
-inline int64_t scratch_room(const Conv&) { return 0; }
+inline int64_t scratch_floats(const ConvGeometry&) { return 0; }
 
 }  // namespace SMIDGEN_LEVEL
 }  // namespace smidgen

@@ -70,7 +70,7 @@ inline float weight_pair(float first, float second) {
     return pair;
 }
 
-inline int64_t packed_room16(const Conv& c) {
+inline int64_t packed_floats16(const ConvGeometry& c) {
     const int64_t forward = static_cast<int64_t>(c.forward.outputs) * pairs_of(c.forward.inputs);
     const int64_t backward = static_cast<int64_t>(c.forward.inputs) * pairs_of(c.forward.outputs);
     return std::max(forward, backward) * c.groups * c.positions();
@@ -88,7 +88,7 @@ float* pack_tiles16(int outputs, int inputs, int positions, float* packed, const
     return packed;
 }
 
-inline void pack_forward16(const Conv& c, const float* weights, float* packed) {
+inline void pack_forward16(const ConvGeometry& c, const float* weights, float* packed) {
     const int outputs = c.forward.outputs, inputs = c.forward.inputs, positions = c.positions();
     for (int group = 0; group < c.groups; ++group, weights += static_cast<int64_t>(outputs) * inputs * positions)
         packed = pack_tiles16(outputs, inputs, positions, packed, [&](int o, int i, int p) {
@@ -96,7 +96,7 @@ inline void pack_forward16(const Conv& c, const float* weights, float* packed) {
         });
 }
 
-inline void pack_backward16(const Conv& c, const float* weights, float* packed) {
+inline void pack_backward16(const ConvGeometry& c, const float* weights, float* packed) {
     const int outputs = c.forward.outputs, inputs = c.forward.inputs, positions = c.positions();
     for (int group = 0; group < c.groups; ++group, weights += static_cast<int64_t>(outputs) * inputs * positions)
         packed = pack_tiles16(inputs, outputs, positions, packed, [&](int i, int o, int p) {
@@ -104,20 +104,21 @@ inline void pack_backward16(const Conv& c, const float* weights, float* packed) 
         });
 }
 
-inline int64_t scratch_room16(const Conv& c) {
+inline int64_t scratch_floats16(const ConvGeometry& c) {
     const int64_t input = static_cast<int64_t>(c.groups) * pairs_of(c.forward.inputs) * c.input.plane() * LANES;
     const int64_t output = static_cast<int64_t>(c.groups) * pairs_of(c.forward.outputs) * c.output.plane() * LANES;
     const int64_t planes = (c.input.pixels() + 1) / 2 + (c.output.pixels() + 1) / 2;
     return std::max({input, output, planes * LANES});
 }
 
-inline void conv_forward16(const Conv& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
-                           float* scratch, int images, Moments* moments, float* state) {
+inline void conv_forward16(const ConvGeometry& c, const float* x, const float* packed, const Epilogue& epilogue,
+                           float* y, float* scratch, int images, Moments* moments, float* state) {
     to_pairs(x, c.groups, c.forward.inputs, c.input.plane(), scratch);
     gather_forward<Products16>(c, pairs_of(c.forward.inputs), scratch, packed, epilogue, y, images, moments, state);
 }
 
-inline void conv_backward16(const Conv& c, const float* dy, const float* packed, float* dx, bool add, float* scratch) {
+inline void conv_backward16(const ConvGeometry& c, const float* dy, const float* packed, float* dx, bool add,
+                            float* scratch) {
     to_pairs(dy, c.groups, c.forward.outputs, c.output.plane(), scratch);
     gather_backward<Products16>(c, pairs_of(c.backward.inputs), scratch, packed, dx, add);
 }
@@ -163,7 +164,8 @@ struct Streams16 {
     }
 };
 
-inline void conv_weights16(const Conv& c, const float* x, const float* dy, float* dw, float* db, float* scratch) {
+inline void conv_weights16(const ConvGeometry& c, const float* x, const float* dy, float* dw, float* db,
+                           float* scratch) {
     // With a stride, the inputs of neighbouring outputs are not neighbours.
     if (c.stride_width != 1) return conv_weights(c, x, dy, dw, db, scratch);
     float* gradient = scratch + static_cast<int64_t>((c.input.pixels() + 1) / 2) * LANES;
@@ -182,8 +184,13 @@ inline void peak16(Vec* chain, int chains, int64_t rounds) {
     for (int k = 0; k < chains; ++k) chain[k].part[0] = (Floats)sums[k];
 }
 
-static constexpr Convolutions PRODUCTS16 = {packed_room16,  pack_forward16,  pack_backward16, scratch_room16,
-                                            conv_forward16, conv_backward16, conv_weights16};
+static constexpr Convolutions PRODUCTS16 = {.packed_floats = packed_floats16,
+                                            .pack_forward = pack_forward16,
+                                            .pack_backward = pack_backward16,
+                                            .scratch_floats = scratch_floats16,
+                                            .conv_forward = conv_forward16,
+                                            .conv_backward = conv_backward16,
+                                            .conv_weights = conv_weights16};
 
 }  // namespace SMIDGEN_LEVEL
 }  // namespace smidgen

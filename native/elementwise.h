@@ -1,4 +1,4 @@
-// Passes over values that do little arithmetic: BatchNorm, activations, pooling, dropout, copies.
+// Passes over values that do little arithmetic: BatchNorm, pooling, sums, copies.
 #pragma once
 
 #include <algorithm>
@@ -48,10 +48,10 @@ inline void norm_dropout(const NormArgs& n, int channel, const float* y, float* 
     const int plane = n.shape.plane(), draws = (plane + 7) / 8;
     const float scale = n.scale[channel], more = kept_scale(n.dropped);
     const Vec shift = splat(n.shift[channel]), floor = splat(n.relu ? 0.0f : -INFINITY);
-    uint16_t* kept = n.kept + static_cast<int64_t>(channel) * plane;
+    uint16_t* mask = n.mask + static_cast<int64_t>(channel) * plane;
     const auto value = [&](int i) SMIDGEN_LAMBDA { return max(load(y + i * LANES) * scale + shift, floor) * more; };
-    if (n.again) {
-        for (int i = 0; i < plane; ++i) store(a + i * LANES, where_bits(kept[i], value(i)));
+    if (n.recompute) {
+        for (int i = 0; i < plane; ++i) store(a + i * LANES, where_bits(mask[i], value(i)));
         return;
     }
     const Words least = static_cast<uint32_t>(n.dropped) - Words{};
@@ -62,7 +62,7 @@ inline void norm_dropout(const NormArgs& n, int channel, const float* y, float* 
         const auto one = [&](int i) SMIDGEN_LAMBDA {
             Ints keep[PARTS];
             decide(words, i, least, keep);
-            kept[first + i] = bits_of(keep);
+            mask[first + i] = bits_of(keep);
             store(a + (first + i) * LANES, where_kept(keep, value(first + i)));
         };
         if (plane - first >= 8)
@@ -101,7 +101,7 @@ inline void norm_sums(const NormArgs& n, const float* y, const float* da, double
         const float scale = n.scale[c];
         const Vec shift = splat(n.shift[c]), mean = splat(n.mean[c]);
         const Vec floor = splat(n.relu ? 0.0f : -INFINITY);
-        const uint16_t* kept = n.kept + static_cast<int64_t>(c) * plane;
+        const uint16_t* mask = n.mask + static_cast<int64_t>(c) * plane;
         Vec plain = zero(), product = zero();
         if (n.pool) {
             for (int v = 0; v + 1 < height; v += 2) {
@@ -125,7 +125,7 @@ inline void norm_sums(const NormArgs& n, const float* y, const float* da, double
                 in_turn(width, [&](int u, int k) SMIDGEN_LAMBDA {
                     const Vec value = load(from + u * LANES);
                     Vec g = load(da + u * LANES);
-                    if (n.dropped) g = where_bits(kept[v * width + u], g * more);
+                    if (n.dropped) g = where_bits(mask[v * width + u], g * more);
                     if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
                     plains[k] += g;
                     products[k] += g * (value - mean);
@@ -174,10 +174,10 @@ inline void norm_backward(const NormArgs& n, const float* y, const float* da, fl
                     put(y + place, dy + place, load(y + place) * slope + offset);
                 }
         } else if (n.dropped) {
-            const uint16_t* kept = n.kept + static_cast<int64_t>(c) * plane;
+            const uint16_t* mask = n.mask + static_cast<int64_t>(c) * plane;
             for (int64_t i = 0; i < plane; ++i, da += LANES) {
                 const Vec value = load(y + i * LANES);
-                Vec g = where_bits(kept[i], load(da) * more);
+                Vec g = where_bits(mask[i], load(da) * more);
                 if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
                 put(y + i * LANES, dy + i * LANES, g * scale + (value * slope + offset));
             }
@@ -200,122 +200,9 @@ inline void norm_backward(const NormArgs& n, const float* y, const float* da, fl
     }
 }
 
-// e**v to about 2 units in the last place: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2]
-// (coefficients of Cephes' expf).
-SMIDGEN_INLINE Vec exponential(const Vec& v) {
-    Vec out;
-    SMIDGEN_EACH {
-        Floats x = v.part[p];
-        x = x > 88.0f ? 88.0f - Floats{} : x;
-        x = x < -87.0f ? -87.0f - Floats{} : x;
-        const Floats scaled = x * 1.44269504088896341f;
-        const Floats half = scaled < 0.0f ? -0.5f - Floats{} : 0.5f - Floats{};
-        const Ints n = __builtin_convertvector(scaled + half, Ints);
-        const Floats whole = __builtin_convertvector(n, Floats);
-        const Floats r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-        Floats poly = r * 1.9875691500e-4f + 1.3981999507e-3f;
-        poly = poly * r + 8.3334519073e-3f;
-        poly = poly * r + 4.1665795894e-2f;
-        poly = poly * r + 1.6666665459e-1f;
-        poly = poly * r + 5.0000001201e-1f;
-        poly = poly * (r * r) + r + 1.0f;
-        const Ints power = (n + 127) << 23;
-        Floats factor;
-        std::memcpy(&factor, &power, sizeof factor);
-        out.part[p] = poly * factor;
-    }
-    return out;
-}
-
-SMIDGEN_INLINE Vec sigmoid(const Vec& x) { return splat(1.0f) / (splat(1.0f) + exponential(x * -1.0f)); }
-
-SMIDGEN_INLINE Vec hyperbolic_tangent(const Vec& x) { return sigmoid(x * 2.0f) * 2.0f - splat(1.0f); }
-
-// The value of an activation and its derivative.
-template <Activation A>
-SMIDGEN_INLINE Vec activation(const ActivationKind& k, const Vec& x) {
-    if constexpr (A == Activation::Relu) return max(x, zero());
-    if constexpr (A == Activation::LeakyRelu) return where_greater(x, zero(), x, x * k.low);
-    if constexpr (A == Activation::Clamp) return min(max(x, splat(k.low)), splat(k.high));
-    if constexpr (A == Activation::HardSwish)
-        return x * min(max(x + splat(3.0f), zero()), splat(6.0f)) * (1.0f / 6.0f);
-    if constexpr (A == Activation::Gelu) {
-        const Vec inner = (x + x * x * x * 0.044715f) * 0.7978845608028654f;
-        return x * sigmoid(inner * 2.0f);  // (1 + tanh t) / 2 is sigmoid(2 t)
-    }
-    if constexpr (A == Activation::Silu) return x * sigmoid(x);
-    if constexpr (A == Activation::Sigmoid) return sigmoid(x);
-    if constexpr (A == Activation::Tanh) return hyperbolic_tangent(x);
-    return x;
-}
-
-template <Activation A>
-SMIDGEN_INLINE Vec activation_slope(const ActivationKind& k, const Vec& x) {
-    const Vec one = splat(1.0f);
-    if constexpr (A == Activation::Relu) return where_greater(x, zero(), one, zero());
-    if constexpr (A == Activation::LeakyRelu) return where_greater(x, zero(), one, splat(k.low));
-    if constexpr (A == Activation::Clamp)
-        return where_greater(x, splat(k.low), where_greater(splat(k.high), x, one, zero()), zero());
-    if constexpr (A == Activation::HardSwish) {
-        const Vec middle = (x * 2.0f + splat(3.0f)) * (1.0f / 6.0f);
-        return where_greater(x, splat(-3.0f), where_greater(splat(3.0f), x, middle, one), zero());
-    }
-    if constexpr (A == Activation::Gelu) {
-        const Vec inner = (x + x * x * x * 0.044715f) * 0.7978845608028654f;
-        const Vec slope = (one + x * x * (3.0f * 0.044715f)) * (2.0f * 0.7978845608028654f);
-        const Vec s = sigmoid(inner * 2.0f);
-        return s + x * s * (one - s) * slope;
-    }
-    if constexpr (A == Activation::Silu) {
-        const Vec s = sigmoid(x);
-        return s * (one + x * (one - s));
-    }
-    if constexpr (A == Activation::Sigmoid) {
-        const Vec s = sigmoid(x);
-        return s * (one - s);
-    }
-    if constexpr (A == Activation::Tanh) {
-        const Vec t = hyperbolic_tangent(x);
-        return one - t * t;
-    }
-    return one;
-}
-
-template <Activation A>
-void each_activation(const ActivationKind& k, const float* x, const float* dy, float* to, int64_t pixels, bool add) {
-    for (int64_t i = 0; i < pixels * LANES; i += LANES) {
-        Vec v = dy ? activation_slope<A>(k, load(x + i)) * load(dy + i) : activation<A>(k, load(x + i));
-        if (add) v += load(to + i);
-        store(to + i, v);
-    }
-}
-
-inline void any_activation(ActivationKind k, const float* x, const float* dy, float* to, int64_t pixels, bool add) {
-    switch (k.which) {
-        case Activation::None: return each_activation<Activation::None>(k, x, dy, to, pixels, add);
-        case Activation::Relu: return each_activation<Activation::Relu>(k, x, dy, to, pixels, add);
-        case Activation::LeakyRelu: return each_activation<Activation::LeakyRelu>(k, x, dy, to, pixels, add);
-        case Activation::Clamp: return each_activation<Activation::Clamp>(k, x, dy, to, pixels, add);
-        case Activation::HardSwish: return each_activation<Activation::HardSwish>(k, x, dy, to, pixels, add);
-        case Activation::Gelu: return each_activation<Activation::Gelu>(k, x, dy, to, pixels, add);
-        case Activation::Silu: return each_activation<Activation::Silu>(k, x, dy, to, pixels, add);
-        case Activation::Sigmoid: return each_activation<Activation::Sigmoid>(k, x, dy, to, pixels, add);
-        case Activation::Tanh: return each_activation<Activation::Tanh>(k, x, dy, to, pixels, add);
-    }
-}
-
-inline void activation_forward(ActivationKind k, const float* x, float* y, int64_t pixels) {
-    any_activation(k, x, nullptr, y, pixels, false);
-}
-
-inline void activation_backward(ActivationKind k, const float* x, const float* dy, float* dx, int64_t pixels,
-                                bool add) {
-    any_activation(k, x, dy, dx, pixels, add);
-}
-
 // Calls f(output pixel, first row, end row, first column, end column) for each window, within a plane.
 template <class F>
-SMIDGEN_INLINE void each_window(const Pool& p, F f) {
+SMIDGEN_INLINE void each_window(const PoolGeometry& p, F f) {
     for (int y = 0; y < p.output.height; ++y) {
         const int top = y * p.stride_height - p.padding_height;
         const int first_row = std::max(top, 0), end_row = std::min(top + p.kernel_height, p.input.height);
@@ -329,7 +216,7 @@ SMIDGEN_INLINE void each_window(const Pool& p, F f) {
 
 inline void clear(float* to, int64_t pixels) { std::memset(to, 0, static_cast<size_t>(pixels) * LANES * sizeof(float)); }
 
-inline void max_forward(const Pool& p, const float* x, float* y) {
+inline void max_forward(const PoolGeometry& p, const float* x, float* y) {
     for (int c = 0; c < p.input.channels; ++c) {
         each_window(p, [&](int to, int first_row, int end_row, int first_column, int end_column) {
             Vec most = splat(-INFINITY);
@@ -344,13 +231,13 @@ inline void max_forward(const Pool& p, const float* x, float* y) {
 }
 
 // Windows that neither overlap nor leave the image: each gradient is written once.
-inline bool tiles_image(const Pool& p) {
+inline bool tiles_image(const PoolGeometry& p) {
     return p.stride_height == p.kernel_height && p.stride_width == p.kernel_width && !p.padding_height &&
            !p.padding_width && p.output.height * p.kernel_height == p.input.height &&
            p.output.width * p.kernel_width == p.input.width;
 }
 
-inline void max_backward(const Pool& p, const float* x, const float* dy, float* dx, bool add) {
+inline void max_backward(const PoolGeometry& p, const float* x, const float* dy, float* dx, bool add) {
     if (tiles_image(p) && !add && p.kernel_height == 2 && p.kernel_width == 2) {
         const int64_t row = static_cast<int64_t>(p.input.width) * LANES;
         for (int y = 0; y < p.input.channels * p.output.height; ++y, x += 2 * row, dx += 2 * row)
@@ -388,11 +275,11 @@ inline void max_backward(const Pool& p, const float* x, const float* dy, float* 
     }
 }
 
-inline float window_share(const Pool& p, int rows, int columns) {
+inline float window_share(const PoolGeometry& p, int rows, int columns) {
     return 1.0f / static_cast<float>(p.count_padding ? p.kernel_height * p.kernel_width : rows * columns);
 }
 
-inline void average_forward(const Pool& p, const float* x, float* y) {
+inline void average_forward(const PoolGeometry& p, const float* x, float* y) {
     for (int c = 0; c < p.input.channels; ++c) {
         each_window(p, [&](int to, int first_row, int end_row, int first_column, int end_column) {
             Vec total = zero();
@@ -408,7 +295,7 @@ inline void average_forward(const Pool& p, const float* x, float* y) {
     }
 }
 
-inline void average_backward(const Pool& p, const float* dy, float* dx, bool add) {
+inline void average_backward(const PoolGeometry& p, const float* dy, float* dx, bool add) {
     if (!add) clear(dx, p.input.pixels());
     for (int c = 0; c < p.input.channels; ++c) {
         each_window(p, [&](int from, int first_row, int end_row, int first_column, int end_column) {

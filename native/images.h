@@ -1,4 +1,4 @@
-// Images into the engine's layout and out of it, with or without distortion.
+// Images into blocks and out of them, with or without augmentation.
 #pragma once
 
 #include <cmath>
@@ -9,26 +9,25 @@
 namespace smidgen {
 namespace SMIDGEN_LEVEL {
 
-inline bool gather_block(const float* from, int64_t image_stride, int64_t channel_stride, int64_t row_stride,
-                         int64_t column_stride, const Shape& shape, int images, float* block) {
+inline bool gather_block(const float* from, const Strides& strides, const Shape& shape, int images, float* block) {
     // x - x is 0 for every finite x, and NaN otherwise.
-    Vec strange = zero();
+    Vec non_finite = zero();
     for (int c = 0; c < shape.channels; ++c)
         for (int y = 0; y < shape.height; ++y) {
-            const float* row = from + c * channel_stride + y * row_stride;
-            if (image_stride == 1 && images == LANES) {
-                for (int x = 0; x < shape.width; ++x, row += column_stride, block += LANES)
+            const float* row = from + c * strides.channel + y * strides.row;
+            if (strides.image == 1 && images == LANES) {
+                for (int x = 0; x < shape.width; ++x, row += strides.column, block += LANES)
                     std::memcpy(block, row, LANES * sizeof(float));
             } else {
                 for (int i = 0; i < LANES; ++i)
                     for (int x = 0; x < shape.width; ++x)
-                        block[x * LANES + i] = i < images ? row[i * image_stride + x * column_stride] : 0.0f;
+                        block[x * LANES + i] = i < images ? row[i * strides.image + x * strides.column] : 0.0f;
                 block += static_cast<int64_t>(shape.width) * LANES;
             }
             for (const float* v = block - static_cast<int64_t>(shape.width) * LANES; v < block; v += LANES)
-                strange += load(v) - load(v);
+                non_finite += load(v) - load(v);
         }
-    return sum(strange) == 0.0f;
+    return sum(non_finite) == 0.0f;
 }
 
 inline void scatter_block(const float* block, const Shape& shape, int images, float* to) {
@@ -40,37 +39,39 @@ inline void scatter_block(const float* block, const Shape& shape, int images, fl
 // Around an image that is sampled lie two rows and columns of zeros before it and three after.
 constexpr int BEFORE = 2, AROUND = 5;
 
-inline int64_t distort_room(const Shape& shape) {
-    const int64_t padded = static_cast<int64_t>(LANES) * shape.channels * (shape.height + AROUND) * (shape.width + AROUND);
+inline int64_t augment_scratch_bytes(const Shape& shape) {
+    const int64_t padded =
+        static_cast<int64_t>(LANES) * shape.channels * (shape.height + AROUND) * (shape.width + AROUND);
     return (padded + 63) / 64 * 64 + 5 * static_cast<int64_t>(shape.width) * LANES * 4;
 }
 
-inline void write_lanes(float* to, const Vec& v, int images) {
-    if (images == LANES)
-        std::memcpy(to, &v, sizeof v);
-    else
-        std::memcpy(to, &v, static_cast<size_t>(images) * sizeof(float));
+// Stores a pixel of a block, zeros in the lanes without an image.
+SMIDGEN_INLINE void store_images(float* to, const Vec& v, int images) {
+    if (images == LANES) return store(to, v);
+    float lanes[LANES] = {};
+    std::memcpy(lanes, &v, static_cast<size_t>(images) * sizeof(float));
+    std::memcpy(to, lanes, sizeof lanes);
 }
 
-inline void convert(const DistortArgs& d, float* to, int64_t pixel_stride) {
+inline void convert(const AugmentArgs& d, float* block) {
     const int pixels = d.channels * d.height * d.width;
     alignas(64) float values[LANES] = {};
-    for (int p = 0; p < pixels; ++p, to += pixel_stride) {
+    for (int p = 0; p < pixels; ++p, block += LANES) {
         for (int i = 0; i < d.images; ++i) values[i] = static_cast<float>(d.pixels[i][p]);
-        write_lanes(to, load(values) * d.scale + splat(d.shift), d.images);
+        store_images(block, load(values) * d.scale + splat(d.shift), d.images);
     }
 }
 
 // Sampling as torch.nn.functional.grid_sample does it with zeros outside and align_corners=False.
-inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixel_stride) {
-    if (!d.matrices && !d.offsets) return convert(d, to, pixel_stride);
+inline void augment(const AugmentArgs& d, uint8_t* scratch, float* block) {
+    if (!d.matrices && !d.offsets) return convert(d, block);
     const int width = d.width, height = d.height, row = width + AROUND;
     const int64_t plane = static_cast<int64_t>(height + AROUND) * row, image = d.channels * plane;
-    std::memset(room, 0, static_cast<size_t>(d.images * image));
+    std::memset(scratch, 0, static_cast<size_t>(d.images * image));
     for (int i = 0; i < d.images; ++i)
         for (int c = 0; c < d.channels; ++c)
             for (int y = 0; y < height; ++y)
-                std::memcpy(room + i * image + c * plane + (y + BEFORE) * row + BEFORE,
+                std::memcpy(scratch + i * image + c * plane + (y + BEFORE) * row + BEFORE,
                             d.pixels[i] + (c * height + y) * width, static_cast<size_t>(width));
     float lanes[6][LANES] = {};
     for (int i = 0; i < d.images; ++i)
@@ -79,14 +80,14 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
     std::memcpy(m, lanes, sizeof lanes);
     // Row by row, each step for the whole row: what a step stores, the next one would have to wait for.
     const int64_t line_floats = static_cast<int64_t>(width) * LANES;
-    float* right = reinterpret_cast<float*>(room + (LANES * image + 63) / 64 * 64);  // fractions
+    float* right = reinterpret_cast<float*>(scratch + (LANES * image + 63) / 64 * 64);  // fractions
     float* low = right + line_floats;
     int32_t* corner = reinterpret_cast<int32_t*>(low + line_floats);
     uint32_t* upper = reinterpret_cast<uint32_t*>(corner + line_floats);
     uint32_t* lower = upper + line_floats;
     std::memset(corner, 0, static_cast<size_t>(3 * line_floats) * sizeof(int32_t));
     const float rounding = d.nearest ? 0.5f : 0.0f;
-    for (int y = 0; y < height; ++y, to += width * pixel_stride) {
+    for (int y = 0; y < height; ++y, block += line_floats) {
         for (int x = 0; x < width; ++x) {
             const float fx = static_cast<float>(x), fy = static_cast<float>(y);
             Vec u = splat(fx), v = splat(fy);
@@ -117,7 +118,7 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
         }
         for (int c = 0; c < d.channels; ++c) {
             for (int i = 0; i < d.images; ++i) {
-                const uint8_t* from = room + i * image + c * plane;
+                const uint8_t* from = scratch + i * image + c * plane;
                 for (int64_t at = i; at < line_floats; at += LANES) {
                     uint16_t two;
                     std::memcpy(&two, from + corner[at], 2);
@@ -127,8 +128,8 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
                     lower[at] = two;
                 }
             }
-            float* out = to + static_cast<int64_t>(c) * height * width * pixel_stride;
-            for (int x = 0; x < width; ++x, out += pixel_stride) {
+            float* out = block + static_cast<int64_t>(c) * height * line_floats;
+            for (int x = 0; x < width; ++x, out += LANES) {
                 Vec result;
                 SMIDGEN_EACH {
                     const int at = x * LANES + p * WIDTH;
@@ -148,7 +149,7 @@ inline void distort(const DistortArgs& d, uint8_t* room, float* to, int64_t pixe
                         result.part[p] = above + (below - above) * down;
                     }
                 }
-                write_lanes(out, result * d.scale + splat(d.shift), d.images);
+                store_images(out, result * d.scale + splat(d.shift), d.images);
             }
         }
     }

@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "activation_kernels.h"
 #include "conv.h"
 #include "elementwise.h"
 #include "images.h"
@@ -46,34 +47,40 @@ static double peak(bool bfloat16, int64_t rounds) {
 }
 
 extern const Kernels KERNELS = {
-    SMIDGEN_NAME(SMIDGEN_LEVEL),
-    {packed_room, pack_forward, pack_backward, scratch_room, conv_forward, conv_backward, conv_weights},
+    .name = SMIDGEN_NAME(SMIDGEN_LEVEL),
+    .products32 = {.packed_floats = packed_floats,
+                   .pack_forward = pack_forward,
+                   .pack_backward = pack_backward,
+                   .scratch_floats = scratch_floats,
+                   .conv_forward = conv_forward,
+                   .conv_backward = conv_backward,
+                   .conv_weights = conv_weights},
 #if defined(__AVX512BF16__)
-    &PRODUCTS16,
+    .products16 = &PRODUCTS16,
 #else
-    nullptr,
+    .products16 = nullptr,
 #endif
-    relu_mask,
-    moments,
-    norm_forward,
-    norm_sums,
-    norm_backward,
-    activation_forward,
-    activation_backward,
-    max_forward,
-    max_backward,
-    average_forward,
-    average_backward,
-    dropout_forward,
-    dropout_backward,
-    sum_values,
-    copy_values,
-    gather_block,
-    scatter_block,
-    distort_room,
-    distort,
-    smooth,
-    peak,
+    .relu_mask = relu_mask,
+    .moments = moments,
+    .norm_forward = norm_forward,
+    .norm_sums = norm_sums,
+    .norm_backward = norm_backward,
+    .activation_forward = activation_forward,
+    .activation_backward = activation_backward,
+    .max_forward = max_forward,
+    .max_backward = max_backward,
+    .average_forward = average_forward,
+    .average_backward = average_backward,
+    .dropout_forward = dropout_forward,
+    .dropout_backward = dropout_backward,
+    .sum = sum_values,
+    .copy = copy_values,
+    .gather_block = gather_block,
+    .scatter_block = scatter_block,
+    .augment_scratch_bytes = augment_scratch_bytes,
+    .augment = augment,
+    .smooth = smooth,
+    .peak = peak,
 };
 
 }  // namespace SMIDGEN_LEVEL

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "plan.h"
+#include "activations.h"
+#include "geometry.h"
 
 namespace smidgen {
 
@@ -16,6 +17,11 @@ struct Epilogue {
     bool relu = false;
     const float* after_scale = nullptr;
     const float* after_shift = nullptr;
+};
+
+// Distances in floats between neighbours along each dimension of a tensor of images.
+struct Strides {
+    int64_t image, channel, row, column;
 };
 
 // Mean and sum of squared differences from it over one channel of one block.
@@ -33,39 +39,41 @@ struct NormArgs {
     int images;           // valid lanes
     const float *scale, *shift, *mean;  // a channel each
     const float *slope, *offset;        // gradient by input: scale * g + slope * y + offset
-    // Dropout after all that, not with pooling: of 65,536; 0 for none. Forward, `kept` is written,
-    // unless `again`, when it is read as the backward passes do.
+    // Dropout after all that, not with pooling: of 65,536; 0 for none. The forward pass draws `mask`;
+    // with `recompute` it reads the mask drawn before, as the backward passes do.
     int dropped;
-    bool again;
-    uint16_t* kept;  // [channel][pixel], a bit an image
+    bool recompute;
+    uint16_t* mask;  // [channel][pixel], a bit an image
     uint64_t key;
     int layer;
     int64_t first_image;
 };
 
-// Random affine and elastic distortion of one block of uint8 images.
-struct DistortArgs {
+// One block of uint8 images, augmented or as they are, to normalized floats.
+struct AugmentArgs {
     int channels, height, width, images;
     const uint8_t* const* pixels;  // of each image, [channel][row][column]
     const float* matrices;         // [16][6]: output to input pixel coordinates; null: as they are
     const float* offsets;          // [2][row][column][16] pixels to add in x and y; null: none
     bool nearest;
-    float scale, shift;            // what is written is scale * pixel + shift
+    float scale, shift;            // the output is scale * pixel + shift
 };
 
-// A convolution's three passes. Weights are first brought into the order in which they are read.
+// A convolution's three passes. Weights are first packed in the order in which they are read.
 struct Convolutions {
     // Floats that the packed weights of one pass, and the scratch of one call, take.
-    int64_t (*packed_room)(const Conv&);
-    void (*pack_forward)(const Conv&, const float* weights, float* packed);
-    void (*pack_backward)(const Conv&, const float* weights, float* packed);
-    int64_t (*scratch_room)(const Conv&);
+    int64_t (*packed_floats)(const ConvGeometry&);
+    void (*pack_forward)(const ConvGeometry&, const float* weights, float* packed);
+    void (*pack_backward)(const ConvGeometry&, const float* weights, float* packed);
+    int64_t (*scratch_floats)(const ConvGeometry&);
     // `moments`: where the output's statistics go, or null; `state`: room for them, MOMENTS floats a channel.
-    void (*conv_forward)(const Conv&, const float* x, const float* packed, const Epilogue&, float* y, float* scratch,
-                         int images, Moments* moments, float* state);
-    void (*conv_backward)(const Conv&, const float* dy, const float* packed, float* dx, bool add, float* scratch);
+    void (*conv_forward)(const ConvGeometry&, const float* x, const float* packed, const Epilogue&, float* y,
+                         float* scratch, int images, Moments* moments, float* state);
+    void (*conv_backward)(const ConvGeometry&, const float* dy, const float* packed, float* dx, bool add,
+                          float* scratch);
     // Sums over the block's images and pixels, not over blocks.
-    void (*conv_weights)(const Conv&, const float* x, const float* dy, float* dw, float* db, float* scratch);
+    void (*conv_weights)(const ConvGeometry&, const float* x, const float* dy, float* dw, float* db,
+                         float* scratch);
 };
 
 struct Kernels {
@@ -80,27 +88,27 @@ struct Kernels {
     void (*norm_sums)(const NormArgs&, const float* y, const float* da, double* sums);
     void (*norm_backward)(const NormArgs&, const float* y, const float* da, float* dy, bool add);
 
-    void (*activation_forward)(ActivationKind, const float* x, float* y, int64_t pixels);
-    void (*activation_backward)(ActivationKind, const float* x, const float* dy, float* dx, int64_t pixels, bool add);
-    void (*max_forward)(const Pool&, const float* x, float* y);
-    void (*max_backward)(const Pool&, const float* x, const float* dy, float* dx, bool add);
-    void (*average_forward)(const Pool&, const float* x, float* y);
-    void (*average_backward)(const Pool&, const float* dy, float* dx, bool add);
-    // Drops by counter-based random numbers: the same key, layer and image, the same values. `kept`
+    void (*activation_forward)(ActivationFunction, const ActivationLimits&, const float* x, float* y, int64_t pixels);
+    void (*activation_backward)(ActivationFunction, const ActivationLimits&, const float* x, const float* dy, float* dx,
+                                int64_t pixels, bool add);
+    void (*max_forward)(const PoolGeometry&, const float* x, float* y);
+    void (*max_backward)(const PoolGeometry&, const float* x, const float* dy, float* dx, bool add);
+    void (*average_forward)(const PoolGeometry&, const float* x, float* y);
+    void (*average_backward)(const PoolGeometry&, const float* dy, float* dx, bool add);
+    // Drops by counter-based random numbers: the same key, layer and image, the same values. `mask`
     // takes 16 bits a pixel for the backward pass.
     void (*dropout_forward)(uint64_t key, int layer, int64_t first_image, int dropped, const float* x, float* y,
-                            uint16_t* kept, int64_t pixels);
-    void (*dropout_backward)(int dropped, const uint16_t* kept, const float* dy, float* dx, int64_t pixels, bool add);
+                            uint16_t* mask, int64_t pixels);
+    void (*dropout_backward)(int dropped, const uint16_t* mask, const float* dy, float* dx, int64_t pixels, bool add);
     void (*sum)(const float* a, const float* b, float* y, int64_t pixels);
     void (*copy)(const float* x, float* y, int64_t pixels, bool add);
 
-    // Images of any strides (in floats) into a block; gives whether all are finite.
-    bool (*gather_block)(const float* from, int64_t image_stride, int64_t channel_stride, int64_t row_stride,
-                         int64_t column_stride, const Shape&, int images, float* block);
+    // Images of any strides (in floats) into a block, zeros in the unused lanes; returns whether all are finite.
+    bool (*gather_block)(const float* from, const Strides&, const Shape&, int images, float* block);
     void (*scatter_block)(const float* block, const Shape&, int images, float* to);
-    // `room` takes `distort_room` bytes.
-    int64_t (*distort_room)(const Shape&);
-    void (*distort)(const DistortArgs&, uint8_t* room, float* to, int64_t pixel_stride);
+    // Writes a block, zeros in the unused lanes. `scratch` takes `augment_scratch_bytes` bytes.
+    int64_t (*augment_scratch_bytes)(const Shape&);
+    void (*augment)(const AugmentArgs&, uint8_t* scratch, float* block);
     // Separable smoothing of [planes][height][width][16] with a symmetric kernel; zeros outside.
     void (*smooth)(float* field, int planes, int height, int width, const float* kernel, int radius, float* scratch);
 

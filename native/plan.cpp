@@ -1,106 +1,322 @@
 #include "plan.h"
 
-#include <map>
-#include <tuple>
+#include <algorithm>
+#include <functional>
+#include <limits>
 
 namespace smidgen {
 
 namespace {
 
-using TapLists = std::map<std::vector<std::pair<int, int>>, int>;
+// A value's or gradient's memory, from its first use to its last.
+struct Span {
+    int value, first, last;
+    int64_t floats;
+    int64_t offset = 0;
+};
 
-// Adds a place to a gather, joined to the places before it where it goes on from them.
-void add_place(Gather& gather, TapLists& known, int output, int base, std::vector<Tap> taps, bool new_row) {
-    std::vector<std::pair<int, int>> key;
-    for (Tap& tap : taps) {
-        tap.input -= base;
-        key.emplace_back(tap.input, tap.position);
+// Gives each span the first free offset, so that spans that overlap in time do not overlap in memory. Returns the
+// end of the memory.
+int64_t place_spans(std::vector<Span>& spans) {
+    int64_t end = 0;
+    for (size_t i = 0; i < spans.size(); ++i) {
+        std::vector<std::pair<int64_t, int64_t>> taken;
+        for (size_t j = 0; j < i; ++j)
+            if (spans[j].first <= spans[i].last && spans[i].first <= spans[j].last)
+                taken.emplace_back(spans[j].offset, spans[j].offset + spans[j].floats);
+        std::sort(taken.begin(), taken.end());
+        int64_t offset = 0;
+        for (const auto& [begin, finish] : taken)
+            if (offset + spans[i].floats > begin) offset = std::max(offset, finish);
+        spans[i].offset = offset;
+        end = std::max(end, offset + spans[i].floats);
     }
-    auto [found, fresh] = known.emplace(std::move(key), static_cast<int>(gather.taps.size()));
-    if (fresh) gather.taps.push_back(std::move(taps));
-    const int list = found->second;
-    if (!new_row && !gather.places.empty()) {
-        Places& last = gather.places.back();
-        const int step = base - (last.input + (last.count - 1) * last.step);
-        if (last.taps == list && last.output + last.count == output && (last.count == 1 || step == last.step)) {
-            last.step = step;
-            ++last.count;
-            return;
+    return end;
+}
+
+int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+bool has_parameters(const Operation& operation) {
+    if (const auto* conv = std::get_if<Convolution>(&operation)) return conv->weight >= 0 || conv->bias >= 0;
+    if (const auto* norm = std::get_if<Norm>(&operation)) return norm->weight >= 0 || norm->bias >= 0;
+    return false;
+}
+
+// Operations whose output is cheap to compute once more.
+bool is_cheap(const Operation& operation) {
+    return std::holds_alternative<Norm>(operation) || std::holds_alternative<Activation>(operation) ||
+           std::holds_alternative<Dropout>(operation);
+}
+
+// The values, not gradients, that an operation's backward pass reads.
+std::vector<int> read_by_backward(const Operation& operation) {
+    const OperationBase& op = base(operation);
+    if (const auto* conv = std::get_if<Convolution>(&operation); conv && conv->relu && !conv->input_relu)
+        return {op.inputs[0], op.output};
+    const auto* pool = std::get_if<Pool>(&operation);
+    const bool reads_input = std::holds_alternative<Convolution>(operation) ||
+                             std::holds_alternative<Norm>(operation) ||
+                             std::holds_alternative<Activation>(operation) || (pool && pool->kind == PoolKind::Max);
+    return reads_input ? std::vector<int>{op.inputs[0]} : std::vector<int>{};
+}
+
+class Planner {
+public:
+    Planner(const Network& network, bool keep, bool input_gradient)
+        : network_(network),
+          operations_(static_cast<int>(network.operations.size())),
+          values_(static_cast<int>(network.shapes.size())),
+          keep_(keep),
+          input_gradient_(input_gradient) {
+        for (int v = 0; v < values_; ++v) {
+            ValuePlan value{};
+            value.shape = network.shapes[v];
+            value.alias = v;
+            plan_.values.push_back(value);
+            plan_.max_channels = std::max(plan_.max_channels, value.shape.channels);
+        }
+        plan_.operations.resize(operations_);
+    }
+
+    Plan make() {
+        place_parameters();
+        order_forward();
+        if (keep_) find_recomputed();
+        place_values();
+        if (keep_) {
+            find_needed_gradients();
+            order_backward();
+            place_gradients();
+        }
+        return std::move(plan_);
+    }
+
+private:
+    const Operation& operation(int i) const { return network_.operations[i]; }
+    const OperationBase& op(int i) const { return base(network_.operations[i]); }
+
+    void place_parameters() {
+        for (int i = 0; i < operations_; ++i) {
+            OperationPlan& place = plan_.operations[i];
+            place.scales = plan_.scales;
+            place.partials = plan_.block_partials;
+            if (const auto* conv = std::get_if<Convolution>(&operation(i))) {
+                plan_.scales += CONVOLUTION_SCALES * conv->geometry.output.channels;
+                plan_.block_partials += whole_lines(conv->geometry.weights() + conv->geometry.output.channels);
+                for (int j = 0; j < i; ++j)
+                    if (const auto* other = std::get_if<Convolution>(&operation(j)))
+                        plan_.shares_parameters = plan_.shares_parameters || conv->weight == other->weight ||
+                                                  (conv->bias >= 0 && conv->bias == other->bias);
+            } else if (std::holds_alternative<Norm>(operation(i))) {
+                plan_.scales += NORM_SCALES * network_.shapes[op(i).inputs[0]].channels;
+            }
         }
     }
-    gather.places.push_back({output, base, 0, 1, list});
-}
 
-// The outputs along one axis whose input for a kernel position lies within the image.
-std::pair<int, int> valid_outputs(int position, int outputs, int inputs, int stride, int padding, int dilation) {
-    int first = 0, last = outputs;
-    while (first < outputs && first * stride - padding + position * dilation < 0) ++first;
-    while (last > first && (last - 1) * stride - padding + position * dilation >= inputs) --last;
-    return {first, last};
-}
+    // A normalization by the batch's statistics ends a phase: it needs all blocks.
+    void order_forward() {
+        plan_.forward.emplace_back();
+        for (int i = 0; i < operations_; ++i) {
+            if (const auto* norm = std::get_if<Norm>(&operation(i)); norm && norm->batch) {
+                std::vector<Step>& steps = plan_.forward.back().steps;
+                const int before = steps.empty() || steps.back().kind != Step::Run ? -1 : steps.back().operation;
+                if (before >= 0 && std::holds_alternative<Convolution>(operation(before)) &&
+                    op(before).output == norm->inputs[0])
+                    plan_.operations[before].gathers_moments = true;
+                else
+                    steps.push_back({Step::Moments, i});
+                plan_.forward.back().normalization = i;
+                plan_.forward.emplace_back();
+            }
+            plan_.forward.back().steps.push_back({Step::Run, i});
+        }
+        plan_.values_in_thread = !keep_ && plan_.forward.size() == 1;
+    }
+
+    void find_recomputed() {
+        // The phases that compute a value cheaply and that read it first and last; how many operations read it.
+        std::vector<int> computed(values_, -1), first(values_, std::numeric_limits<int>::max()), last(values_, -1);
+        std::vector<int> readers(values_, 0);
+        int phase = 0;
+        for (const Phase& p : plan_.forward) {
+            for (const Step& step : p.steps) {
+                for (const int input : op(step.operation).inputs) {
+                    first[input] = std::min(first[input], phase);
+                    last[input] = std::max(last[input], phase);
+                    if (step.kind == Step::Run) ++readers[input];
+                }
+                if (step.kind == Step::Run && is_cheap(operation(step.operation)))
+                    computed[op(step.operation).output] = phase;
+            }
+            ++phase;
+        }
+        for (int v = 0; v < values_; ++v)
+            plan_.values[v].recomputed = computed[v] >= 0 && v != network_.output && last[v] >= 0 &&
+                                         first[v] == computed[v] && last[v] == computed[v];
+        // Dropout in place.
+        for (int i = 0; i < operations_; ++i) {
+            const int input = op(i).inputs[0], output = op(i).output;
+            if (std::holds_alternative<Dropout>(operation(i)) && plan_.values[input].recomputed &&
+                plan_.values[output].recomputed && readers[input] == 1)
+                plan_.values[output].alias = plan_.values[input].alias;
+        }
+    }
+
+    void place_values() {
+        // Where a thread takes a block through the whole network, values share memory as they come and go; so do
+        // recomputed values. Time is counted in operations.
+        std::vector<int> first(values_, -1), last(values_, -1);
+        std::vector<bool> used(values_, false);
+        used[0] = true;
+        for (int i = 0; i < operations_; ++i) {
+            const int output = op(i).output, root = plan_.values[output].alias;
+            used[output] = true;
+            if (root == output) first[output] = i;
+            last[root] = i;
+            for (const int input : op(i).inputs) last[plan_.values[input].alias] = i;
+        }
+        last[plan_.values[network_.output].alias] = operations_;
+        std::vector<Span> stored, recomputed;
+        for (int v = 0; v < values_; ++v) {
+            const ValuePlan& value = plan_.values[v];
+            if (value.alias != v || !used[v]) continue;
+            const int64_t floats = block_floats(value.shape);
+            if (value.recomputed)
+                recomputed.push_back({v, first[v], last[v], floats});
+            else if (plan_.values_in_thread)
+                stored.push_back({v, first[v], last[v], floats});
+            else
+                stored.push_back({v, -1, operations_, floats});
+        }
+        plan_.block_values = place_spans(stored);
+        plan_.thread_values = place_spans(recomputed);
+        for (const auto& spans : {stored, recomputed})
+            for (const Span& span : spans) plan_.values[span.value].offset = span.offset;
+        for (ValuePlan& value : plan_.values) value.offset = plan_.values[value.alias].offset;
+        for (int i = 0; i < operations_; ++i) {
+            plan_.operations[i].mask = plan_.block_values;
+            if (dropped(operation(i)))  // 16 bits a pixel
+                plan_.block_values += whole_lines((network_.shapes[op(i).output].pixels() + 1) / 2);
+        }
+    }
+
+    void find_needed_gradients() {
+        plan_.values[0].needs_gradient = input_gradient_;
+        for (int i = 0; i < operations_; ++i) {
+            bool needs = has_parameters(operation(i));
+            for (const int input : op(i).inputs) needs = needs || plan_.values[input].needs_gradient;
+            plan_.values[op(i).output].needs_gradient = needs;
+        }
+    }
+
+    // Uses of a value's memory, counted in steps and phases of the backward pass.
+    struct Uses {
+        int first_step = -1, last_step = -1, first_phase = -1, last_phase = -1;
+    };
+
+    int backward_phase() const { return static_cast<int>(plan_.backward.size()) - 1; }
+
+    void use_gradient(int v) {
+        Uses& uses = gradients_[v];
+        if (uses.first_step < 0) uses.first_step = step_, uses.first_phase = backward_phase();
+        uses.last_step = step_, uses.last_phase = backward_phase();
+    }
+
+    // Adds the steps that recompute a value in this phase, and before it the values that it is computed from.
+    void recompute(int v) {
+        if (!plan_.values[v].recomputed) return;
+        Uses& uses = recomputed_[plan_.values[v].alias];
+        if (recomputed_in_[v] != backward_phase()) {
+            for (const int input : op(writer_[v]).inputs) recompute(input);
+            plan_.backward.back().steps.push_back({Step::Recompute, writer_[v]});
+            recomputed_in_[v] = backward_phase();
+            if (uses.first_step < 0) uses.first_step = step_;
+            ++step_;
+        }
+        uses.last_step = step_;
+    }
+
+    void order_backward() {
+        gradients_.assign(values_, Uses{});
+        recomputed_.assign(values_, Uses{});
+        recomputed_in_.assign(values_, -1);
+        writer_.assign(values_, -1);
+        for (int i = 0; i < operations_; ++i) writer_[op(i).output] = i;
+        std::vector<bool> written(values_, false);
+        plan_.backward.emplace_back();
+        use_gradient(network_.output);
+        ++step_;
+        written[network_.output] = true;
+        for (int i = operations_ - 1; i >= 0; --i) {
+            OperationPlan& place = plan_.operations[i];
+            const OperationBase& o = op(i);
+            place.accumulates.assign(o.inputs.size(), false);
+            if (!plan_.values[o.output].needs_gradient || !written[o.output]) continue;
+            place.in_backward = true;
+            if (std::holds_alternative<Norm>(operation(i))) {
+                for (const int v : read_by_backward(operation(i))) recompute(v);
+                plan_.backward.back().steps.push_back({Step::Sums, i});
+                use_gradient(o.output);
+                ++step_;
+                plan_.backward.back().normalization = i;
+                plan_.backward.emplace_back();
+                if (!plan_.values[o.inputs[0]].needs_gradient) continue;
+            }
+            for (const int v : read_by_backward(operation(i))) recompute(v);
+            plan_.backward.back().steps.push_back({Step::Run, i});
+            use_gradient(o.output);
+            for (size_t k = 0; k < o.inputs.size(); ++k) {
+                const int input = o.inputs[k];
+                if (!plan_.values[input].needs_gradient) continue;
+                place.accumulates[k] = written[input];
+                written[input] = true;
+                use_gradient(input);
+            }
+            ++step_;
+        }
+        if (input_gradient_) use_gradient(0);
+    }
+
+    void place_gradients() {
+        std::vector<Span> in_thread, in_block;
+        for (int v = 0; v < values_; ++v) {
+            const Uses& uses = gradients_[v];
+            if (uses.first_step < 0) continue;
+            ValuePlan& value = plan_.values[v];
+            value.gradient_in_thread = uses.first_phase == uses.last_phase;
+            (value.gradient_in_thread ? in_thread : in_block)
+                .push_back({v, uses.first_step, uses.last_step, block_floats(value.shape)});
+        }
+        const size_t gradients = in_thread.size();
+        for (int v = 0; v < values_; ++v)
+            if (recomputed_[v].first_step >= 0)
+                in_thread.push_back(
+                    {v, recomputed_[v].first_step, recomputed_[v].last_step, block_floats(plan_.values[v].shape)});
+        plan_.thread_gradients = place_spans(in_thread);
+        plan_.block_gradients = place_spans(in_block);
+        for (size_t i = 0; i < in_thread.size(); ++i) {
+            ValuePlan& value = plan_.values[in_thread[i].value];
+            (i < gradients ? value.gradient_offset : value.recompute_offset) = in_thread[i].offset;
+        }
+        for (const Span& span : in_block) plan_.values[span.value].gradient_offset = span.offset;
+        for (ValuePlan& value : plan_.values) value.recompute_offset = plan_.values[value.alias].recompute_offset;
+    }
+
+    const Network& network_;
+    const int operations_, values_;  // how many
+    const bool keep_, input_gradient_;
+    Plan plan_;
+    // Of the backward pass.
+    int step_ = 0;
+    std::vector<Uses> gradients_, recomputed_;  // of each value, recomputed ones at the value whose memory they share
+    std::vector<int> recomputed_in_;            // the last phase that recomputes each value
+    std::vector<int> writer_;                   // the operation that computes each value
+};
 
 }  // namespace
 
-void Conv::prepare() {
-    forward = Gather{};
-    backward = Gather{};
-    windows.clear();
-    forward.groups = backward.groups = groups;
-    forward.inputs = backward.outputs = input.channels / groups;
-    forward.outputs = backward.inputs = output.channels / groups;
-    forward.positions = backward.positions = positions();
-    forward.input_plane = backward.output_plane = input.plane();
-    forward.output_plane = backward.input_plane = output.plane();
-
-    TapLists known;
-    for (int y = 0; y < output.height; ++y)
-        for (int x = 0; x < output.width; ++x) {
-            const int top = y * stride_height - padding_height, left = x * stride_width - padding_width;
-            std::vector<Tap> taps;
-            for (int ky = 0; ky < kernel_height; ++ky)
-                for (int kx = 0; kx < kernel_width; ++kx) {
-                    const int iy = top + ky * dilation_height, ix = left + kx * dilation_width;
-                    if (iy >= 0 && iy < input.height && ix >= 0 && ix < input.width)
-                        taps.push_back({iy * input.width + ix, ky * kernel_width + kx});
-                }
-            add_place(forward, known, y * output.width + x, top * input.width + left, std::move(taps), x == 0);
-        }
-
-    known.clear();
-    for (int y = 0; y < input.height; ++y)
-        for (int x = 0; x < input.width; ++x) {
-            std::vector<Tap> taps;
-            for (int ky = 0; ky < kernel_height; ++ky)
-                for (int kx = 0; kx < kernel_width; ++kx) {
-                    const int sy = y + padding_height - ky * dilation_height;
-                    const int sx = x + padding_width - kx * dilation_width;
-                    if (sy < 0 || sx < 0 || sy % stride_height || sx % stride_width) continue;
-                    const int oy = sy / stride_height, ox = sx / stride_width;
-                    if (oy < output.height && ox < output.width)
-                        taps.push_back({oy * output.width + ox, ky * kernel_width + kx});
-                }
-            const int base = (y / stride_height) * output.width + x / stride_width;
-            add_place(backward, known, y * input.width + x, base, std::move(taps), x == 0);
-        }
-
-    std::map<std::tuple<int, int, int, int>, int> by_range;
-    for (int ky = 0; ky < kernel_height; ++ky)
-        for (int kx = 0; kx < kernel_width; ++kx) {
-            const auto [top, bottom] =
-                valid_outputs(ky, output.height, input.height, stride_height, padding_height, dilation_height);
-            const auto [left, right] =
-                valid_outputs(kx, output.width, input.width, stride_width, padding_width, dilation_width);
-            const bool any = top < bottom && left < right;
-            // Positions that never meet the image have no outputs, and a gradient of 0.
-            const auto key = any ? std::make_tuple(top, bottom, left, right) : std::make_tuple(0, 0, 0, 0);
-            auto [found, fresh] = by_range.emplace(key, static_cast<int>(windows.size()));
-            if (fresh)
-                windows.push_back({any ? bottom - top : 0, any ? right - left : 0,
-                                   any ? top * output.width + left : 0, {}});
-            const int iy = top * stride_height - padding_height + ky * dilation_height;
-            const int ix = left * stride_width - padding_width + kx * dilation_width;
-            windows[found->second].taps.push_back({any ? iy * input.width + ix : 0, ky * kernel_width + kx});
-        }
+Plan make_plan(const Network& network, bool keep, bool input_gradient) {
+    return Planner(network, keep, input_gradient).make();
 }
 
 }  // namespace smidgen

@@ -1,86 +1,73 @@
-// What the kernels are told to do, worked out once for a network: no instruction level in it.
-//
-// Values lie in blocks of 16 images: [block][channel][row][column][16]. A "pixel" below is such a
-// vector of 16 floats; offsets count pixels unless a name says floats.
+// The order in which a network's operations run on blocks of 16 images, and where their values lie in memory.
+// No kernels and no pointers: a plan holds numbers only, offsets and sizes in floats.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "operations.h"
+
 namespace smidgen {
 
-// Images of a block.
-constexpr int BLOCK = 16;
-
-struct Shape {
-    int channels = 0, height = 0, width = 0;
-    int plane() const { return height * width; }
-    int pixels() const { return channels * plane(); }
+struct Step {
+    // Moments: statistics of an operation's input. Sums: sums for BatchNorm's gradient. Recompute: a value that was
+    // not stored is computed once more for the backward pass.
+    enum Kind { Run, Moments, Sums, Recompute } kind;
+    int operation;
 };
 
-// One product of a convolution at one place: which input pixel (from the place's base), which
-// position of the kernel.
-struct Tap {
-    int32_t input;
-    int32_t position;
+// Steps that a thread takes with one block after another. Then all threads wait, and one joins the blocks'
+// statistics of a normalization.
+struct Phase {
+    std::vector<Step> steps;
+    int normalization = -1;  // the operation; -1: none
 };
 
-// Neighbouring places with the same taps.
-struct Places {
-    int32_t output;  // first output pixel
-    int32_t input;   // base of its taps; grows by `step` a place
-    int32_t step;
-    int32_t count;
-    int32_t taps;    // index into Gather::taps
+struct ValuePlan {
+    Shape shape;
+    // A recomputed value is cheap to compute from stored values, and needed only in the phase that computes it: it
+    // lies in a thread's memory, and the backward pass recomputes it. That saves writing it to, and reading it
+    // from, memory beyond the core's own cache.
+    bool recomputed = false;
+    int alias;                     // the value whose memory it shares; itself if none
+    int64_t offset = 0;            // in a block's stored values, or in a thread's recomputed values
+    int64_t recompute_offset = 0;  // in a thread's memory of the backward pass
+    bool needs_gradient = false;
+    bool gradient_in_thread = false;  // no other phase needs its gradient
+    int64_t gradient_offset = 0;
 };
 
-// A convolution seen from its results: each place of the output gathers some inputs. Borders,
-// strides and dilation are only other lists of taps, and the gradient by the input is one more
-// gather.
-struct Gather {
-    int groups = 1;
-    int inputs = 0;   // channels of a group
-    int outputs = 0;
-    int positions = 0;  // of the kernel
-    int input_plane = 0, output_plane = 0;
-    std::vector<Places> places;
-    std::vector<std::vector<Tap>> taps;
+struct OperationPlan {
+    int64_t scales = 0;            // offset of its per-channel scales
+    int64_t partials = 0;          // offset of its partial gradients among a block's
+    int64_t mask = 0;              // offset of its dropout mask among a block's values
+    bool gathers_moments = false;  // a convolution that gathers its output's statistics row by row
+    bool in_backward = false;
+    std::vector<bool> accumulates;  // whether its gradient for each input is added to others'
 };
 
-// Positions of the kernel whose inputs lie within the image for the same outputs.
-struct Window {
-    int32_t rows, columns;     // how many outputs
-    int32_t output;            // first of them
-    std::vector<Tap> taps;     // their inputs for that first output
+// The per-channel scales of a convolution with folded normalizations, and of a normalization.
+enum ConvolutionScale { BeforeScale, BeforeShift, AfterScale, AfterShift, CONVOLUTION_SCALES };
+enum NormScale { Scale, Shift, Mean, Slope, Offset, InverseDeviation, NORM_SCALES };
+
+struct Plan {
+    std::vector<Phase> forward, backward;
+    std::vector<ValuePlan> values;
+    std::vector<OperationPlan> operations;
+    bool values_in_thread = false;  // stored values belong to a thread, not to a block
+    bool shares_parameters = false; // two convolutions have a parameter in common
+    int max_channels = 1;
+    int64_t scales = 0;             // of the whole network
+    int64_t block_values = 0;       // a block's stored values and masks
+    int64_t thread_values = 0;      // a thread's recomputed values in the forward pass
+    int64_t block_gradients = 0;    // a block's gradients that outlive a phase
+    int64_t thread_gradients = 0;   // a thread's gradients and recomputed values in the backward pass
+    int64_t block_partials = 0;     // a block's gradients by the convolutions' parameters
 };
 
-struct Conv {
-    Shape input, output;
-    int kernel_height = 1, kernel_width = 1, stride_height = 1, stride_width = 1;
-    int padding_height = 0, padding_width = 0, dilation_height = 1, dilation_width = 1;
-    int groups = 1;
+inline int64_t block_floats(const Shape& s) { return static_cast<int64_t>(s.pixels()) * BLOCK; }
 
-    // Worked out by `prepare`.
-    Gather forward, backward;
-    std::vector<Window> windows;
-
-    int positions() const { return kernel_height * kernel_width; }
-    int weights() const { return output.channels * (input.channels / groups) * positions(); }
-    void prepare();
-};
-
-struct Pool {
-    Shape input, output;
-    int kernel_height = 1, kernel_width = 1, stride_height = 1, stride_width = 1;
-    int padding_height = 0, padding_width = 0;
-    bool count_padding = true;  // average pooling: divide by the whole window, padding included
-};
-
-enum class Activation : int { None, Relu, LeakyRelu, Clamp, HardSwish, Gelu, Silu, Sigmoid, Tanh };
-
-struct ActivationKind {
-    Activation which = Activation::None;
-    float low = 0.0f, high = 0.0f;  // slope of LeakyRelu in `low`; limits of Clamp
-};
+// `keep`: values are stored for a backward pass. `input_gradient`: that pass goes down to the images.
+Plan make_plan(const Network&, bool keep, bool input_gradient);
 
 }  // namespace smidgen

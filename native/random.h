@@ -107,9 +107,9 @@ SMIDGEN_INLINE Vec where_kept(const Ints (&keep)[PARTS], const Vec& v) {
 SMIDGEN_INLINE float kept_scale(int dropped) { return 65536.0f / static_cast<float>(65536 - dropped); }
 
 // Drops each value with probability dropped / 65536 and scales the rest, by 16 random bits a value.
-// `kept` takes a word a pixel, a bit for each image whose value was kept.
+// `mask` takes a word a pixel, a bit for each image whose value was kept.
 inline void dropout_forward(uint64_t key, int layer, int64_t first_image, int dropped, const float* x, float* y,
-                            uint16_t* kept, int64_t pixels) {
+                            uint16_t* mask, int64_t pixels) {
     const float scale = kept_scale(dropped);
     const Words least = static_cast<uint32_t>(dropped) - Words{};
     for (int64_t first = 0; first < pixels; first += 8) {
@@ -120,7 +120,7 @@ inline void dropout_forward(uint64_t key, int layer, int64_t first_image, int dr
         const auto one = [&](int i) SMIDGEN_LAMBDA {
             Ints keep[PARTS];
             decide(words, i, least, keep);
-            kept[first + i] = bits_of(keep);
+            mask[first + i] = bits_of(keep);
             store(y + (first + i) * LANES, where_kept(keep, load(x + (first + i) * LANES) * scale));
         };
         if (count == 8)
@@ -130,10 +130,10 @@ inline void dropout_forward(uint64_t key, int layer, int64_t first_image, int dr
     }
 }
 
-inline void dropout_backward(int dropped, const uint16_t* kept, const float* dy, float* dx, int64_t pixels, bool add) {
+inline void dropout_backward(int dropped, const uint16_t* mask, const float* dy, float* dx, int64_t pixels, bool add) {
     const float scale = kept_scale(dropped);
     for (int64_t i = 0; i < pixels; ++i) {
-        Vec v = where_bits(kept[i], load(dy + i * LANES) * scale);
+        Vec v = where_bits(mask[i], load(dy + i * LANES) * scale);
         if (add) v += load(dx + i * LANES);
         store(dx + i * LANES, v);
     }

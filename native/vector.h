@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "plan.h"
+#include "geometry.h"
 
 #define SMIDGEN_INLINE inline __attribute__((always_inline))
 #define SMIDGEN_LAMBDA __attribute__((always_inline))

@@ -121,6 +121,12 @@ def test_turning_elastic_on_does_not_change_the_affine_part(images: Tensor) -> N
     assert torch.allclose(without, barely, atol=1e-3)
 
 
+def test_an_image_is_augmented_alike_however_many_follow_it(images: Tensor) -> None:
+    """Its numbers are at a place of their own in each augmentation's stream."""
+    few, many = augment(images[:5], FULL, stream), augment(images, FULL, stream)
+    assert torch.allclose(few, many[:5], atol=1e-6)
+
+
 def test_what_comes_in_from_outside_is_black() -> None:
     white = torch.ones(16, 1, 28, 28)
     moved = augment(white, Augmentation(translation=0.4), stream)

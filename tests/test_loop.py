@@ -13,6 +13,7 @@ from smidgen.data.augment import augment, normalize, to_float
 from smidgen.data.dataset import Dataset
 from smidgen.engines.batches import Loader, make_loader
 from smidgen.engines.native.core import find_core
+from smidgen.engines.native.images import Blocks
 from smidgen.engines.prepare import place
 from smidgen.errors import RunError, SmidgenError, TrainingError
 from smidgen.randomness import Purpose, Stream
@@ -47,7 +48,7 @@ class WatchedLoader:
     def __init__(self, loader: Loader) -> None:
         self.loader, self.calls = loader, list[tuple[list[int], int, int]]()
 
-    def load(self, picks: torch.Tensor, epoch: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self, picks: torch.Tensor, epoch: int, step: int) -> tuple[torch.Tensor | Blocks, torch.Tensor]:
         self.calls.append((picks.tolist(), epoch, step))
         return self.loader.load(picks, epoch, step)
 
@@ -124,7 +125,8 @@ def test_each_step_is_distorted_by_a_stream_of_its_own(
     assert [call[1:] for call in loaders[0].calls] == [(epoch, step) for epoch in (1, 2) for step in range(12)]
     strengths = Augmentation(rotation=10, translation=0.1, elastic=1.0)
     loader = make_loader(data.train, strengths, 6, data.mean, data.std, PLACE)
-    images = loader.load(torch.arange(20), 2, 7)[0]
+    batch = loader.load(torch.arange(20), 2, 7)[0]
+    images = batch.to_tensor() if isinstance(batch, Blocks) else batch
     expected = augment(to_float(data.train.images[:20]), strengths, Stream(6, Purpose.AUGMENTATION, 2, 7))
     assert torch.allclose(images, normalize(expected, data.mean, data.std), atol=2e-3)
 

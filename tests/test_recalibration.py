@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smidgen.data.dataset import Dataset
 from smidgen.engines.batches import Loader, make_loader
+from smidgen.engines.native.images import Blocks
 from smidgen.engines.prepare import place, prepare
 from smidgen.errors import TrialError
 from smidgen.graph.layers import Dropout
@@ -96,7 +97,7 @@ def test_last_images_of_the_last_epoch_only_measure(
         loader = make_loader(examples, augmentation, *rest)  # type: ignore[arg-type]
 
         class Watched:
-            def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+            def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor | Blocks, Tensor]:
                 drawn.append((epoch, augmentation.distorts, picks.tolist()))
                 return loader.load(picks, epoch, step)
 

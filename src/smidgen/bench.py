@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from smidgen.anatomy.layers import examine
 from smidgen.data.dataset import Dataset as Images
 from smidgen.data.dataset import load_dataset
 from smidgen.engines.batches import EagerLoader, make_loader
@@ -404,10 +405,12 @@ def _profile(network: NativeNetwork, trial: Trial, dataset: Images, placement: P
     network.time_layers()
     for _ in range(PROFILED):
         step()
+    macs = {layer.name: layer.macs for layer in examine(network.original, dataset.input_shape).layers}
     layers = []
     flop = 0.0
-    for name, run, seconds, products in network.timings():
+    for name, run, seconds in network.timings():
         each = seconds / PROFILED
+        products = 0 if run == "statistics" else macs.get(name, 0)
         gflops = 2e-9 * products * trial.batch_size / each
         flop += 2e-9 * products
         layers.append(LayerTime(name, run, 1e3 * each, gflops, gflops / (peak / placement.threads)))

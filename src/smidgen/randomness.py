@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     ORDER = 1
     AUGMENTATION = 2
     TORCH = 3
+    ELASTIC = 4
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""Random distortion of a whole batch at once, with parameters of its own for each image.
+"""Random augmentation of a whole batch at once, with parameters of its own for each image.
 
-A pure function of the images and a `Stream`: the same stream distorts the same way.
+A pure function of the images and a `Stream`: the same stream augments the same way.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smidgen.randomness import Stream
+from smidgen.randomness import Purpose, Stream
 from smidgen.trial import Augmentation
 
 
 def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
-    """Distort a batch of images.
+    """Augment a batch of images.
 
     Affine: the image is mirrored, scaled, sheared, rotated and moved about its centre, in that order. Elastic
     (Simard, Steinkraus and Platt 2003): each pixel is moved by uniform noise smoothed with a
@@ -27,7 +28,8 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     Args:
         images: float32 [count, channels, height, width], 0 to 1, black being 0.
         settings: strengths; with all of them 0 the images come back as they are.
-        stream: where the random numbers come from.
+        stream: for the purpose `AUGMENTATION`. Each augmentation draws from a stream of its own: the affine
+            parameters from this one, elastic noise from the one for the purpose `ELASTIC` of the same step.
 
     Returns:
         float32, of the same shape and range.
@@ -35,15 +37,12 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     if not settings.distorts:
         return images
     count, _, height, width = images.shape
-    # Two draws from one stream: the affine parameters come first, so turning elastic on or off
-    # does not change them.
-    noise_size = 2 * height * width if settings.elastic else 0
-    draws = stream.uniforms(count * (6 + noise_size))
-    matrices = _sampling_matrices(settings, draws[: 6 * count].reshape(count, 6), height, width)
+    draws = stream.uniforms(count, 6)
+    matrices = _sampling_matrices(settings, draws, height, width)
     grid = F.affine_grid(torch.from_numpy(matrices).to(images.device), [count, 1, height, width], align_corners=False)
     if settings.elastic:
-        noise = torch.from_numpy(draws[6 * count :].astype(np.float32)).to(images.device)
-        grid = grid + _elastic_offsets(settings, noise.view(count, 2, height, width))
+        noise = replace(stream, purpose=Purpose.ELASTIC).uniforms(count, 2, height, width)
+        grid = grid + _elastic_offsets(settings, torch.from_numpy(noise.astype(np.float32)).to(images.device))
     return F.grid_sample(images, grid, mode=settings.interpolation, padding_mode="zeros", align_corners=False)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from smidgen.data.augment import augment, normalize, to_float
 from smidgen.data.dataset import Examples
-from smidgen.engines.native.images import NativeLoader
+from smidgen.engines.native.images import Blocks, NativeLoader, laid_out_images
 from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.prepare import Placement, memory_format
 from smidgen.randomness import Purpose, Stream
@@ -19,8 +18,8 @@ from smidgen.trial import Augmentation
 class Loader(Protocol):
     """Gives distorted, normalized batches."""
 
-    def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """The picked images, float32 [count, channels, height, width], and their labels, int64 [count].
+    def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor | Blocks, Tensor]:
+        """The picked images, as the engine's networks take them, and their labels, int64 [count].
 
         They are valid until the next call.
         """
@@ -61,11 +60,8 @@ def make_loader(
     return EagerLoader(examples, settings, seed, mean, std, placement)
 
 
-def evaluation_batch(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
+def evaluation_batch(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor | Blocks:
     """uint8 images as they are, normalized, for the engine that a network runs on."""
-    if not isinstance(network, NativeNetwork):
-        return normalize(to_float(images), mean, std)
-    count = len(images)
-    labels = torch.zeros(count, dtype=torch.int64)
-    loader = NativeLoader(images.contiguous(), labels, Augmentation(), 0, mean, std, network.threads)
-    return loader.load(torch.arange(count), 0, 0)[0]
+    if isinstance(network, NativeNetwork):
+        return laid_out_images(images, mean, std, network.threads)
+    return normalize(to_float(images), mean, std)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smidgen.engines.native.core import find_core, has_bfloat16, level
+from smidgen.engines.native.images import Blocks
 from smidgen.engines.native.lower import CannotLowerError
 from smidgen.engines.native.module import MOST_THREADS, NativeNetwork
 from smidgen.errors import SmidgenError
@@ -130,13 +131,13 @@ def without_engine(network: nn.Module) -> nn.Module:
 
 
 def loss_and_gradients(
-    network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float, stream: Stream
+    network: nn.Module, images: Tensor | Blocks, labels: Tensor, label_smoothing: float, stream: Stream
 ) -> tuple[float, int]:
     """Forward and backward over one batch; the gradients replace those that were there.
 
     Args:
         network: prepared, in training mode.
-        images: float32 [count, channels, height, width].
+        images: as the loader of its engine gives them.
         labels: int64 [count].
         label_smoothing: 0 to 1.
         stream: what layers that drop values at random draw from, so that they have no state.
@@ -146,6 +147,7 @@ def loss_and_gradients(
     """
     if isinstance(network, NativeNetwork):
         return network.loss_and_gradients(images, labels, label_smoothing, stream)
+    assert isinstance(images, Tensor)
     # Not torch.manual_seed, which also sees to devices that are not used, and takes its time.
     torch.default_generator.manual_seed(stream.torch_seed())
     if images.is_cuda:

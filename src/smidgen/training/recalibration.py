@@ -16,15 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[object]) -> None:
     """Replace the running statistics of every BatchNorm in a network by their means over some batches.
 
     Everything else, dropout too, works as in evaluation; weights and counters stay as they are.
 
     Args:
         network: on its engine; its statistics are changed in place.
-        batches: float32 [count, channels, height, width], normalized; each counts alike, and is valid
-            only until the next.
+        batches: normalized images as the network takes them; each counts alike, and is valid only until the
+            next.
 
     Raises:
         TrainingError: a value is no longer a finite number.

@@ -50,9 +50,61 @@ class Operation:
     output: int
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def to_core(self) -> dict[str, Any]:
-        """As the compiled part reads it."""
-        return {"kind": self.kind, "name": self.name, "inputs": self.inputs, "output": self.output, **self.settings}
+    def to_core(self, core: Any) -> Any:
+        """The operation as the compiled part takes it."""
+        base = {"name": self.name, "inputs": self.inputs, "output": self.output}
+        has = self.settings.get
+        if self.kind == "conv":
+            return core.Convolution(
+                **base,
+                weight=has("weight"),
+                bias=has("bias"),
+                kernel=has("kernel"),
+                stride=has("stride", (1, 1)),
+                padding=has("padding", (0, 0)),
+                dilation=has("dilation", (1, 1)),
+                groups=has("groups", 1),
+                relu=has("relu", False),
+                input_relu=has("input_relu", False),
+                before=_folded(core, has("before")),
+                after=_folded(core, has("after")),
+            )
+        if self.kind == "norm":
+            return core.Norm(
+                **base,
+                weight=has("weight"),
+                bias=has("bias"),
+                running_mean=has("running_mean", -1),
+                running_var=has("running_var", -1),
+                batches=has("batches", -1),
+                momentum=has("momentum"),
+                epsilon=has("epsilon"),
+                batch=has("batch"),
+                relu=has("relu", False),
+                pool=has("pool", False),
+                dropped=has("dropped", 0),
+                input_relu=has("input_relu", False),
+            )
+        if self.kind == "activation":
+            function = next(name for name, which in _WHICH.items() if which == has("which"))
+            return core.Activation(**base, function=function, low=has("low"), high=has("high"))
+        if self.kind in ("max_pool", "average_pool"):
+            return core.Pool(
+                **base,
+                kind=self.kind.removesuffix("_pool"),
+                kernel=has("kernel"),
+                stride=has("stride"),
+                padding=has("padding"),
+                count_padding=has("count_padding", True),
+            )
+        if self.kind == "dropout":
+            return core.Dropout(**base, dropped=has("dropped"))
+        return {"add": core.Add, "concat": core.Concatenate}[self.kind](**base)
+
+
+def _folded(core: Any, norm: dict[str, Any] | None) -> Any:
+    names = ("weight", "bias", "running_mean", "running_var", "epsilon")
+    return core.FoldedNorm(**{name: norm[name] for name in names}) if norm else None
 
 
 @dataclass
@@ -145,7 +197,6 @@ class _Count:
     """The number of images in the batch, as `x.size(0)` gives it."""
 
 
-# The order is that of the compiled part.
 _WHICH = {"relu": 1, "leaky_relu": 2, "clamp": 3, "hardswish": 4, "gelu": 5, "silu": 6, "sigmoid": 7, "tanh": 8}
 
 

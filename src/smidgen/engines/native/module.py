@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from smidgen.engines.native.core import find_core, level
+from smidgen.engines.native.images import Blocks
 from smidgen.engines.native.lower import CannotLowerError, Lowered, Shape, lower
 from smidgen.errors import TrainingError
 from smidgen.randomness import Stream
@@ -76,18 +77,24 @@ class NativeNetwork(nn.Module):
         self.original.train(mode)
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The network's output for float32 images [count, channels, height, width].
+    def forward(self, images: Tensor | Blocks) -> Tensor:
+        """The network's output for a batch of images.
+
+        Args:
+            images: float32 [count, channels, height, width], or blocks; blocks are read where they lie and must
+                stay as they are until the backward pass is done.
 
         Raises:
-            TypeError: the input is not a float32 tensor on the CPU.
-            ValueError: it does not have four dimensions, or the wrong number of channels.
+            TypeError: the input is neither blocks nor a float32 tensor on the CPU.
+            ValueError: a tensor does not have four dimensions, or blocks are not aligned to 64 bytes.
+            CannotLowerError: the number of channels or the size is not the network's.
             TrainingError: a value is no longer a finite number; names the layer, or the input.
         """
         _check_input(images)
         _, channels, height, width = images.shape
-        learns = torch.is_grad_enabled() and (images.requires_grad or any(p.requires_grad for p in self.parameters()))
-        down_to_images = learns and images.requires_grad
+        by_images = isinstance(images, Tensor) and images.requires_grad
+        learns = torch.is_grad_enabled() and (by_images or any(p.requires_grad for p in self.parameters()))
+        down_to_images = learns and by_images
         program = self._program((channels, height, width), keep=learns, input_gradient=down_to_images)
         if not learns:
             return program.forward(images, program.state)
@@ -95,7 +102,7 @@ class NativeNetwork(nn.Module):
         return output
 
     def loss_and_gradients(
-        self, images: Tensor, labels: Tensor, label_smoothing: float = 0.0, stream: Stream | None = None
+        self, images: Tensor | Blocks, labels: Tensor, label_smoothing: float = 0.0, stream: Stream | None = None
     ) -> tuple[float, int]:
         """One pass forward and backward without autograd; overwrites the gradient of every parameter.
 
@@ -129,10 +136,16 @@ class NativeNetwork(nn.Module):
         gradients = [p.grad if p.requires_grad else None for p in program.parameters]
         try:
             loss, correct = program.core.step(
-                images.data_ptr(), images.stride(), count, labels.data_ptr(), label_smoothing,
-                program.addresses(), program.key(stream), program.state, program.gradient_addresses(gradients),
-                self.threads,
-            )  # fmt: skip
+                **_location(images),
+                count=count,
+                labels=labels.data_ptr(),
+                smoothing=label_smoothing,
+                tensors=program.addresses(),
+                key=program.key(stream),
+                state=program.state,
+                gradients=program.gradient_addresses(gradients),
+                threads=self.threads,
+            )
         except RuntimeError as error:
             raise TrainingError(str(error)) from None
         except IndexError as error:
@@ -146,8 +159,8 @@ class NativeNetwork(nn.Module):
             program = self._programs[key] = _Program(self, shape, keep=keep, input_gradient=input_gradient)
         return program
 
-    def timings(self) -> list[tuple[str, str, float, float]]:
-        """Layer, pass, seconds (added over threads) and multiply-adds of an image, since `time_layers`."""
+    def timings(self) -> list[tuple[str, str, float]]:
+        """Layer, pass and seconds (added over threads) since `time_layers`."""
         return [entry for program in self._programs.values() for entry in program.core.timings()]
 
     def time_layers(self) -> None:
@@ -163,11 +176,20 @@ class NativeNetwork(nn.Module):
 
 
 def _check_input(images: object) -> None:
+    if isinstance(images, Blocks):
+        return
     if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.device.type != "cpu":
         found = f"{images.dtype} on {images.device}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"input: the native engine takes float32 tensors on the CPU, not {found}")
     if images.dim() != 4:
         raise ValueError(f"input: it has {images.dim()} dimensions; it must be [count, channels, height, width]")
+
+
+def _location(images: Tensor | Blocks) -> dict[str, Any]:
+    """Where the images lie, as the compiled part is told."""
+    if isinstance(images, Blocks):
+        return {"images": images.values.data_ptr(), "strides": None}
+    return {"images": images.data_ptr(), "strides": images.stride()}
 
 
 class _Program:
@@ -178,20 +200,19 @@ class _Program:
         assert core is not None
         lowered = lower(network.original, shape, keep=keep)
         self.lowered = lowered
-        sizes = [t.numel() if learns else 0 for t, learns in zip(lowered.tensors, lowered.learns, strict=True)]
         self.core = core.Program(
-            [list(s) for s in lowered.shapes],
-            [op.to_core() for op in lowered.operations],
-            sizes,
-            lowered.output,
-            keep,
-            input_gradient,
-            network.products16,
-            level(),
+            shapes=lowered.shapes,
+            operations=[op.to_core(core) for op in lowered.operations],
+            tensor_sizes=[t.numel() for t in lowered.tensors],
+            output=lowered.output,
+            keep=keep,
+            input_gradient=input_gradient,
+            bfloat16=network.products16,
+            level=level(),
         )
         self.threads = network.threads
         self.parameters = [t for t, learns in zip(lowered.tensors, lowered.learns, strict=True) if learns]
-        self.sizes = [size for size, learns in zip(sizes, lowered.learns, strict=True) if learns]
+        self.sizes = [p.numel() for p in self.parameters]
         self.floats = sum(self.sizes)
         self.output_shape = lowered.shapes[lowered.output]
         self.features = self.output_shape[0] * self.output_shape[1] * self.output_shape[2]
@@ -230,15 +251,20 @@ class _Program:
             return 0
         return stream.torch_seed() if stream else int(torch.empty((), dtype=torch.int64).random_())
 
-    def forward(self, images: Tensor, state: Any) -> Tensor:
+    def forward(self, images: Tensor | Blocks, state: Any) -> Tensor:
         count = images.shape[0]
         output = torch.empty((count, self.features))
         if count:
             try:
                 self.core.forward(
-                    images.data_ptr(), images.stride(), count, self.addresses(), self.key(), state, output.data_ptr(),
-                    self.threads,
-                )  # fmt: skip
+                    **_location(images),
+                    count=count,
+                    tensors=self.addresses(),
+                    key=self.key(),
+                    state=state,
+                    output=output.data_ptr(),
+                    threads=self.threads,
+                )
             except RuntimeError as error:
                 raise TrainingError(str(error)) from None
         elif self.lowered.batch:
@@ -268,10 +294,11 @@ class _Run(torch.autograd.Function):
     """One pass through a program, in autograd's terms."""
 
     @staticmethod
-    def forward(ctx: Any, program: _Program, images: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, program: _Program, images: Tensor | Blocks, *parameters: Tensor) -> Tensor:
         state = program.take_state()
         output = program.forward(images, state)
-        ctx.program, ctx.state, ctx.images = program, state, images.shape
+        ctx.program, ctx.state, ctx.shape = program, state, images.shape
+        ctx.blocks = images if isinstance(images, Blocks) else None  # the backward pass reads them again
         ctx.versions = [p._version for p in parameters]
         return output
 
@@ -289,18 +316,18 @@ class _Run(torch.autograd.Function):
             part.view_as(p) for part, p in zip(flat.split_with_sizes(program.sizes), program.parameters, strict=True)
         ]
         wants_input = ctx.needs_input_grad[1]
-        by_input = torch.empty(ctx.images) if wants_input else None
-        if ctx.images[0]:
+        by_input = torch.empty(ctx.shape) if wants_input else None
+        if ctx.shape[0]:
             program.core.backward(
-                gradient.data_ptr(),
-                program.addresses(),
-                ctx.state,
-                program.gradient_addresses(parts),
-                by_input.data_ptr() if by_input is not None else 0,
-                program.threads,
+                output_gradient=gradient.data_ptr(),
+                tensors=program.addresses(),
+                state=ctx.state,
+                gradients=program.gradient_addresses(parts),
+                input_gradient=by_input.data_ptr() if by_input is not None else 0,
+                threads=program.threads,
             )
         else:
             flat.zero_()
         program.free.append(ctx.state)
-        ctx.state = None
+        ctx.state = ctx.blocks = None
         return None, by_input, *parts

@@ -1,0 +1,79 @@
+// What the kernels are told to do, worked out once for a network: no instruction level in it.
+//
+// Values lie in blocks of 16 images: [block][channel][row][column][16]. A "pixel" below is such a
+// vector of 16 floats; offsets count pixels unless a name says floats.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace smidgen {
+
+// Images of a block.
+constexpr int BLOCK = 16;
+
+struct Shape {
+    int channels = 0, height = 0, width = 0;
+    int plane() const { return height * width; }
+    int pixels() const { return channels * plane(); }
+};
+
+// One product of a convolution at one place: which input pixel (from the place's base), which
+// position of the kernel.
+struct Tap {
+    int32_t input;
+    int32_t position;
+};
+
+// Neighbouring places with the same taps.
+struct Places {
+    int32_t output;  // first output pixel
+    int32_t input;   // base of its taps; grows by `step` a place
+    int32_t step;
+    int32_t count;
+    int32_t taps;    // index into Gather::taps
+};
+
+// A convolution seen from its results: each place of the output gathers some inputs. Borders,
+// strides and dilation are only other lists of taps, and the gradient by the input is one more
+// gather.
+struct Gather {
+    int groups = 1;
+    int inputs = 0;   // channels of a group
+    int outputs = 0;
+    int positions = 0;  // of the kernel
+    int input_plane = 0, output_plane = 0;
+    std::vector<Places> places;
+    std::vector<std::vector<Tap>> taps;
+};
+
+// Positions of the kernel whose inputs lie within the image for the same outputs.
+struct Window {
+    int32_t rows, columns;     // how many outputs
+    int32_t output;            // first of them
+    std::vector<Tap> taps;     // their inputs for that first output
+};
+
+struct ConvGeometry {
+    Shape input, output;
+    int kernel_height = 1, kernel_width = 1, stride_height = 1, stride_width = 1;
+    int padding_height = 0, padding_width = 0, dilation_height = 1, dilation_width = 1;
+    int groups = 1;
+
+    // Worked out by `prepare`.
+    Gather forward, backward;
+    std::vector<Window> windows;
+
+    int positions() const { return kernel_height * kernel_width; }
+    int weights() const { return output.channels * (input.channels / groups) * positions(); }
+    void prepare();
+};
+
+struct PoolGeometry {
+    Shape input, output;
+    int kernel_height = 1, kernel_width = 1, stride_height = 1, stride_width = 1;
+    int padding_height = 0, padding_width = 0;
+    bool count_padding = true;  // average pooling: divide by the whole window, padding included
+};
+
+}  // namespace smidgen

@@ -1,0 +1,339 @@
+// One operation on one block, forward and backward, and what must be done before the first block and after the last.
+#include <algorithm>
+#include <cmath>
+
+#include "program.h"
+
+namespace smidgen {
+
+// Memory.
+
+int Program::images_of(int block, const State& s) {
+    return static_cast<int>(std::min<int64_t>(BLOCK, s.images - static_cast<int64_t>(block) * BLOCK));
+}
+
+float* Program::value(int id, const Task& t) const {
+    const ValuePlan& v = plan_.values[id];
+    if (v.recomputed)
+        return t.backward ? thread_gradients_.data() + t.thread * plan_.thread_gradients + v.recompute_offset
+                          : thread_values_.data() + t.thread * plan_.thread_values + v.offset;
+    return t.state.values.data() + (plan_.values_in_thread ? t.thread : t.block) * plan_.block_values + v.offset;
+}
+
+const float* Program::input_value(int id, const Task& t) const {
+    if (id == 0 && t.state.input) return t.state.input + t.block * block_floats(shape(0));
+    return value(id, t);
+}
+
+float* Program::gradient(int id, const Task& t) const {
+    const ValuePlan& v = plan_.values[id];
+    return v.gradient_offset + (v.gradient_in_thread
+                                    ? thread_gradients_.data() + t.thread * plan_.thread_gradients
+                                    : block_gradients_.data() + t.block * plan_.block_gradients);
+}
+
+float* Program::input_gradient(int id, const Task& t) const {
+    return plan_.values[id].needs_gradient ? gradient(id, t) : nullptr;
+}
+
+float* Program::scales(int operation, State& s, int array) const {
+    const int channels = shape(op(operation).output).channels;
+    return s.scales.data() + plan_.operations[operation].scales + static_cast<int64_t>(array) * channels;
+}
+
+uint16_t* Program::mask(const Task& t) const {
+    float* values = t.state.values.data() + (plan_.values_in_thread ? t.thread : t.block) * plan_.block_values;
+    return reinterpret_cast<uint16_t*>(values + plan_.operations[t.operation].mask);
+}
+
+float* Program::moment_state(int thread) const {
+    return moment_state_.data() + static_cast<int64_t>(thread) * plan_.max_channels * MOMENTS;
+}
+
+NormArgs Program::norm_args(const Norm& norm, const Task& t) const {
+    return {.shape = shape(norm.inputs[0]),
+            .relu = norm.relu,
+            .pool = norm.pool,
+            .input_relu = norm.input_relu,
+            .images = images_of(t.block, t.state),
+            .scale = scales(t.operation, t.state, Scale),
+            .shift = scales(t.operation, t.state, Shift),
+            .mean = scales(t.operation, t.state, Mean),
+            .slope = scales(t.operation, t.state, Slope),
+            .offset = scales(t.operation, t.state, Offset),
+            .dropped = norm.dropped,
+            .recompute = t.backward,
+            .mask = mask(t),
+            .key = t.state.key,
+            .layer = t.operation,
+            .first_image = static_cast<int64_t>(t.block) * BLOCK};
+}
+
+// Before the first block: packed weights, and affine maps that do not depend on the batch.
+
+namespace {
+
+// BatchNorm by running statistics as scale * x + shift.
+template <class N>
+void fold(const N& norm, int channels, float* const* tensors, float* scale, float* shift) {
+    for (int c = 0; c < channels; ++c) {
+        const double inverse = 1.0 / std::sqrt(static_cast<double>(tensors[norm.running_var][c]) + norm.epsilon);
+        const double s = inverse * (norm.weight >= 0 ? tensors[norm.weight][c] : 1.0f);
+        scale[c] = static_cast<float>(s);
+        shift[c] = static_cast<float>((norm.bias >= 0 ? tensors[norm.bias][c] : 0.0f) -
+                                      s * tensors[norm.running_mean][c]);
+    }
+}
+
+}  // namespace
+
+void Program::prepare_forward(int i, State& s, float* const* tensors) {
+    const int channels = shape(op(i).output).channels;
+    if (const auto* conv = std::get_if<Convolution>(&network_.operations[i])) {
+        products().pack_forward(conv->geometry, tensors[conv->weight], packed_.data() + packed_offset_[i]);
+        if (conv->before) {
+            float *scale = scales(i, s, BeforeScale), *shift = scales(i, s, BeforeShift);
+            fold(*conv->before, channels, tensors, scale, shift);
+            if (conv->bias >= 0)
+                for (int c = 0; c < channels; ++c) shift[c] += tensors[conv->bias][c] * scale[c];
+        }
+        if (conv->after) fold(*conv->after, channels, tensors, scales(i, s, AfterScale), scales(i, s, AfterShift));
+    } else if (const auto* norm = std::get_if<Norm>(&network_.operations[i]); norm && !norm->batch) {
+        fold(*norm, channels, tensors, scales(i, s, Scale), scales(i, s, Shift));
+        for (int c = 0; c < channels; ++c) {
+            scales(i, s, Mean)[c] = tensors[norm->running_mean][c];
+            scales(i, s, InverseDeviation)[c] = static_cast<float>(
+                1.0 / std::sqrt(static_cast<double>(tensors[norm->running_var][c]) + norm->epsilon));
+        }
+    }
+}
+
+void Program::prepare_backward(int i, float* const* tensors) {
+    const auto* conv = std::get_if<Convolution>(&network_.operations[i]);
+    if (conv && plan_.values[conv->inputs[0]].needs_gradient)
+        products().pack_backward(conv->geometry, tensors[conv->weight], packed_.data() + packed_offset_[i]);
+}
+
+// Forward.
+
+void Program::run_forward(const Step& step, const Task& t) {
+    if (step.kind == Step::Moments) {
+        const int input = op(step.operation).inputs[0];
+        return kernels_.moments(shape(input), input_value(input, t), images_of(t.block, t.state),
+                                moments(t.block, shape(input).channels), moment_state(t.thread));
+    }
+    std::visit([&](const auto& operation) { compute(operation, t); }, network_.operations[step.operation]);
+}
+
+void Program::compute(const Convolution& conv, const Task& t) {
+    Epilogue e;
+    if (conv.before) {
+        e.before_scale = scales(t.operation, t.state, BeforeScale);
+        e.before_shift = scales(t.operation, t.state, BeforeShift);
+    } else if (conv.bias >= 0) {
+        e.before_shift = t.tensors[conv.bias];
+    }
+    e.relu = conv.relu;
+    if (conv.after) {
+        e.after_scale = scales(t.operation, t.state, AfterScale);
+        e.after_shift = scales(t.operation, t.state, AfterShift);
+    }
+    const bool gathers = plan_.operations[t.operation].gathers_moments;
+    products().conv_forward(conv.geometry, input_value(conv.inputs[0], t),
+                            packed_.data() + packed_offset_[t.operation], e, value(conv.output, t), scratch(t.thread),
+                            images_of(t.block, t.state),
+                            gathers ? moments(t.block, conv.geometry.output.channels) : nullptr,
+                            moment_state(t.thread));
+}
+
+void Program::compute(const Norm& norm, const Task& t) {
+    kernels_.norm_forward(norm_args(norm, t), input_value(norm.inputs[0], t), value(norm.output, t));
+}
+
+void Program::compute(const Activation& activation, const Task& t) {
+    kernels_.activation_forward(activation.function, activation.limits, input_value(activation.inputs[0], t),
+                                value(activation.output, t), shape(activation.output).pixels());
+}
+
+void Program::compute(const Pool& pool, const Task& t) {
+    const auto kernel = pool.kind == PoolKind::Max ? kernels_.max_forward : kernels_.average_forward;
+    kernel(pool.geometry, input_value(pool.inputs[0], t), value(pool.output, t));
+}
+
+void Program::compute(const Dropout& dropout, const Task& t) {
+    const float* x = input_value(dropout.inputs[0], t);
+    const int64_t pixels = shape(dropout.output).pixels();
+    if (t.backward)  // recomputed by the mask that was drawn
+        kernels_.dropout_backward(dropout.dropped, mask(t), x, value(dropout.output, t), pixels, false);
+    else
+        kernels_.dropout_forward(t.state.key, t.operation, static_cast<int64_t>(t.block) * BLOCK, dropout.dropped, x,
+                                 value(dropout.output, t), mask(t), pixels);
+}
+
+void Program::compute(const Add& add, const Task& t) {
+    kernels_.sum(input_value(add.inputs[0], t), input_value(add.inputs[1], t), value(add.output, t),
+                 shape(add.output).pixels());
+}
+
+void Program::compute(const Concatenate& concatenate, const Task& t) {
+    float* y = value(concatenate.output, t);
+    for (const int part : concatenate.inputs) {
+        kernels_.copy(input_value(part, t), y, shape(part).pixels(), false);
+        y += block_floats(shape(part));
+    }
+}
+
+// Joins the blocks' moments in their order (Chan, Golub and LeVeque 1979).
+void Program::join_moments(int i, State& s, float* const* tensors) {
+    const Norm& norm = std::get<Norm>(network_.operations[i]);
+    const Shape& input = shape(norm.inputs[0]);
+    const double total = static_cast<double>(s.images) * input.plane();
+    if (total < 2) {
+        failure_ = norm.name + ": normalization in training needs more than one value a channel";
+        return;
+    }
+    for (int c = 0; c < input.channels; ++c) {
+        double mean = 0.0, squares = 0.0, seen = 0.0;
+        for (int b = 0; b < s.blocks; ++b) {
+            const Moments& m = moments(b, input.channels)[c];
+            const double count = static_cast<double>(images_of(b, s)) * input.plane(), step = m.mean - mean;
+            squares += m.squares + step * step * seen * count / (seen + count);
+            mean += step * count / (seen + count);
+            seen += count;
+        }
+        const double variance = squares / total, inverse = 1.0 / std::sqrt(variance + norm.epsilon);
+        if (!std::isfinite(mean) || !std::isfinite(variance)) {
+            failure_ = norm.name + ": what it normalizes is not finite";
+            return;
+        }
+        const double scale = inverse * (norm.weight >= 0 ? tensors[norm.weight][c] : 1.0f);
+        scales(i, s, Scale)[c] = static_cast<float>(scale);
+        scales(i, s, Shift)[c] = static_cast<float>((norm.bias >= 0 ? tensors[norm.bias][c] : 0.0f) - scale * mean);
+        scales(i, s, Mean)[c] = static_cast<float>(mean);
+        scales(i, s, InverseDeviation)[c] = static_cast<float>(inverse);
+        if (norm.running_mean >= 0) {
+            float &m = tensors[norm.running_mean][c], &v = tensors[norm.running_var][c];
+            m += norm.momentum * (static_cast<float>(mean) - m);
+            v += norm.momentum * (static_cast<float>(squares / (total - 1)) - v);
+        }
+    }
+    if (norm.batches >= 0) ++*reinterpret_cast<int64_t*>(tensors[norm.batches]);
+}
+
+// Backward.
+
+void Program::run_backward(const Step& step, const Task& t) {
+    const Operation& operation = network_.operations[step.operation];
+    if (step.kind == Step::Sums) {
+        const Norm& norm = std::get<Norm>(operation);
+        double* sums = sums_.data() + static_cast<size_t>(t.block) * shape(norm.inputs[0]).channels * 2;
+        timer_.time(t.operation, Statistics, t.thread, [&] {
+            kernels_.norm_sums(norm_args(norm, t), input_value(norm.inputs[0], t), gradient(norm.output, t), sums);
+        });
+    } else if (step.kind == Step::Recompute) {
+        timer_.time(t.operation, Forward, t.thread, [&] { run_forward(step, t); });
+    } else if (const auto* conv = std::get_if<Convolution>(&operation)) {
+        differentiate(*conv, t);  // takes the time of each of its two gradients
+    } else {
+        timer_.time(t.operation, InputGradient, t.thread,
+                    [&] { std::visit([&](const auto& kind) { differentiate(kind, t); }, operation); });
+    }
+}
+
+void Program::differentiate(const Convolution& conv, const Task& t) {
+    float* dy = gradient(conv.output, t);
+    if (conv.relu && !conv.input_relu) kernels_.relu_mask(value(conv.output, t), dy, conv.geometry.output.pixels());
+    const OperationPlan& place = plan_.operations[t.operation];
+    float* partial = partials_.data() + t.block * plan_.block_partials + place.partials;
+    timer_.time(t.operation, WeightGradient, t.thread, [&] {
+        products().conv_weights(conv.geometry, input_value(conv.inputs[0], t), dy, partial,
+                                conv.bias >= 0 ? partial + conv.geometry.weights() : nullptr, scratch(t.thread));
+    });
+    if (float* dx = input_gradient(conv.inputs[0], t))
+        timer_.time(t.operation, InputGradient, t.thread, [&] {
+            products().conv_backward(conv.geometry, dy, packed_.data() + packed_offset_[t.operation], dx,
+                                     place.accumulates[0], scratch(t.thread));
+        });
+}
+
+void Program::differentiate(const Norm& norm, const Task& t) {
+    kernels_.norm_backward(norm_args(norm, t), input_value(norm.inputs[0], t), gradient(norm.output, t),
+                           input_gradient(norm.inputs[0], t), plan_.operations[t.operation].accumulates[0]);
+}
+
+void Program::differentiate(const Activation& activation, const Task& t) {
+    kernels_.activation_backward(activation.function, activation.limits, input_value(activation.inputs[0], t),
+                                 gradient(activation.output, t), input_gradient(activation.inputs[0], t),
+                                 shape(activation.output).pixels(), plan_.operations[t.operation].accumulates[0]);
+}
+
+void Program::differentiate(const Pool& pool, const Task& t) {
+    const float* dy = gradient(pool.output, t);
+    float* dx = input_gradient(pool.inputs[0], t);
+    const bool add = plan_.operations[t.operation].accumulates[0];
+    if (pool.kind == PoolKind::Max)
+        kernels_.max_backward(pool.geometry, input_value(pool.inputs[0], t), dy, dx, add);
+    else
+        kernels_.average_backward(pool.geometry, dy, dx, add);
+}
+
+void Program::differentiate(const Dropout& dropout, const Task& t) {
+    kernels_.dropout_backward(dropout.dropped, mask(t), gradient(dropout.output, t),
+                              input_gradient(dropout.inputs[0], t), shape(dropout.output).pixels(),
+                              plan_.operations[t.operation].accumulates[0]);
+}
+
+void Program::differentiate(const Add& add, const Task& t) {
+    for (size_t k = 0; k < add.inputs.size(); ++k)
+        if (float* dx = input_gradient(add.inputs[k], t))
+            kernels_.copy(gradient(add.output, t), dx, shape(add.output).pixels(),
+                          plan_.operations[t.operation].accumulates[k]);
+}
+
+void Program::differentiate(const Concatenate& concatenate, const Task& t) {
+    const float* dy = gradient(concatenate.output, t);
+    for (size_t k = 0; k < concatenate.inputs.size(); ++k) {
+        const Shape& part = shape(concatenate.inputs[k]);
+        if (float* dx = input_gradient(concatenate.inputs[k], t))
+            kernels_.copy(dy, dx, part.pixels(), plan_.operations[t.operation].accumulates[k]);
+        dy += block_floats(part);
+    }
+}
+
+void Program::join_sums(int i, State& s, float* const* gradients) {
+    const Norm& norm = std::get<Norm>(network_.operations[i]);
+    const Shape& input = shape(norm.inputs[0]);
+    const double total = static_cast<double>(s.images) * input.plane();
+    for (int c = 0; c < input.channels; ++c) {
+        double plain = 0.0, product = 0.0;
+        for (int b = 0; b < s.blocks; ++b) {
+            plain += sums_[(static_cast<size_t>(b) * input.channels + c) * 2];
+            product += sums_[(static_cast<size_t>(b) * input.channels + c) * 2 + 1];
+        }
+        const double scale = scales(i, s, Scale)[c], mean = scales(i, s, Mean)[c];
+        const double inverse = scales(i, s, InverseDeviation)[c];
+        const double slope = norm.batch ? -scale * inverse * inverse * product / total : 0.0;
+        scales(i, s, Slope)[c] = static_cast<float>(slope);
+        scales(i, s, Offset)[c] = static_cast<float>(norm.batch ? -scale * plain / total - slope * mean : 0.0);
+        if (norm.weight >= 0 && gradients[norm.weight])
+            gradients[norm.weight][c] += static_cast<float>(inverse * product);
+        if (norm.bias >= 0 && gradients[norm.bias]) gradients[norm.bias][c] += static_cast<float>(plain);
+    }
+}
+
+// Adds the blocks' gradients by a convolution's parameters, in the order of the blocks.
+void Program::add_partials(int i, const State& s, float* const* gradients) const {
+    const auto* conv = std::get_if<Convolution>(&network_.operations[i]);
+    if (!conv || !plan_.operations[i].in_backward) return;
+    const int64_t weights = conv->geometry.weights(), channels = conv->geometry.output.channels;
+    float* dw = gradients[conv->weight];
+    for (int b = 0; b < s.blocks; ++b) {
+        const float* partial = partials_.data() + b * plan_.block_partials + plan_.operations[i].partials;
+        if (dw)
+            for (int64_t k = 0; k < weights; ++k) dw[k] += partial[k];
+        if (conv->bias >= 0 && gradients[conv->bias])
+            for (int64_t k = 0; k < channels; ++k) gradients[conv->bias][k] += partial[weights + k];
+    }
+}
+
+}  // namespace smidgen
