@@ -38,7 +38,7 @@ from smidgen.engines.prepare import place
 from smidgen.errors import SmidgenError
 from smidgen.images import read_image
 from smidgen.runs.directory import RunDirectory
-from smidgen.runs.environment import Begun
+from smidgen.runs.environment import RunOrigin
 from smidgen.runs.record import load_run
 from smidgen.runs.weights import read_weights
 from smidgen.training import checkpoint
@@ -272,7 +272,7 @@ def main() -> None:
 
     def environment(path: Path) -> object:
         shutil.copy(path, copy / "environment.json")
-        return Begun.from_json(RunDirectory(copy).read_json("environment.json"), copy)
+        return RunOrigin.from_json(RunDirectory(copy).read_json("environment.json"), copy)
 
     readers: dict[str, Reader] = {
         "idx": lambda path: read_idx(path, 3),
