@@ -229,7 +229,7 @@ def test_sets_that_do_not_fit_are_refused(whole: Sweep, small_trial: Trial, tmp_
     )
     assert tuned.goals_met is None
     assert tuned.to_json()["trials"][0]["goal_share"] is None
-    with pytest.raises(RunError, match="not judged on the same images"):
+    with pytest.raises(RunError, match="not evaluated on the same images"):
         compare(whole.trials[0].runs, tuned.trials[0].runs)
     with pytest.raises(RunError, match="of several trials"):
         compare([*whole.trials[0].runs, *whole.trials[1].runs], whole.trials[0].runs)
