@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from conftest import Command
+from smidgen.engines.prepare import place
 from smidgen.errors import RunError, SmidgenError
 from smidgen.reports import collect
 from smidgen.reports.collect import TrialRuns
@@ -99,7 +100,6 @@ def test_an_engine_that_is_not_here_is_replaced_and_that_is_noted(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smidgen: Command
 ) -> None:
     (copied / NAME).unlink()
-    place = collect.place
 
     def without_native(engine: str, *arguments: object) -> object:
         if engine == "eager":

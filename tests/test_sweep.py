@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import time
 from dataclasses import replace
@@ -239,13 +240,17 @@ def test_an_interrupted_sweep_leaves_what_is_finished_and_goes_on(trials: list[T
     trial = tmp_path / "small.json"
     trial.write_text(json.dumps(trials[0].to_json()))
     arguments = ["sweep", str(trial), "--seeds", "0-5", "--workers", "2", "--out", str(tmp_path / "s")]
-    process = start_smidgen(*arguments)
+    process = start_smidgen(*arguments, "--json")
     while not list((tmp_path / "s").glob("*/*/result.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=60)
     if process.returncode == 130:
         assert "of 6 runs done" in errors
+        shown = json.loads(printed)
+        assert shown["resume"] == shlex.join(["smidgen", *arguments, "--json"])
+        assert (shown["interrupted"], shown["out"], shown["wanted"]) == (True, str(tmp_path / "s"), 6)
+        assert 0 < shown["finished"] <= 6
     else:
         assert process.returncode in (0, 1), errors  # it was done before the signal came
     again = start_smidgen(*arguments)

@@ -1,7 +1,7 @@
-"""Asking Optuna for candidates, a batch at a time; what it answers is a function of what has been told.
+"""Asks Optuna for candidates, a batch at a time; the answer is a function of the results it is given.
 
-For every batch a study is made anew from the candidates so far, with a seed of the batch's own. So a
-search that was interrupted goes on exactly as one that was not, and nothing but its record is kept.
+For every batch a new study is made from the candidates so far, with a seed of the batch's own. So a
+resumed search chooses exactly as an uninterrupted one, and only the candidates are kept.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Asker:
         directions = ["maximize", "minimize"] if self.pareto else ["maximize"]
         study = optuna.create_study(directions=directions, sampler=sampler)
         for candidate in history:
-            if candidate.judged:
+            if candidate.evaluated:
                 read = optuna.distributions.json_to_distribution
                 distributions = {name: read(text) for name, text in candidate.dimensions.items()}
                 values = [candidate.mean, candidate.parameters] if self.pareto else [candidate.mean]

@@ -245,7 +245,7 @@ class _SearchState:
             batch = len(self.history) // plan.batch
             asked, rejected = self.asker.ask(self.history, batch, plan.batch)
             self.rejected += rejected
-            self.history += self._judged(asked)
+            self.history += self._evaluated(asked)
             self._write()
             self.show(progress_table(self.history, plan.total, pareto=plan.pareto))
         finalists = self._finalists()
@@ -257,7 +257,7 @@ class _SearchState:
     def _write(self) -> None:
         write_candidates(self.root / CANDIDATES, self.history)
 
-    def _judged(self, asked: Sequence[Candidate]) -> list[Candidate]:
+    def _evaluated(self, asked: Sequence[Candidate]) -> list[Candidate]:
         """The batch trained by successive halving over seeds."""
         done = {candidate.number: candidate for candidate in asked}
         remaining = list(asked)

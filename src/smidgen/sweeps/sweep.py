@@ -99,8 +99,8 @@ class Sweep:
     @property
     def goals_met(self) -> bool | None:
         """Whether every run met its goal; None where none was evaluated on the test images."""
-        judged = [run.goal_met for result in self.trials if result.on_test for run in result.runs]
-        return all(judged) if judged else None
+        evaluated = [run.goal_met for result in self.trials if result.on_test for run in result.runs]
+        return all(evaluated) if evaluated else None
 
     def to_json(self) -> dict[str, Any]:
         """The sweep as `smidgen sweep --json` prints it."""
