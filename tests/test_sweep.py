@@ -250,7 +250,7 @@ def test_an_interrupted_sweep_leaves_what_is_finished_and_goes_on(trials: list[T
         shown = json.loads(printed)
         assert shown["resume"] == shlex.join(["smidgen", *arguments, "--json"])
         assert (shown["interrupted"], shown["out"], shown["wanted"]) == (True, str(tmp_path / "s"), 6)
-        assert 0 < shown["finished"] <= 6
+        assert 0 <= shown["finished"] <= 6  # it may not have noticed the first yet
     else:
         assert process.returncode in (0, 1), errors  # it was done before the signal came
     again = start_smidgen(*arguments)
