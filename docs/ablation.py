@@ -54,20 +54,25 @@ def main() -> None:
     options = parser.parse_args()
     trials = variants()
     made = smidgen.sweep(
-        trials.values(), options.seeds, folds=FOLDS, precision=options.precision, out=options.out, show=print
+        trials.values(),
+        options.seeds,
+        folds=FOLDS,
+        options=smidgen.RunOptions(precision=options.precision),
+        out=options.out,
+        show=print,
     )
     rows: list[list[object]] = []
     base: dict[int, float] = {}
     for text, swept in zip(trials, made.trials, strict=True):
-        found = {run.result["seed"]: run.result["validation_accuracy_last"] for run in swept.runs}
+        found = {run.seed: run.accuracy for run in swept.runs}
         base = base or found
         differences = [found[seed] - base[seed] for seed in found]
         rows.append([
-            text, swept.runs[0].result["parameters"], len(found), f"{statistics.mean(found.values()):.3f}",
+            text, swept.runs[0].result.parameters, len(found), f"{statistics.mean(found.values()):.3f}",
             f"{statistics.stdev(found.values()):.3f}", f"{min(found.values()):.2f}",
             f"{statistics.mean(differences):+.3f}" if found is not base else "",
             f"{statistics.stdev(differences) / math.sqrt(len(differences)):.3f}" if found is not base else "",
-            f"{statistics.mean(run.result['train_accuracy_last'] for run in swept.runs):.2f}",
+            f"{statistics.mean(run.result.train_accuracy_last for run in swept.runs):.2f}",
         ])  # fmt: skip
     columns = ["", "parameters", "n", "mean", "s.d.", "min", "difference", "standard error", "train"]
     print(render(columns, rows, "markdown"))

@@ -76,7 +76,7 @@ def _machine() -> str:
 def _run(directory: Path, trial: str) -> smidgen.Run:
     if not (directory / "result.json").exists():
         print(f"training {trial}", file=sys.stderr)
-        return smidgen.run(trial, seed=0, threads=1, out=directory)
+        return smidgen.run(trial, seed=0, options=smidgen.RunOptions(threads=1), out=directory)
     return smidgen.load_run(directory)
 
 

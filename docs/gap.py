@@ -38,11 +38,12 @@ def main() -> None:
     options = parser.parse_args()
     found = [smidgen.find_trial(name) for name in TRIALS]
     tuned = [replace(t, data=replace(t.data, evaluate="validation", validation=HELD_OUT)) for t in found]
-    made = smidgen.sweep(tuned, options.seeds, folds=FOLDS, precision=options.precision, out=options.out, show=print)
+    run_options = smidgen.RunOptions(precision=options.precision)
+    made = smidgen.sweep(tuned, options.seeds, folds=FOLDS, options=run_options, out=options.out, show=print)
     test = load_dataset().held_out
     rows: list[list[object]] = []
     for trial, swept in zip(tuned, made.trials, strict=True):
-        held_out = [run.result["validation_accuracy_last"] for run in swept.runs]
+        held_out = [run.accuracy for run in swept.runs]
         tested = [
             evaluate(NativeNetwork(run.network.eval(), 2), test, run.trained.mean, run.trained.std).accuracy
             for run in swept.runs

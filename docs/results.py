@@ -68,13 +68,13 @@ def main() -> None:
             with ThreadPoolExecutor(together) as pool:
                 list(pool.map(_make, chosen))
     for engine, of_engine in jobs.items():
-        results: dict[str, list[dict[str, Any]]] = {name: [] for name in SEEDS[engine]}
+        results: dict[str, list[smidgen.Result]] = {name: [] for name in SEEDS[engine]}
         for _, name, _, directory in of_engine:
             if (directory / "result.json").exists():
                 results[name].append(smidgen.load_run(directory).result)
         print(f"\n{' '.join(OPTIONS[engine])}\n\n{_table(results)}")
         if engine == "sprint":
-            seconds = [r["seconds_training"] for r in results[SPRINT]]
+            seconds = [r.seconds_training for r in results[SPRINT]]
             if seconds:
                 print(
                     f"\nseconds of the {len(seconds)} runs of {SPRINT}, training and evaluations: median "
@@ -107,23 +107,23 @@ def _make(job: Job) -> None:
         raise SystemExit(done.returncode)
 
 
-def _measured(results: list[dict[str, Any]]) -> dict[str, Any]:
-    last = [r["test_accuracy_last"] for r in results]
+def _measured(results: list[smidgen.Result]) -> dict[str, Any]:
+    last = [r.accuracy_last for r in results]
     return {
         "n": len(last),
         "mean": statistics.mean(last),
         "sd": statistics.stdev(last),
         "min": min(last),
         "max": max(last),
-        "goal_share": sum(r["goal_met"] for r in results) / len(last),
-        "best_epoch_mean": statistics.mean(r["test_accuracy_best"] for r in results),
-        "train_mean": statistics.mean(r["train_accuracy_last"] for r in results),
-        "engine": results[0]["engine"],
-        "recipe_sha256": results[0]["recipe_sha256"],
+        "goal_share": sum(r.goal_met is True for r in results) / len(last),
+        "best_epoch_mean": statistics.mean(r.accuracy_best for r in results),
+        "train_mean": statistics.mean(r.train_accuracy_last for r in results),
+        "engine": results[0].engine,
+        "recipe_sha256": results[0].recipe_sha256,
     }
 
 
-def _table(results: dict[str, list[dict[str, Any]]]) -> str:
+def _table(results: dict[str, list[smidgen.Result]]) -> str:
     columns = [
         "trial", "parameters", "epochs", "n", "mean", "s.d.", "min", "max", "at 99.4", "at its goal",
         "train", "best epoch", "seed's best epoch",
@@ -133,9 +133,9 @@ def _table(results: dict[str, list[dict[str, Any]]]) -> str:
         if len(found) < 2:
             continue
         m = _measured(found)
-        at_994 = sum(r["test_accuracy_last"] >= 99.4 for r in found)
+        at_994 = sum(r.accuracy_last >= 99.4 for r in found)
         rows.append([
-            name, found[0]["parameters"], found[0]["epochs"], m["n"], f"{m['mean']:.3f}", f"{m['sd']:.3f}",
+            name, found[0].parameters, found[0].epochs, m["n"], f"{m['mean']:.3f}", f"{m['sd']:.3f}",
             f"{m['min']:.2f}", f"{m['max']:.2f}", f"{at_994}/{m['n']}", f"{m['goal_share']:.0%}",
             f"{m['train_mean']:.2f}", f"{m['best_epoch_mean']:.3f}", ORIGINAL.get(name, "-"),
         ])  # fmt: skip

@@ -32,7 +32,7 @@ def main() -> None:
                 began = time.perf_counter()
                 made = smidgen.sweep([trial], range(JOBS), workers=workers, out=Path(folder))
                 seconds[workers] = time.perf_counter() - began
-            training = sum(run.result["seconds_training"] for run in made.trials[0].runs)
+            training = sum(run.result.seconds_training for run in made.trials[0].runs)
             if workers == 1:
                 overheads.append((seconds[1] - training) / JOBS)
         ratios.append(seconds[1] / seconds[2])

@@ -22,6 +22,7 @@ import torch
 from images import CLASSES, write_images
 from smidgen.cli import main
 from smidgen.data.dataset import FILES, Dataset, load_dataset
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
@@ -84,7 +85,7 @@ def small_trial(small_folder: Path) -> Trial:
 
 @pytest.fixture(scope="session")
 def small_run(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(small_trial, seed=3, out=tmp_path_factory.mktemp("runs") / "small", threads=1)
+    return run(small_trial, seed=3, out=tmp_path_factory.mktemp("runs") / "small", options=RunOptions(threads=1))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from smidgen.reports.report import report
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
 from smidgen.trial import Trial
@@ -61,7 +62,7 @@ def browser() -> Iterator[Browser]:
 def file(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("browser")
     for seed in (0, 1):
-        run(small_trial, seed=seed, out=root / f"r{seed}", threads=1, progress=Silent())
+        run(small_trial, seed=seed, out=root / f"r{seed}", options=RunOptions(threads=1), progress=Silent())
     return report([root / "r0", root / "r1"], root / "report.html").path
 
 

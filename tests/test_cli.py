@@ -52,7 +52,7 @@ def test_run_json_is_one_object_and_the_rest_goes_to_standard_error(
     assert done.out.count("\n") == 1
     assert "epoch 2/2" in done.err
     assert done.json["run_dir"] == str(tmp_path / "r")
-    assert done.json["weights_sha256"] == small_run.result["weights_sha256"]
+    assert done.json["weights_sha256"] == small_run.result.weights_sha256
     assert json.loads((tmp_path / "r" / "result.json").read_text()) == done.json
 
 
@@ -179,7 +179,7 @@ def test_an_interruption_keeps_what_is_finished(
     assert "Traceback" not in errors
     finished = len((out / "epochs.jsonl").read_text().splitlines())
     assert finished >= 1
-    assert f"interrupted after {finished} finished epoch(s); to go on: smidgen run --resume {out}" in errors
+    assert f"interrupted after {finished} finished epoch(s); to resume: smidgen run --resume {out}" in errors
     assert not (out / "result.json").exists()
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
     if as_json:

@@ -63,7 +63,7 @@ def test_one_worker_two_shards_and_two_nodes_of_which_one_is_killed_make_the_sam
         cluster.shutdown()
     assert (made.done, made.failures) == (6, ())
     assert _weights(made) == _weights(expected)
-    assert made.trials[0].runs[0].result["run_dir"] == str(made.trials[0].runs[0].directory)
+    assert made.trials[0].runs[0].result.run_dir == str(made.trials[0].runs[0].directory)
     again = sweep([trial], "0-5", workers=1, out=tmp_path / "ray")
     assert (again.done, again.kept) == (0, 6)
 
@@ -84,4 +84,4 @@ def test_a_job_that_fails_is_reported(tmp_path: Path, small_trial: Any) -> None:
 
 
 def _weights(made: Any) -> list[str]:
-    return [run.result["weights_sha256"] for run in made.trials[0].runs]
+    return [run.result.weights_sha256 for run in made.trials[0].runs]

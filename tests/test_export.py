@@ -26,6 +26,7 @@ from smidgen.exports.registry import TARGETS, make_target
 from smidgen.exports.target import Source
 from smidgen.exports.weights import WeightsTarget
 from smidgen.files import write_together
+from smidgen.runs.options import RunOptions
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
 from smidgen.trial import Trial
@@ -73,7 +74,7 @@ def test_every_test_image_comes_out_the_same(
     for file in found["files"]:
         assert Path(file).stat().st_size == found["sizes"][Path(file).name]
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    assert manifest["weights_sha256"] == runs[trial].result["weights_sha256"]
+    assert manifest["weights_sha256"] == runs[trial].result.weights_sha256
     assert manifest["check"]["mismatches"] == 0
 
 
@@ -188,7 +189,9 @@ def test_an_onnx_file_takes_uint8_images_in_any_number(runs: dict[str, Run], mni
 def test_a_run_judged_on_validation_is_checked_on_the_test_images(small_trial: Trial, tmp_path: Path) -> None:
     from smidgen.settings import with_settings
 
-    tuned = run(with_settings(small_trial, ["data.evaluate=validation"]), out=tmp_path / "tuned", threads=1)
+    tuned = run(
+        with_settings(small_trial, ["data.evaluate=validation"]), out=tmp_path / "tuned", options=RunOptions(threads=1)
+    )
     exported = export(tuned, "safetensors", tmp_path / "out")
     assert exported.check is not None
     assert exported.check.images == 200
@@ -314,7 +317,7 @@ def test_changed_data_is_noticed(small_trial: Trial, small_folder: Path, tmp_pat
     copy = tmp_path / "data"
     shutil.copytree(small_folder, copy)
     trial = replace(small_trial, data=replace(small_trial.data, source=str(copy)), epochs=1)
-    finished = run(trial, out=tmp_path / "run", threads=1)
+    finished = run(trial, out=tmp_path / "run", options=RunOptions(threads=1))
     labels = next(copy.glob("t10k-labels*"))
     content = bytearray(labels.read_bytes())
     content[-1] = (content[-1] + 1) % 10

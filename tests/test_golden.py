@@ -12,10 +12,11 @@ import pytest
 
 from conftest import Command
 from smidgen.bench import LayerTime, NetworkResults, Profile, Results, Way
-from smidgen.reports.collect import Collection, Judgement, TrialRuns
+from smidgen.reports.collect import Collection, TrialRuns
 from smidgen.reports.document import Bullets, Table
 from smidgen.reports.markdown import _block
 from smidgen.reports.write import write
+from smidgen.runs.predictions import Predictions
 from smidgen.runs.progress import epoch_line, history_html
 from smidgen.runs.record import Run
 from smidgen.training.loop import EpochRecord
@@ -85,15 +86,21 @@ def test_the_reports_tables(golden: Golden, small_run: Run, small_trial: Trial) 
                 trial=trial,
                 seed=seed,
                 history=(HISTORY[0], replace(HISTORY[1], test_correct=121 + seed)),
-                result=small_run.result
-                | {"engine": "eager", "seed": seed, "seconds_training": 3.0 + seed, "weights_sha256": f"{seed:064d}"},
+                result=replace(
+                    small_run.result,
+                    engine="eager",
+                    seed=seed,
+                    seconds_training=3.0 + seed,
+                    weights_sha256=f"{seed:064d}",
+                ),
             )
             for seed in seeds
         ]
         group = TrialRuns(trial, runs, dataset_problem="the data is not here")
         probabilities = rng.dirichlet(np.ones(10), 200) * 0.3
         probabilities[np.arange(200), (labels + (np.arange(200) % 7 == 0)) % 10] += 0.7
-        group.judgements = [Judgement(probabilities, labels) for _ in seeds]
+        predictions = Predictions(probabilities.argmax(1), probabilities.max(1).astype(np.float32))
+        group.predictions, group.labels = [predictions for _ in seeds], labels
         groups.append(group)
     document = write(Collection(groups))
     shown = [block for block in document.blocks if isinstance(block, Table | Bullets)]

@@ -27,6 +27,7 @@ from smidgen.engines.prepare import fit, place, prepare, without_engine
 from smidgen.errors import SmidgenError, TrainingError
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
 from smidgen.trial import Augmentation, Trial
@@ -206,7 +207,7 @@ def test_any_number_of_threads_gives_the_same_bytes(bfloat16: bool) -> None:
 
 def test_runs_end_with_the_same_bytes_for_any_number_of_threads(small_trial: Trial, tmp_path: Path) -> None:
     hashes = {
-        run(small_trial, threads=n, out=tmp_path / str(n), progress=Silent()).result["weights_sha256"]
+        run(small_trial, options=RunOptions(threads=n), out=tmp_path / str(n), progress=Silent()).result.weights_sha256
         for n in (1, 2, 4)
     }
     assert len(hashes) == 1
@@ -215,7 +216,7 @@ def test_runs_end_with_the_same_bytes_for_any_number_of_threads(small_trial: Tri
 def test_engines_train_alike(small_trial: Trial, tmp_path: Path) -> None:
     """The same images in the same order with the same distortions: losses part only slowly."""
     histories = [
-        run(small_trial, engine=engine, threads=2, out=tmp_path / engine, progress=Silent()).history
+        run(small_trial, options=RunOptions(engine=engine, threads=2), out=tmp_path / engine, progress=Silent()).history
         for engine in ("native", "eager")
     ]
     first = [history[0].train_loss for history in histories]
@@ -363,8 +364,8 @@ def test_without_the_extension_everything_works_and_says_so_once(
         place("native")
     with pytest.raises(SmidgenError, match="bf16 needs the native engine"):
         place("auto", precision="bf16")
-    finished = run(small_trial, threads=1, out=tmp_path / "run", progress=Silent())
-    assert finished.result["engine"] == "eager"
+    finished = run(small_trial, options=RunOptions(threads=1), out=tmp_path / "run", progress=Silent())
+    assert finished.result.engine == "eager"
     assert (tmp_path / "run" / "log.txt").read_text().count("the native engine is not installed") == 1
     assert place("eager").note == ""
 

@@ -21,6 +21,7 @@ from smidgen.data.decode import Glance
 from smidgen.data.idxfiles import EMNIST_CLASSES
 from smidgen.data.pictures import own_shape
 from smidgen.errors import DataError
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
 from smidgen.trial import Data, Trial
@@ -305,14 +306,14 @@ def test_image_folder_and_idx_files_of_the_same_pictures_give_the_same_weights(
     ]
     results = [
         run(
-            small_trial, data=folder, epochs=1, engine=engine, threads=1, out=tmp_path / f"run-{folder.name}",
+            small_trial, data=folder, epochs=1, options=RunOptions(engine=engine, threads=1), out=tmp_path / f"run-{folder.name}",
             progress=Silent(),
         ).result
         for folder in folders
     ]  # fmt: skip
-    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
-    assert results[0]["data_sha256"] == results[1]["data_sha256"]
-    assert results[1]["class_names"] == list("0123456789")
+    assert results[0].weights_sha256 == results[1].weights_sha256
+    assert results[0].data_sha256 == results[1].data_sha256
+    assert results[1].class_names == tuple("0123456789")
 
 
 def test_mnists_digests_and_those_of_older_trials_stay(mnist: Dataset) -> None:

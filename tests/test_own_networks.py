@@ -15,6 +15,7 @@ from conftest import Command
 from smidgen.errors import RunError, SmidgenError, TrialError
 from smidgen.nets import code
 from smidgen.nets.build import build_network
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import load_run
 from smidgen.runs.run import run
@@ -106,8 +107,8 @@ def test_a_module_trains_on_the_native_engine_and_is_read_back(file: Path, smidg
     trial = find_trial(tmp_path / "run" / "trial.json")
     assert isinstance(trial.network, Module)
     assert (trial.network.file, trial.network.name) == ("nets.py", "Residual")
-    assert load_run(tmp_path / "run").result["weights_sha256"] == done.json["weights_sha256"]
-    eager = run(trial, out=tmp_path / "eager", engine="eager", progress=Silent())
+    assert load_run(tmp_path / "run").result.weights_sha256 == done.json["weights_sha256"]
+    eager = run(trial, out=tmp_path / "eager", options=RunOptions(engine="eager"), progress=Silent())
     assert abs(eager.history[0].train_loss - load_run(tmp_path / "run").history[0].train_loss) < 1e-3
 
 
@@ -142,7 +143,7 @@ def test_a_run_from_elsewhere_makes_nothing_run(file: Path, smidgen: Command, tm
 
 
 def test_a_sweeps_workers_have_the_file_too(file: Path, tmp_path: Path) -> None:
-    done = sweep([f"{file}:trial"], "0-1", workers=2, threads=1, out=tmp_path / "sweep", show=lambda _: None)
+    done = sweep([f"{file}:trial"], "0-1", workers=2, out=tmp_path / "sweep", show=lambda _: None)
     assert not done.failures
 
 

@@ -17,6 +17,7 @@ from smidgen.graph.cost import count_parameters
 from smidgen.nets.build import build_network, measure
 from smidgen.nets.sizing import sized_network
 from smidgen.reports.report import report
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import run
@@ -56,9 +57,9 @@ def test_a_new_trial_file_runs_as_it_stands(file: Path, colour_run: Run) -> None
     assert trial.name == "my_trial"
     assert trial.data.shape == (3, 12, 12)
     assert trial.goal.parameters == 3_000
-    assert 2_400 < colour_run.result["parameters"] <= 3_000
+    assert 2_400 < colour_run.result.parameters <= 3_000
     assert colour_run.accuracy > 90
-    assert colour_run.result["class_names"] == list(NAMES)
+    assert colour_run.result.class_names == tuple(NAMES)
 
 
 def test_a_file_that_is_there_is_not_overwritten(file: Path, folder: Path, smidgen: Command, tmp_path: Path) -> None:
@@ -77,14 +78,16 @@ def test_data_without_test_images_give_a_trial_that_is_judged_on_validation(tmp_
         write_images(tmp_path / "d" / split, 8, first=first)
     new_trial(tmp_path / "t.py", data=tmp_path / "d", max_parameters=800, epochs=1)
     finished = run(f"{tmp_path / 't.py'}:trial", out=tmp_path / "r", progress=Silent())
-    assert finished.result["held_out"] == "validation"
+    assert finished.result.held_out == "validation"
     assert finished.history[-1].test_total == 24
 
 
 def test_both_engines_learn_colour_alike(file: Path, colour_run: Run, tmp_path: Path) -> None:
-    assert colour_run.result["engine"] == "native"
+    assert colour_run.result.engine == "native"
     settings = ["augmentation.flip=0.5", "augmentation.translation=0", "augmentation.scale=0"]
-    eager = run(f"{file}:trial", out=tmp_path / "e", settings=settings, engine="eager", progress=Silent())
+    eager = run(
+        f"{file}:trial", out=tmp_path / "e", settings=settings, options=RunOptions(engine="eager"), progress=Silent()
+    )
     assert abs(eager.history[0].train_loss - colour_run.history[0].train_loss) < 1e-3
     assert eager.accuracy > 90
 

@@ -25,6 +25,7 @@ from smidgen.reports.markdown import to_markdown
 from smidgen.reports.page import to_html
 from smidgen.reports.report import report
 from smidgen.reports.write import reliability_bins, write
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
@@ -36,11 +37,11 @@ def runs(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of one trial and one of another, made from it."""
     root = tmp_path_factory.mktemp("report-runs")
     for seed in (0, 1):
-        run(small_trial, seed=seed, out=root / f"a{seed}", threads=1, progress=Silent())
+        run(small_trial, seed=seed, out=root / f"a{seed}", options=RunOptions(threads=1), progress=Silent())
     other = replace(
         small_trial, name="longer", note="three epochs, distorted", epochs=3, augmentation=Augmentation(rotation=10)
     )
-    run(other, seed=0, out=root / "b0", threads=1, progress=Silent())
+    run(other, seed=0, out=root / "b0", options=RunOptions(threads=1), progress=Silent())
     return root
 
 
@@ -123,18 +124,18 @@ def test_the_figures_are_the_runs(page: str, runs: Path) -> None:
 
 def test_the_mistakes_are_the_networks(runs: Path) -> None:
     group = collect([runs / "b0"]).trials[0]
-    judged = group.judgements[0]
-    assert int(judged.correct.sum()) == group.runs[0].history[-1].test_correct
+    predictions, correct = group.predictions[0], group.correct[0]
+    assert int(correct.sum()) == group.runs[0].history[-1].test_correct
     document = write(collect([runs / "b0"]))
     shown = [p for block in document.blocks if isinstance(block, write.__globals__["Gallery"]) for p in block.pictures]
     mistakes = [p for p in shown if p.name.startswith("mistake")]
     sure = []
     for picture in mistakes:
         index, label, guess, probability = re.findall(r"[\d.]+", picture.alt)
-        assert int(judged.labels[int(index)]) == int(label)
-        assert int(judged.predictions[int(index)]) == int(guess) != int(label)
+        assert int(group.labels[int(index)]) == int(label)
+        assert int(predictions.classes[int(index)]) == int(guess) != int(label)
         sure.append(float(probability))
-    assert len(mistakes) == min(48, int((~judged.correct).sum()))
+    assert len(mistakes) == min(48, int((~correct).sum()))
     assert sure == sorted(sure, reverse=True)
 
 
@@ -331,7 +332,7 @@ def test_three_trials_are_drawn_as_accuracy_against_parameters(
     page = (tmp_path / "three.html").read_text()
     alt = next(a for a in re.findall(r'aria-label="([^"]*)"', page) if "against parameters" in a)
     for made in (small_run, *others):
-        assert f"{made.trial.name}: {made.result['parameters']:,} parameters, {made.accuracy:.3f} %" in alt
+        assert f"{made.trial.name}: {made.result.parameters:,} parameters, {made.accuracy:.3f} %" in alt
     report([small_run, others[0]], tmp_path / "two.html")
     assert "against parameters" not in (tmp_path / "two.html").read_text()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from smidgen.data.dataset import Dataset
 from smidgen.engines.prepare import place
 from smidgen.errors import DataError, RunError, SmidgenError, TrialError
 from smidgen.runs.directory import RunDirectory
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
+from smidgen.runs.result import Result
 from smidgen.runs.run import RunInterruptedError, load_trial_data, run
 from smidgen.runs.weights import read_weights, weights_sha256
 from smidgen.tensorfile import read_header, sealed_bytes
@@ -28,7 +31,7 @@ from smidgen.verdict import judge, percent
 
 FILES = {
     "trial.json", "environment.json", "epochs.jsonl", "checkpoint.safetensors", "checkpoint-previous.safetensors",
-    "weights.safetensors", "result.json", "log.txt",
+    "weights.safetensors", "predictions.safetensors", "result.json", "log.txt",
 }  # fmt: skip
 
 
@@ -45,23 +48,23 @@ def test_a_run_directory_holds_what_it_promises(small_run: Run, small_trial: Tri
     log = (directory / "log.txt").read_text()
     assert "epoch 2/2" in log
     assert "goal met" in log
-    assert json.loads((directory / "result.json").read_text()) == small_run.result
+    assert json.loads((directory / "result.json").read_text()) == small_run.result.to_json()
 
 
 def test_the_result_says_what_was_measured(small_run: Run, small_trial: Trial) -> None:
     result = small_run.result
     data = load_trial_data(small_trial)
     judged = evaluate(small_run.network, data.held_out, data.mean, data.std)
-    assert result["test_accuracy_last"] == small_run.accuracy == judged.accuracy
-    assert result["test_loss_last"] == pytest.approx(judged.loss)
-    assert result["test_accuracy_best"] == max(r.test_accuracy for r in small_run.history)
-    assert result["parameters"] == sum(p.numel() for p in small_run.network.parameters())
-    assert result["weights_sha256"] == weights_sha256(small_run.network)
-    assert result["goal_met"] is True
-    assert (result["trial"], result["seed"], result["engine"], result["epochs"]) == ("small", 3, place().engine, 2)
+    assert result.accuracy_last == small_run.accuracy == judged.accuracy
+    assert result.loss_last == pytest.approx(judged.loss)
+    assert result.accuracy_best == max(r.test_accuracy for r in small_run.history)
+    assert result.parameters == sum(p.numel() for p in small_run.network.parameters())
+    assert result.weights_sha256 == weights_sha256(small_run.network)
+    assert result.goal_met is True
+    assert (result.trial, result.seed, result.engine, result.epochs) == ("small", 3, place().engine, 2)
     seconds = sum(r.seconds_training + r.seconds_evaluation for r in small_run.history)
-    assert result["seconds_training"] == pytest.approx(seconds)
-    assert result["images_per_second"] == pytest.approx(1200 / sum(r.seconds_training for r in small_run.history))
+    assert result.seconds_training == pytest.approx(seconds)
+    assert result.images_per_second == pytest.approx(1200 / sum(r.seconds_training for r in small_run.history))
 
 
 def test_a_run_reads_back_equal(small_run: Run) -> None:
@@ -69,12 +72,12 @@ def test_a_run_reads_back_equal(small_run: Run) -> None:
     assert (again.trial, again.seed, again.history, again.result, again.verdict) == (
         small_run.trial, small_run.seed, small_run.history, small_run.result, small_run.verdict,
     )  # fmt: skip
-    assert weights_sha256(again.network) == small_run.result["weights_sha256"]
+    assert weights_sha256(again.network) == small_run.result.weights_sha256
 
 
 def test_the_same_run_twice_is_the_same_to_the_last_byte(small_run: Run, small_trial: Trial, tmp_path: Path) -> None:
-    again = run(small_trial, seed=3, out=tmp_path / "again", threads=1, progress=Silent())
-    assert again.result["weights_sha256"] == small_run.result["weights_sha256"]
+    again = run(small_trial, seed=3, out=tmp_path / "again", options=RunOptions(threads=1), progress=Silent())
+    assert again.result.weights_sha256 == small_run.result.weights_sha256
     for name in ("weights.safetensors", "trial.json"):
         assert (again.directory / name).read_bytes() == (small_run.directory / name).read_bytes(), name
     one, other = (safetensors.torch.load_file(r.directory / "checkpoint.safetensors") for r in (again, small_run))
@@ -85,12 +88,42 @@ def test_the_same_run_twice_is_the_same_to_the_last_byte(small_run: Run, small_t
 def test_tuning_on_the_validation_split_leaves_the_goal_open(small_trial: Trial, tmp_path: Path) -> None:
     tuned = run(small_trial, settings=["data.evaluate=validation"], out=tmp_path / "r", progress=Silent())
     assert tuned.goal_met is None
-    assert tuned.result["held_out"] == "validation"
-    assert tuned.result["test_accuracy_last"] is None
-    assert tuned.result["validation_accuracy_last"] == tuned.accuracy
+    assert tuned.result.held_out == "validation"
+    assert tuned.result.accuracy_last == tuned.accuracy
+    written = tuned.result.to_json()
+    assert (written["test_accuracy_last"], written["validation_accuracy_last"]) == (None, tuned.accuracy)
     assert tuned.history[0].test_total == 100
     assert "test images were not looked at" in tuned.summary
     assert load_run(tmp_path / "r").goal_met is None
+
+
+def test_a_result_survives_json(small_run: Run, tmp_path: Path) -> None:
+    data = small_run.result.to_json()
+    assert Result.from_json(json.loads(json.dumps(data)), tmp_path) == small_run.result
+    tuned = replace(small_run.result, held_out="validation", goal_met=None, class_names=("a", "b"))
+    assert Result.from_json(json.loads(json.dumps(tuned.to_json())), tmp_path) == tuned
+    older = {key: value for key, value in data.items() if key not in ("precision", "class_names", "resumptions")}
+    assert Result.from_json(older, tmp_path) == small_run.result
+    for key, value in (
+        ("seed", -1), ("seed", "3"), ("seed", True), ("threads", 1.5), ("held_out", "train"), ("engine", "warp"),
+        ("test_accuracy_last", None), ("seconds_training", 2**70), ("goal_met", 1), ("class_names", [1]),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match=key) as caught:
+            Result.from_json({**data, key: value}, tmp_path)
+        assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        ({"engine": "warp"}, "--engine"), ({"precision": "fp16"}, "--precision"), ({"device": "tpu"}, "--device"),
+        ({"threads": 0}, "--threads"), ({"threads": 10_000}, "--threads"),
+        ({"checkpoint_seconds": -1}, "--checkpoint-seconds"), ({"checkpoint_seconds": float("nan")}, "--checkpoint-seconds"),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_allowed_are_named(values: dict[str, Any], option: str) -> None:
+    with pytest.raises(SmidgenError, match=option):
+        RunOptions(**values)
 
 
 def test_a_run_shows_itself(small_run: Run) -> None:
@@ -107,7 +140,8 @@ def test_the_callers_settings_of_torch_are_left_alone(small_trial: Trial, tmp_pa
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    run(small_trial, epochs=1, threads=1 if threads > 1 else 2, out=tmp_path / "r", progress=Silent())
+    options = RunOptions(threads=1 if threads > 1 else 2)
+    run(small_trial, epochs=1, options=options, out=tmp_path / "r", progress=Silent())
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.rand(2), expected)
 
@@ -119,7 +153,7 @@ MISTAKES = {
     "no data": ({"data": "nowhere"}, DataError, "no data at 'nowhere'"),
     "negative seed": ({"seed": -1}, SmidgenError, "the seed is -1"),
     "seed that is no number": ({"seed": 1.5}, SmidgenError, "the seed is 1.5"),
-    "no such precision": ({"engine": "eager", "precision": "bf16"}, SmidgenError, "native engine"),
+    "no such precision": ({"options": RunOptions(engine="eager", precision="bf16")}, SmidgenError, "native engine"),
     "network too small": ({"settings": ["network.blocks.0.kernel=29"]}, TrialError, "does not fit"),
 }
 
@@ -275,7 +309,9 @@ def test_an_interrupted_run_keeps_what_is_finished(small_trial: Trial, tmp_path:
         run(small_trial, out=tmp_path / "r", progress=Impatient())
     assert (caught.value.directory, caught.value.epochs) == (tmp_path / "r", 1)
     kept = {path.name for path in (tmp_path / "r").iterdir()}
-    assert kept == FILES - {"result.json", "weights.safetensors", "checkpoint-previous.safetensors"}
+    assert kept == FILES - {
+        "result.json", "weights.safetensors", "predictions.safetensors", "checkpoint-previous.safetensors",
+    }  # fmt: skip
     assert len((tmp_path / "r" / "epochs.jsonl").read_text().splitlines()) == 1
     with pytest.raises(RunError, match="unfinished"):
         load_run(tmp_path / "r")

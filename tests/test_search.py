@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from smidgen.data.dataset import FILES, Dataset
 from smidgen.errors import RunError, SettingError, SmidgenError
 from smidgen.graph.cost import count_parameters
 from smidgen.nets.build import build_network, measure
+from smidgen.runs.options import RunOptions
 from smidgen.searches import ask
 from smidgen.searches.ask import Asker, Limits
 from smidgen.searches.candidate import Candidate, front, ranked, read_candidates, rungs, survivors
 from smidgen.searches.found import Search
-from smidgen.searches.search import SearchInterruptedError, search
+from smidgen.searches.search import SearchInterruptedError, SearchPlan, search
 from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
-from smidgen.sweeps.executor import Outcome, do
+from smidgen.sweeps.executor import Outcome, run_job
 from smidgen.sweeps.jobs import Job
 from smidgen.trial import AdamW, Cosine, Trial
 from smidgen.trials.find import find_trial
@@ -62,19 +63,19 @@ class Here:
             if len(self.jobs) in self.fails:
                 yield replace(self.fails[len(self.jobs)], job=job)
                 continue
-            ended = do(job, root)
-            yield Outcome(job, ended.error, recipe=ended.recipe)
+            yield run_job(job, root)
 
     def close(self) -> None:
         """Nothing was kept."""
 
 
 def small_search(base: Trial, out: Path, **changes: Any) -> Search:
-    about: dict[str, Any] = {
-        "max_parameters": 600, "max_epochs": 1, "candidates": 6, "batch": 3, "seeds": 2, "finalists": 2,
-        "space": SPACE, "executor": Here(), "engine": "native", **changes,
-    }  # fmt: skip
-    return search(base, out=out, **about)
+    """A search with some values of its plan, limits or other arguments changed."""
+    plan: dict[str, Any] = {"candidates": 6, "batch": 3, "seeds": 2, "finalists": 2}
+    plan |= {field.name: changes.pop(field.name) for field in fields(SearchPlan) if field.name in changes}
+    limits = Limits(**{"parameters": 600, "epochs": 1, **changes.pop("limits", {})})
+    about: dict[str, Any] = {"space": SPACE, "workers": Here(), "options": RunOptions("native"), **changes}
+    return search(base, plan=SearchPlan(**plan), limits=limits, out=out, **about)
 
 
 def record(found: Search) -> list[dict[str, Any]]:
@@ -216,7 +217,7 @@ def test_a_space_that_holds_nothing_within_the_limits_is_one_line(
 ) -> None:
     monkeypatch.setattr(ask, "MOST_REJECTED", 50)
     with pytest.raises(SmidgenError, match=r"none of 50 candidates in a row was new, fitted .* at most 10 parameters"):
-        small_search(small_trial, tmp_path, max_parameters=10)
+        small_search(small_trial, tmp_path, limits={"parameters": 10})
 
 
 def test_what_a_search_gives(whole: Search, smidgen: Command) -> None:
@@ -256,7 +257,7 @@ def test_the_recorded_accuracies_are_those_of_runs_with_the_same_seeds(whole: Se
 
 def test_one_worker_two_workers_and_none_find_the_same(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
     for workers in (1, 2):
-        found = small_search(small_trial, tmp_path / str(workers), executor=None, workers=workers)
+        found = small_search(small_trial, tmp_path / str(workers), workers=workers)
         assert record(found) == record(whole)
     assert not multiprocessing.active_children()
 
@@ -264,14 +265,14 @@ def test_one_worker_two_workers_and_none_find_the_same(whole: Search, small_tria
 @pytest.mark.parametrize("after", [0, 2, 4, 7, 12])
 def test_an_interrupted_search_goes_on(whole: Search, small_trial: Trial, tmp_path: Path, after: int) -> None:
     """In the first batch, between the rounds, in the second batch, with the finalists."""
-    with pytest.raises(SearchInterruptedError, match="of 6 candidates judged; the same command goes on"):
-        small_search(small_trial, tmp_path, executor=Here(most=after))
+    with pytest.raises(SearchInterruptedError, match="of 6 candidates"):
+        small_search(small_trial, tmp_path, workers=Here(most=after))
     rest = Here()
-    found = small_search(small_trial, tmp_path, executor=rest)
+    found = small_search(small_trial, tmp_path, workers=rest)
     assert record(found) == record(whole)
     assert after + len(rest.jobs) == found.to_json()["runs"]  # none twice
     nothing = Here()
-    assert record(small_search(small_trial, tmp_path, executor=nothing)) == record(whole)
+    assert record(small_search(small_trial, tmp_path, workers=nothing)) == record(whole)
     assert nothing.jobs == []
 
 
@@ -328,7 +329,7 @@ def test_the_test_images_are_never_opened(
     assert record(again) == record(found)
     # While the trials that it writes are for them.
     with pytest.raises(SmidgenError, match=FILES["test_images"]):
-        small_search(find_trial(again.best.file), tmp_path / "third", name="x", executor=OnTestImages())
+        small_search(find_trial(again.best.file), tmp_path / "third", name="x", workers=OnTestImages())
 
 
 class OnTestImages(Here):
@@ -342,7 +343,7 @@ class OnTestImages(Here):
 
 def test_seeds_take_turns_on_the_folds(small_trial: Trial, tmp_path: Path) -> None:
     executor = Here()
-    small_search(small_trial, tmp_path, candidates=1, batch=2, seeds=4, folds=3, executor=executor)
+    small_search(small_trial, tmp_path, candidates=1, batch=2, seeds=4, folds=3, workers=executor)
     assert {(job.seed, job.trial.data.fold) for job in executor.jobs} == {(s, s % 3) for s in range(8)}
     with pytest.raises(SmidgenError, match=r"6 blocks of 100; set data\.fold lower"):
         small_search(small_trial, tmp_path / "many", folds=7)
@@ -350,7 +351,7 @@ def test_seeds_take_turns_on_the_folds(small_trial: Trial, tmp_path: Path) -> No
 
 def test_a_candidate_that_diverges_is_noted_and_the_rest_goes_on(small_trial: Trial, tmp_path: Path) -> None:
     diverged = Outcome(Job(small_trial, 0, None, ""), "training diverged", recipe=True)  # type: ignore[arg-type]
-    found = small_search(small_trial, tmp_path, executor=Here(fails={2: diverged, 5: diverged}))
+    found = small_search(small_trial, tmp_path, workers=Here(fails={2: diverged, 5: diverged}))
     errors = [c.error for c in found.candidates]
     assert errors.count("training diverged") == 2
     assert found.to_json()["failed"] == 2
@@ -367,7 +368,7 @@ def test_a_finalist_that_once_diverges_comes_after_those_that_do_not(
     diverged = Outcome(Job(small_trial, 0, None, ""), "training diverged", recipe=True)  # type: ignore[arg-type]
     for position in (runs - 3, runs - 2):
         executor = Here(fails={position: diverged})
-        found = small_search(small_trial, tmp_path / str(position), executor=executor)
+        found = small_search(small_trial, tmp_path / str(position), workers=executor)
         lost = executor.jobs[position - 1].trial.name
         assert found.finalists[-1].candidate.trial.name == lost
         assert len(found.finalists[-1].candidate.fresh) == 1
@@ -376,8 +377,8 @@ def test_a_finalist_that_once_diverges_comes_after_those_that_do_not(
 
 def test_a_full_disk_is_not_held_against_a_candidate(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
     full = Outcome(Job(small_trial, 0, None, ""), "x cannot be written: No space left on device")  # type: ignore[arg-type]
-    with pytest.raises(RunError, match=r"No space left on device; then the same command goes on"):
-        small_search(small_trial, tmp_path, executor=Here(fails={2: full}))
+    with pytest.raises(RunError, match=r"No space left on device"):
+        small_search(small_trial, tmp_path, workers=Here(fails={2: full}))
     assert record(small_search(small_trial, tmp_path)) == record(whole)
 
 
@@ -398,8 +399,8 @@ def test_another_search_in_the_folder_is_refused(whole: Search, small_trial: Tri
     for changes, words in (
         ({"seeds": 3}, r"another plan\.seeds \(2, here 3\)"),
         ({"settings": ["width.high=6"]}, r"another space\.width\.high \(8, here 6\)"),
-        ({"max_parameters": 500}, "another base.goal.parameters"),
-        ({"engine": "eager"}, "another engine"),
+        ({"limits": {"parameters": 500}}, "another base.goal.parameters"),
+        ({"options": RunOptions("eager")}, "another engine"),
     ):
         with pytest.raises(RunError, match=f"holds a search with {words}") as caught:
             small_search(small_trial, root, **changes)
@@ -424,7 +425,7 @@ def test_damaged_records_are_one_line_and_the_runs_are_kept(whole: Search, small
             small_search(small_trial, tmp_path, candidates=3)
     path.unlink()
     executor = Here()
-    assert record(small_search(small_trial, tmp_path, candidates=3, executor=executor)) != []
+    assert record(small_search(small_trial, tmp_path, candidates=3, workers=executor)) != []
     assert executor.jobs == []
     (tmp_path / "search.json").write_text("{")
     with pytest.raises(RunError, match=r"search\.json is damaged"):
@@ -438,7 +439,7 @@ def test_two_searches_at_once_in_a_folder_are_one_too_many(small_trial: Trial, t
                 small_search(small_trial, tmp_path)
             return super().run(jobs, root)
 
-    small_search(small_trial, tmp_path, candidates=3, executor=Second())
+    small_search(small_trial, tmp_path, candidates=3, workers=Second())
 
 
 def test_bad_flags_and_a_missing_library_are_one_line(

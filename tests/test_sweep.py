@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import time
 from dataclasses import replace
@@ -15,19 +16,20 @@ import pytest
 from conftest import Command, start_smidgen
 from smidgen.errors import RunError, SmidgenError
 from smidgen.reports.compare import compare
+from smidgen.runs.options import RunOptions
 from smidgen.runs.record import load_run
 from smidgen.sweeps import executor
-from smidgen.sweeps.executor import MOST_ATTEMPTS, Ended, LocalWorkers, do
-from smidgen.sweeps.jobs import How, Job, make_jobs, parse_seeds, parse_shard
+from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, Outcome, run_job
+from smidgen.sweeps.jobs import Job, make_jobs, parse_seeds, parse_shard
 from smidgen.sweeps.sweep import Sweep, SweepInterruptedError, sweep
 from smidgen.trial import SGD, Trial
 
-HOW = How("native", "fp32", "cpu", 1)
+SETTLED = RunOptions("native", "fp32", "cpu", 1)
 
 
 def digests(finished: Sweep) -> dict[tuple[str, int], str]:
     return {
-        (result.trial.name, run.seed): str(run.result["weights_sha256"])
+        (result.trial.name, run.seed): str(run.result.weights_sha256)
         for result in finished.trials
         for run in result.runs
     }
@@ -56,27 +58,27 @@ def test_seeds_and_shards_are_parsed() -> None:
 
 
 def test_a_job_is_addressed_by_what_shapes_its_result(small_trial: Trial) -> None:
-    job = make_jobs([small_trial], [3], HOW)[0]
+    job = make_jobs([small_trial], [3], SETTLED)[0]
     assert job.place == Path(f"small-{job.key[:8]}/seed3")
-    same = make_jobs([replace(small_trial, note="another note")], [3], replace(HOW, threads=8))[0]
+    same = make_jobs([replace(small_trial, note="another note")], [3], replace(SETTLED, threads=8))[0]
     assert same.key == job.key
     others = [
-        make_jobs([replace(small_trial, epochs=1)], [3], HOW)[0],
-        make_jobs([small_trial], [3], replace(HOW, engine="eager"))[0],
-        make_jobs([small_trial], [3], replace(HOW, engine="eager", threads=2))[0],
-        make_jobs([small_trial], [3], replace(HOW, precision="bf16"))[0],
+        make_jobs([replace(small_trial, epochs=1)], [3], SETTLED)[0],
+        make_jobs([small_trial], [3], replace(SETTLED, engine="eager"))[0],
+        make_jobs([small_trial], [3], replace(SETTLED, engine="eager", threads=2))[0],
+        make_jobs([small_trial], [3], replace(SETTLED, precision="bf16"))[0],
         replace(job, data_sha256="0" * 64),
     ]
     assert len({other.key for other in others} | {job.key}) == 6
-    assert len(make_jobs([small_trial, replace(small_trial, name="copy")], [0, 1], HOW)) == 2
+    assert len(make_jobs([small_trial, replace(small_trial, name="copy")], [0, 1], SETTLED)) == 2
 
 
 def test_the_runs_are_those_that_run_makes(whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
     assert (whole.done, whole.kept, whole.failures) == (6, 0, ())
-    job = make_jobs(trials, [1], HOW)[1]
-    assert do(job, tmp_path) == Ended()
+    job = make_jobs(trials, [1], SETTLED)[1]
+    assert run_job(job, tmp_path) == Outcome(job)
     made = load_run(tmp_path / job.place)
-    assert made.result["weights_sha256"] == digests(whole)["slower", 1]
+    assert made.result.weights_sha256 == digests(whole)["slower", 1]
 
 
 def test_two_workers_and_shards_copied_together_make_the_same(
@@ -121,12 +123,30 @@ def test_seeds_take_turns_on_the_folds(trials: list[Trial], tmp_path: Path) -> N
     assert [len(result.runs) for result in made.trials] == [4, 4]
     for result in made.trials:
         assert [run.trial.data.fold for run in result.runs] == [0, 1, 2, 0]
-        assert {run.result["held_out"] for run in result.runs} == {"validation"}
+        assert {run.result.held_out for run in result.runs} == {"validation"}
     assert [result.trial.name for result in made.trials] == ["small", "slower"]
     assert made.goals_met is None
     for folds, words in ((0, "--folds is 0"), (7, "6 blocks of 100")):
         with pytest.raises(SmidgenError, match=words):
             sweep(trials, "0-3", folds=folds, workers=1, out=tmp_path)
+
+
+def test_a_sweep_changes_its_trials_as_run_does(
+    trials: list[Trial], small_folder: Path, tmp_path: Path, smidgen: Command
+) -> None:
+    made = sweep(trials, "0", epochs=1, settings=["batch_size=100"], data=small_folder, workers=1, out=tmp_path / "s")
+    for result in made.trials:
+        assert (result.trial.epochs, result.trial.batch_size) == (1, 100)
+        assert [run.result.epochs for run in result.runs] == [1]
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(trials[0].to_json()))
+    arguments = [path, "--epochs", "1", "--set", "batch_size=100", "--data", small_folder]
+    one = smidgen("run", *arguments, "--threads", "1", "--out", tmp_path / "r", "--json").json
+    swept = smidgen("sweep", *arguments, "--seeds", "0", "--out", tmp_path / "s", "--json").json
+    assert swept["kept"] == 1
+    assert swept["trials"][0]["weights_sha256"] == [one["weights_sha256"]]
+    assert smidgen("sweep", path, "--set", "optimiser.lr=1", "--out", tmp_path / "x").is_mistake("optimizer")
+    assert smidgen("sweep", path, "--epochs", "4", "--seeds", "0", "--out", tmp_path / "x").status == 2
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
@@ -142,10 +162,10 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
 
 def test_a_bad_seed_does_not_lose_the_others(trials: list[Trial], tmp_path: Path) -> None:
     """A job whose place is taken by a file, and one that always kills its worker: the rest is done."""
-    bad = make_jobs(trials, [1], HOW)[0]
+    bad = make_jobs(trials, [1], SETTLED)[0]
     (tmp_path / bad.place).parent.mkdir()
     (tmp_path / bad.place).write_text("in the way")
-    finished = sweep(trials, "0-2", workers=2, engine="native", out=tmp_path)
+    finished = sweep(trials, "0-2", workers=2, options=RunOptions("native"), out=tmp_path)
     assert [str(job) for job, _ in finished.failures] == ["small, seed 1"]
     assert "is a file" in finished.failures[0][1]
     assert len(digests(finished)) == 5
@@ -155,7 +175,7 @@ def test_a_job_that_always_dies_is_given_up(
     trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_workers(monkeypatch, tmp_path, most=MOST_ATTEMPTS)
-    jobs = make_jobs([replace(trials[0], epochs=3000, goal=replace(trials[0].goal, epochs=3000))], [0], HOW)
+    jobs = make_jobs([replace(trials[0], epochs=3000, goal=replace(trials[0].goal, epochs=3000))], [0], SETTLED)
     workers = LocalWorkers(1)
     outcomes = list(workers.run(jobs, tmp_path))
     workers.close()
@@ -210,7 +230,7 @@ def test_sets_that_do_not_fit_are_refused(whole: Sweep, small_trial: Trial, tmp_
     )
     assert tuned.goals_met is None
     assert tuned.to_json()["trials"][0]["goal_share"] is None
-    with pytest.raises(RunError, match="not judged on the same images"):
+    with pytest.raises(RunError, match="not evaluated on the same images"):
         compare(whole.trials[0].runs, tuned.trials[0].runs)
     with pytest.raises(RunError, match="of several trials"):
         compare([*whole.trials[0].runs, *whole.trials[1].runs], whole.trials[0].runs)
@@ -220,13 +240,17 @@ def test_an_interrupted_sweep_leaves_what_is_finished_and_goes_on(trials: list[T
     trial = tmp_path / "small.json"
     trial.write_text(json.dumps(trials[0].to_json()))
     arguments = ["sweep", str(trial), "--seeds", "0-5", "--workers", "2", "--out", str(tmp_path / "s")]
-    process = start_smidgen(*arguments)
+    process = start_smidgen(*arguments, "--json")
     while not list((tmp_path / "s").glob("*/*/result.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=60)
     if process.returncode == 130:
-        assert "of 6 runs done; the same command goes on" in errors
+        assert "of 6 runs done" in errors
+        shown = json.loads(printed)
+        assert shown["resume"] == shlex.join(["smidgen", *arguments, "--json"])
+        assert (shown["interrupted"], shown["out"], shown["wanted"]) == (True, str(tmp_path / "s"), 6)
+        assert 0 <= shown["finished"] <= 6  # it may not have noticed the first yet
     else:
         assert process.returncode in (0, 1), errors  # it was done before the signal came
     again = start_smidgen(*arguments)
@@ -243,4 +267,8 @@ def test_ctrl_c_in_a_notebook_names_how_far_it_came(trials: list[Trial], tmp_pat
     with pytest.raises(SweepInterruptedError, match="interrupted with 1 of 6 runs done") as caught:
         sweep(trials, "0-2", workers=1, out=tmp_path, show=interrupt)
     assert caught.value.finished == 1
+    shown = caught.value.to_json()
+    assert shown == {
+        "interrupted": True, "run_dir": None, "epochs": None, "resume": None, "out": str(tmp_path), "finished": 1, "wanted": 6,
+    }  # fmt: skip
     assert not multiprocessing.active_children()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from smidgen.errors import RunError as RunError
     from smidgen.errors import SettingError as SettingError
     from smidgen.errors import SmidgenError as SmidgenError
+    from smidgen.errors import SmidgenInterruptedError as SmidgenInterruptedError
     from smidgen.errors import TrainingError as TrainingError
     from smidgen.errors import TrialError as TrialError
     from smidgen.exports.export import Exported as Exported
@@ -42,14 +43,19 @@ if TYPE_CHECKING:
     from smidgen.reports.compare import compare as compare
     from smidgen.reports.report import Report as Report
     from smidgen.reports.report import report as report
+    from smidgen.runs.options import RunOptions as RunOptions
     from smidgen.runs.predict import Prediction as Prediction
     from smidgen.runs.predict import predict as predict
+    from smidgen.runs.predictions import Predictions as Predictions
     from smidgen.runs.record import Run as Run
     from smidgen.runs.record import load_run as load_run
+    from smidgen.runs.result import Result as Result
     from smidgen.runs.run import RunInterruptedError as RunInterruptedError
     from smidgen.runs.run import run as run
+    from smidgen.searches.ask import Limits as Limits
     from smidgen.searches.found import Search as Search
     from smidgen.searches.search import SearchInterruptedError as SearchInterruptedError
+    from smidgen.searches.search import SearchPlan as SearchPlan
     from smidgen.searches.search import search as search
     from smidgen.searches.space import Integers as Integers
     from smidgen.searches.space import Numbers as Numbers
@@ -101,6 +107,7 @@ _HOMES = {
         "RunError",
         "SettingError",
         "SmidgenError",
+        "SmidgenInterruptedError",
         "TrainingError",
         "TrialError",
     ),
@@ -111,11 +118,15 @@ _HOMES = {
     "nets.sizing": ("sized_network",),
     "reports.compare": ("compare",),
     "reports.report": ("Report", "report"),
+    "runs.options": ("RunOptions",),
     "runs.predict": ("Prediction", "predict"),
+    "runs.predictions": ("Predictions",),
     "runs.record": ("Run", "load_run"),
+    "runs.result": ("Result",),
     "runs.run": ("RunInterruptedError", "run"),
+    "searches.ask": ("Limits",),
     "searches.found": ("Search",),
-    "searches.search": ("SearchInterruptedError", "search"),
+    "searches.search": ("SearchInterruptedError", "SearchPlan", "search"),
     "searches.space": ("Integers", "Numbers", "Reals", "Space", "Words"),
     "settings": ("differences", "with_settings"),
     "statistics": ("Comparison", "Summary"),

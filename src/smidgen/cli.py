@@ -1,8 +1,8 @@
 """The command line: a thin layer, each command one or two calls of the library.
 
 Output for people goes to standard output; with `--json` that holds exactly one JSON object, and
-everything else goes to standard error. Exit status: 0 done, 1 a goal missed, 2 the user's
-mistake in one line, 130 interrupted.
+everything else goes to standard error. Exit status: 0 done, 1 a goal missed, 2 usage error, in
+one line, 130 interrupted.
 
 argparse instead of a library built on types: its one error hook gives the one line that the
 contract asks for, and it starts in no time. The library is imported by the command that needs it.
@@ -16,15 +16,19 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, SmidgenInterruptedError
 
-DONE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+if TYPE_CHECKING:
+    from smidgen.runs.options import RunOptions
+
+DONE, MISSED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,14 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"smidgen: {error}", file=sys.stderr)
         if wants_json:
             print(json.dumps({"error": str(error)}))
-        return MISTAKE
+        return USAGE_ERROR
     except KeyboardInterrupt as interruption:
-        about = vars(interruption)
         print(f"smidgen: {str(interruption) or 'interrupted'}", file=sys.stderr)
         if wants_json:
-            directory = str(about["directory"]) if "directory" in about else None
-            shown = {"run_dir": directory, "epochs": about.get("epochs"), "resume": about.get("resume")}
-            print(json.dumps({"interrupted": True, **shown}))
+            shown = SmidgenInterruptedError().to_json()
+            if isinstance(interruption, SmidgenInterruptedError):
+                # A sweep or search has no command of its own for this: the same one resumes it.
+                again = shlex.join(["smidgen", *arguments])
+                shown = interruption.to_json()
+                shown["resume"] = shown["resume"] or again
+            print(json.dumps(shown))
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to tell it to.
@@ -72,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Standard output on a full disk, or the like; files report their own errors.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         what = f"{error.filename}: " if error.filename else ""
-        remedy = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else "see to that, and try again"
+        remedy = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else "fix this and retry"
         print(f"smidgen: {what}{error.strerror or error}: {remedy}", file=sys.stderr)
-        return MISTAKE
+        return USAGE_ERROR
 
 
 def _ready_streams() -> None:
@@ -91,11 +98,68 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+class _Group:
+    """Options that several commands share, added to the command's own."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.add = parser.add_argument
+
+    def code(self) -> None:
+        """Files with the networks of trials."""
+        self.add(
+            "--code", action="append", default=[], metavar="FILE.py",
+            help="run this file, which defines a trial's network; may be repeated",
+        )  # fmt: skip
+
+    def trial_changes(self) -> None:
+        """Changes to a trial."""
+        self.add("--data", metavar="PATH", help=f"instead of the trial's: {_DATA_HELP}")
+        self.add("--epochs", type=int, metavar="N", help="instead of the trial's")
+        self.settings("change a setting of the trial, as in --set optimizer.lr=0.05; may be repeated")
+
+    def settings(self, help: str) -> None:
+        """Typed settings by path."""
+        self.add("--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help=help)
+
+    def execution(self, threads: str) -> None:
+        """How a run is executed, as `RunOptions` holds it."""
+        self.add(
+            "--engine", choices=["auto", "native", "eager"], default="auto",
+            help="auto: native where it is installed and can run the network, else eager",
+        )  # fmt: skip
+        self.add(
+            "--precision", choices=["fp32", "bf16"],
+            help="of the products; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
+        )  # fmt: skip
+        self.add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the CPU")
+        self.add("--threads", type=int, metavar="N", help=threads)
+        self.add(
+            "--checkpoint-seconds", type=float, default=30, metavar="S",
+            help="time between checkpoints within an epoch; default 30",
+        )  # fmt: skip
+
+    def workers(self) -> None:
+        """Who does many runs."""
+        self.add("--workers", type=int, metavar="N", help="processes; default: the cores divided by --threads")
+        self.add("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
+
+    def out(self, what: str, default: str | None = None) -> None:
+        """Where files go."""
+        self.add("--out", metavar="DIR", default=default, help=f"{what}; default {default}" if default else what)
+
+
+_TRIAL_HELP = "a built-in name, FILE.py:NAME, or the trial.json of a run"
+_DATA_HELP = "a bundled data set, or a path: images, IDX files, .npz or .csv"
+_RUNS_HELP = "run directories, or folders of them"
+_CORES = "default: the usable cores, at most 8"
+_SINGLE = "of each run; default 1"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smidgen",
         description="Trains tiny image classifiers under hard budgets and proves the result.",
-        epilog="exit status: 0 done, every goal met; 1 a goal missed; 2 a mistake to mend; 130 interrupted",
+        epilog="exit status: 0 done, every goal met; 1 a goal missed; 2 usage error; 130 interrupted",
         allow_abbrev=False,
     )
     from smidgen.version import VERSION
@@ -103,140 +167,103 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smidgen {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Any, help: str, *, code: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, function: Any, help: str) -> tuple[argparse.ArgumentParser, _Group]:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         sub.set_defaults(command=function, code=[])
-        if code:
-            sub.add_argument(
-                "--code", action="append", default=[], metavar="FILE.py",
-                help="run this file, which defines a trial's network; may be repeated",
-            )  # fmt: skip
-        return sub
+        return sub, _Group(sub)
 
-    trial_help = "a built-in name, FILE.py:NAME, or the trial.json of a run"
-
-    run = command("run", _run, "train a trial with one seed and judge it", code=True)
-    run.add_argument("trial", nargs="?", metavar="TRIAL", help=trial_help + "; default: mnist-4-strict, the flagship")
-    run.add_argument("--data", metavar="PATH", help="a bundled data set, or a path: images, IDX files, .npz or .csv")
+    run, shared = command("run", _run, "train a trial with one seed and evaluate it")
+    run.add_argument("trial", nargs="?", metavar="TRIAL", help=_TRIAL_HELP + "; default: mnist-4-strict, the flagship")
     run.add_argument("--seed", type=int, metavar="N", help="default 0")
-    run.add_argument("--epochs", type=int, metavar="N", help="instead of the trial's")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings",
-        help="change a setting, as in --set optimizer.lr=0.05; may be repeated",
-    )  # fmt: skip
-    run.add_argument(
-        "--engine",
-        choices=["auto", "native", "eager"],
-        default="auto",
-        help="auto: native where it is installed and has all the layers, else eager",
-    )
-    run.add_argument(
-        "--precision",
-        choices=["fp32", "bf16"],
-        help="of the products; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
-    )
-    run.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    run.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
-    run.add_argument(
-        "--out",
-        metavar="DIR",
-        help="directory of the run: new, or of this very run, which then goes on; default: runs/TRIAL-seedN, "
-        "numbered if taken",
-    )
-    run.add_argument("--resume", metavar="RUN", help="go on with a run that was interrupted or killed")
-    run.add_argument(
-        "--checkpoint-seconds", type=float, default=30, metavar="S",
-        help="time between checkpoints within an epoch; default 30",
-    )  # fmt: skip
+    shared.trial_changes()
+    shared.execution(_CORES)
+    shared.out("run directory: new, or that of this very run, which is resumed; default: runs/TRIAL-seedN, numbered")
+    run.add_argument("--resume", metavar="RUN", help="resume a run that was interrupted or killed")
+    shared.code()
 
-    sweep = command("sweep", _sweep, "train trials with many seeds; what is done already is not done again", code=True)
-    sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=trial_help)
+    sweep, shared = command("sweep", _sweep, "train trials with many seeds; finished runs are not repeated")
+    sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=_TRIAL_HELP)
     sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
-    sweep.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
+    shared.trial_changes()
     sweep.add_argument(
-        "--folds", type=int, metavar="N", help="tune: judge seed i on block i modulo N of the training images"
+        "--folds", type=int, metavar="N", help="for tuning: evaluate seed i on block i modulo N of the training images"
     )
-    sweep.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
     sweep.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, for N machines")
-    sweep.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
-    sweep.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    sweep.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    sweep.add_argument("--threads", type=int, metavar="N", help="of each run; default 1")
-    sweep.add_argument("--out", metavar="DIR", default="runs/sweep", help="where the runs go; default runs/sweep")
+    shared.workers()
+    shared.execution(_SINGLE)
+    shared.out("where the run directories go", "runs/sweep")
+    shared.code()
 
-    compare = command("compare", _compare, "compare two sets of runs on the same test images", code=True)
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
+    compare, shared = command("compare", _compare, "compare two sets of runs on the same test images")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help=_RUNS_HELP)
     compare.add_argument("--with", nargs="+", required=True, metavar="RUN", dest="others", help="the other set")
+    shared.code()
 
-    search = command("search", _search, "find trials within limits that do best on the validation split")
+    search, shared = command("search", _search, "find trials within limits that do best on the validation split")
     search.add_argument(
         "base", nargs="?", default="mnist-4-strict", metavar="TRIAL",
-        help="gives data, epochs and target: " + trial_help + "; default: mnist-4-strict",
+        help=f"gives data, epochs and target: {_TRIAL_HELP}; default: mnist-4-strict",
     )  # fmt: skip
-    search.add_argument("--max-parameters", type=int, metavar="N", help="default: the goal's")
+    search.add_argument("--max-parameters", type=int, metavar="N", help="default: those of the trial's goal")
     search.add_argument("--max-macs", type=int, metavar="N", help="of one image; default: any number")
     search.add_argument("--max-epochs", type=int, metavar="N", help="of every candidate; default: the trial's")
-    search.add_argument("--candidates", type=int, default=32, metavar="N", help="to be trained; default 32")
+    search.add_argument("--candidates", type=int, default=32, metavar="N", help="how many are trained; default 32")
     search.add_argument("--seeds", type=int, default=4, metavar="N", help="of those that are not dropped; default 4")
     search.add_argument("--batch", type=int, default=8, metavar="N", help="candidates at a time; default 8")
-    search.add_argument("--folds", type=int, default=1, metavar="N", help="blocks of 6,000 to be judged on; default 1")
+    search.add_argument(
+        "--folds", type=int, default=1, metavar="N", help="blocks of 6,000 training images to evaluate on; default 1"
+    )
     search.add_argument("--finalists", type=int, default=4, metavar="N", help="that get fresh seeds; default 4")
     search.add_argument("--pareto", action="store_true", help="look for few parameters as well")
     search.add_argument("--name", default="found", help="what the candidates' names begin with; default found")
     search.add_argument("--seed", type=int, default=0, metavar="N", help="of the search's choices; default 0")
-    search.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings",
-        help="change what is searched, as in --set width.high=12 (docs/search.md); may be repeated",
-    )  # fmt: skip
-    search.add_argument("--workers", type=int, metavar="N", help="processes; default: the cores over the threads")
-    search.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
-    search.add_argument("--engine", choices=["auto", "native", "eager"], default="auto")
-    search.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    search.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    search.add_argument("--threads", type=int, metavar="N", help="of each run; default 1")
-    search.add_argument("--out", metavar="DIR", default="runs/search", help="the search's folder; default runs/search")
+    shared.settings("change what is searched, as in --set width.high=12 (docs/search.md); may be repeated")
+    shared.workers()
+    shared.execution(_SINGLE)
+    shared.out("the search's folder", "runs/search")
 
     command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
 
-    inspect = command("inspect", _inspect, "show a network's layers, totals and budget verdict", code=True)
-    inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=trial_help + ", or an nn.Module in a file")
+    inspect, shared = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
+    inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=_TRIAL_HELP + ", or an nn.Module in a file")
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
-    inspect.add_argument("--max-parameters", type=int, metavar="N", help="a budget; default: the trial's goal's")
+    inspect.add_argument("--max-parameters", type=int, metavar="N", help="a budget; default: that of the trial's goal")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
+    shared.code()
 
-    data = command("data", _data, "describe the bundled data sets, or what is at a path")
-    data.add_argument("path", nargs="?", metavar="PATH", help="images, IDX files, .npz or .csv")
+    data, _ = command("data", _data, "describe the bundled data sets, or the data at a path")
+    data.add_argument("path", nargs="?", metavar="PATH", help=_DATA_HELP)
     data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
-
     data.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet: a row of images for each class")
 
-    new = command("new", _new, "write a trial file for data of your own, with a network sized to a budget")
+    new, _ = command("new", _new, "write a trial file for data of your own, with a network sized to a budget")
     new.add_argument("file", metavar="FILE.py", help="must not exist yet")
-    new.add_argument("--data", required=True, metavar="PATH", help="images, IDX files, .npz or .csv")
+    new.add_argument("--data", required=True, metavar="PATH", help=_DATA_HELP)
     new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="default 20000")
     new.add_argument("--epochs", type=int, default=14, metavar="N", help="default 14")
 
-    export = command("export", _export, "write a run as files for elsewhere, checked over all test images", code=True)
+    export, shared = command("export", _export, "export a run, and check the export over all test images")
     export.add_argument("run", metavar="RUN", help="run directory")
     export.add_argument("--to", required=True, metavar="TARGET", help="safetensors, onnx, c or page")
     export.add_argument("-o", "--out", metavar="DIR", help="default: named after the run and the target")
     export.add_argument("--type", choices=["float32", "int8"], help="of the arithmetic in C; default float32")
     export.add_argument("--name", metavar="NAME", help="how identifiers in C begin; default: after the trial")
     export.add_argument("--no-check", action="store_false", dest="check", help="write the files and do not check them")
+    shared.code()
 
-    predict = command("predict", _predict, "classify image files with a finished run", code=True)
+    predict, shared = command("predict", _predict, "classify image files with a finished run")
     predict.add_argument("run", metavar="RUN", help="run directory, or a safetensors file of smidgen export")
     predict.add_argument("files", nargs="+", metavar="FILE")
+    shared.code()
 
-    report = command(
-        "report", _report, "write the document of runs: results, curves, tables, mistakes, analysis", code=True
-    )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of them")
+    report, shared = command("report", _report, "write a report of runs: results, curves, tables, mistakes, analysis")
+    report.add_argument("runs", nargs="+", metavar="RUN", help=_RUNS_HELP)
     report.add_argument("-o", "--out", metavar="FILE", default="report.html", help="FILE.html or FILE.md")
+    shared.code()
 
-    bench = command("bench", _bench, "measure training speed: the seed's way and smidgen's, in turn in one run")
-    bench.add_argument("--threads", type=int, metavar="N", help="default: the usable cores, at most 8")
+    bench, _ = command("bench", _bench, "measure training speed of the engines, in turn in one run")
+    bench.add_argument("--threads", type=int, metavar="N", help=_CORES)
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each; default 7")
     bench.add_argument("--profile", action="store_true", help="also show where the native engine's time goes")
     bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
@@ -253,6 +280,18 @@ def _print_json(data: object) -> None:
     print(json.dumps(data, allow_nan=False))
 
 
+def _run_options(options: argparse.Namespace) -> RunOptions:
+    from dataclasses import fields
+
+    from smidgen.runs.options import RunOptions
+
+    return RunOptions(**{field.name: getattr(options, field.name) for field in fields(RunOptions)})
+
+
+def _trial_changes(options: argparse.Namespace) -> dict[str, Any]:
+    return {"data": options.data, "epochs": options.epochs, "settings": options.settings}
+
+
 def _run(options: argparse.Namespace) -> int:
     from smidgen.runs.progress import best_progress
     from smidgen.runs.run import run
@@ -260,20 +299,14 @@ def _run(options: argparse.Namespace) -> int:
     finished = run(
         options.trial,
         seed=options.seed,
-        data=options.data,
-        epochs=options.epochs,
-        settings=options.settings,
-        engine=options.engine,
-        precision=options.precision,
-        device=options.device,
-        threads=options.threads,
+        **_trial_changes(options),
         out=options.out,
         resume=options.resume,
-        checkpoint_seconds=options.checkpoint_seconds,
+        options=_run_options(options),
         progress=best_progress(sys.stderr if options.json else sys.stdout),
     )
     if options.json:
-        _print_json(finished.result)
+        _print_json(finished.result.to_json())
     else:
         print(f"run directory {finished.directory}")
     return MISSED if finished.goal_met is False else DONE
@@ -286,14 +319,12 @@ def _sweep(options: argparse.Namespace) -> int:
     finished = sweep(
         options.trials,
         options.seeds,
-        workers=options.workers,
+        **_trial_changes(options),
         folds=options.folds,
         shard=options.shard,
+        options=_run_options(options),
+        workers=options.workers,
         cluster=options.cluster,
-        engine=options.engine,
-        precision=options.precision,
-        device=options.device,
-        threads=options.threads,
         out=options.out,
         show=live(stream),
     )
@@ -304,33 +335,24 @@ def _sweep(options: argparse.Namespace) -> int:
     for job, error in finished.failures:
         print(f"smidgen: {job}: {error}", file=sys.stderr)
     if finished.failures:
-        return MISTAKE
+        return USAGE_ERROR
     return MISSED if finished.goals_met is False else DONE
 
 
 def _search(options: argparse.Namespace) -> int:
-    from smidgen.searches.search import search
+    from dataclasses import fields
+
+    from smidgen.searches.ask import Limits
+    from smidgen.searches.search import SearchPlan, search
 
     found = search(
         options.base,
-        max_parameters=options.max_parameters,
-        max_macs=options.max_macs,
-        max_epochs=options.max_epochs,
-        candidates=options.candidates,
-        seeds=options.seeds,
-        batch=options.batch,
-        folds=options.folds,
-        finalists=options.finalists,
-        pareto=options.pareto,
-        name=options.name,
-        seed=options.seed,
+        plan=SearchPlan(**{field.name: getattr(options, field.name) for field in fields(SearchPlan)}),
+        limits=Limits(options.max_parameters, options.max_macs, options.max_epochs),
         settings=options.settings,
+        options=_run_options(options),
         workers=options.workers,
         cluster=options.cluster,
-        engine=options.engine,
-        precision=options.precision,
-        device=options.device,
-        threads=options.threads,
         out=options.out,
         show=live(sys.stderr if options.json else sys.stdout),
     )
@@ -361,6 +383,8 @@ def _compare(options: argparse.Namespace) -> int:
     from smidgen.reports.compare import compare
 
     comparison = compare(options.runs, options.others)
+    for note in comparison.notes:
+        print(f"smidgen: {note}", file=sys.stderr)
     if options.json:
         _print_json(comparison.to_json())
     else:

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend.
+"""Usage errors.
 
 Everything that a user can get wrong (a flag, a file, a setting, a full disk) raises a
 `SmidgenError` whose text is one line: what is wrong, and what to do. The command line prints
@@ -7,9 +7,11 @@ that line and exits with status 2; anything else that escapes is a defect of smi
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SmidgenError(Exception):
-    """A mistake or mishap that the user can mend; its text is one line that says how."""
+    """A usage error, or a failure that the user can fix; its text is one line that says how."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -51,4 +53,12 @@ class RunError(SmidgenError):
 
 
 class TrainingError(SmidgenError):
-    """A training that cannot go on, as when the loss is no longer a number."""
+    """Training cannot continue, for example because the loss is no longer finite."""
+
+
+class SmidgenInterruptedError(KeyboardInterrupt):
+    """Ctrl-C or a termination signal during a command; its text says how far it came and how to resume."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it; what is not known is None."""
+        return {"interrupted": True, "run_dir": None, "epochs": None, "resume": None}

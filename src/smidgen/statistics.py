@@ -214,6 +214,7 @@ class Comparison:
         n: runs in the first and in the second set.
         images: test images.
         sd: of a difference of two runs, over seeds, points; None where that is not known.
+        notes: what may have changed the answers that were compared; one line each.
     """
 
     difference: float
@@ -225,6 +226,7 @@ class Comparison:
     n: tuple[int, int]
     images: int
     sd: float | None
+    notes: tuple[str, ...] = ()
 
     def seeds_for(self, points: float) -> int | None:
         """Seeds a set with which a difference of so many points is found in 4 of 5 cases, at 5 %.

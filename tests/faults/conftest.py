@@ -170,6 +170,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     result = json.loads((directory / "result.json").read_text())
     return {
         "weights": (directory / "weights.safetensors").read_bytes(),
+        "predictions": (directory / "predictions.safetensors").read_bytes(),
         "trial": (directory / "trial.json").read_bytes(),
         "epochs": [{k: v for k, v in epoch.items() if k not in _TIMES} for epoch in epochs],
         "result": {k: v for k, v in result.items() if k not in _TIMES},

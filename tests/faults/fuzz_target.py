@@ -26,6 +26,7 @@ with atheris.instrument_imports(include=["smidgen", "json", "PIL", "gzip"]):
     from smidgen.engines.prepare import place
     from smidgen.errors import SmidgenError
     from smidgen.images import read_image
+    from smidgen.runs.options import RunOptions
     from smidgen.runs.progress import Silent
     from smidgen.runs.record import load_run
     from smidgen.runs.run import run
@@ -56,7 +57,7 @@ def small_run(folder: Path) -> Path:
         epochs=1,
         batch_size=10,
     )
-    return run(trial, out=folder / "run", progress=Silent(), threads=1).directory
+    return run(trial, out=folder / "run", progress=Silent(), options=RunOptions(threads=1)).directory
 
 
 def reader_and_seeds(name: str, folder: Path) -> tuple[Callable[[bytes], object], list[bytes]]:

@@ -38,7 +38,7 @@ from smidgen.engines.prepare import place
 from smidgen.errors import SmidgenError
 from smidgen.images import read_image
 from smidgen.runs.directory import RunDirectory
-from smidgen.runs.environment import Begun
+from smidgen.runs.environment import RunOrigin
 from smidgen.runs.record import load_run
 from smidgen.runs.weights import read_weights
 from smidgen.training import checkpoint
@@ -232,7 +232,7 @@ def bombs(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield "trial", json.dumps({**trial, "network": {"blocks": blocks}}).encode()
     weights = (folder / "run" / "weights.safetensors").read_bytes()
     about = json.loads(json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])["__metadata__"]["smidgen"])
-    for reader in ("weights", "checkpoint"):
+    for reader in ("weights", "checkpoint", "predictions"):
         for length in (2**63, 2**64 - 1, 2**31, 2**20, 0):
             yield reader, safetensors({}, b"\0" * 64, length=length)
         yield reader, safetensors(b"{" + b" " * (2**20 - 2) + b"}")
@@ -272,7 +272,7 @@ def main() -> None:
 
     def environment(path: Path) -> object:
         shutil.copy(path, copy / "environment.json")
-        return Begun.from_json(RunDirectory(copy).read_json("environment.json"), copy)
+        return RunOrigin.from_json(RunDirectory(copy).read_json("environment.json"), copy)
 
     readers: dict[str, Reader] = {
         "idx": lambda path: read_idx(path, 3),
@@ -286,6 +286,7 @@ def main() -> None:
         "checkpoint": lambda path: checkpoint.restore(training, path, origin, trial, len(data.train)),
         "epochs": in_run("epochs.jsonl"),
         "result": in_run("result.json"),
+        "predictions": in_run("predictions.safetensors"),
         "environment": environment,
     }
     for number in range(20):
@@ -324,6 +325,7 @@ def main() -> None:
         "checkpoint": [p.read_bytes() for p in killed.glob("checkpoint*")],
         "epochs": [(run / "epochs.jsonl").read_bytes()],
         "result": [(run / "result.json").read_bytes()],
+        "predictions": [(run / "predictions.safetensors").read_bytes()],
         "environment": [(run / "environment.json").read_bytes()],
     }  # fmt: skip
     for name, reader in readers.items():

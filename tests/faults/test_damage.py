@@ -178,7 +178,7 @@ def test_the_checkpoint_before_is_used_and_said(
     if damage is not Path.unlink:  # as when killed between two renames: nothing is damaged
         note = next(line for line in printed.splitlines() if line.startswith("note: "))
         assert NEWEST in note
-        assert "goes on from the checkpoint before it" in note
+        assert "resumed from the checkpoint before it" in note
     status, printed = zygote.call("run", "--resume", out)
     assert status == 0, printed
     assert outcome(out) == expected
@@ -192,7 +192,7 @@ def test_without_a_whole_checkpoint_nothing_goes_on(zygote: Zygote, killed: Path
     status, printed = zygote.call("run", "--resume", out)
     assert status == 2
     assert printed.count("\n") == 1
-    assert "there is no whole one before it" in printed
+    assert "there is no undamaged one before it" in printed
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 

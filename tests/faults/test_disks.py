@@ -112,7 +112,7 @@ def test_a_killed_run_is_told_from_a_finished_one(small_trial: Trial, tmp_path: 
     assert (
         start_smidgen("predict", out, "x.png")
         .communicate()[1]
-        .endswith(f"the run is unfinished; smidgen run --resume {out} goes on with it\n")
+        .endswith(f"the run is unfinished; resume with: smidgen run --resume {out}\n")
     )
 
 
@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done_and_lets_it_go_on(
             assert "goal met" not in printed
             assert not list(out.glob(".*"))
             if (out / "checkpoint.safetensors").exists():
-                assert f"smidgen run --resume {out} goes on with it" in last
+                assert f"resume with: smidgen run --resume {out}" in last
                 stopped += 1
         filler.unlink()
         status, printed = zygote.call(*victims["sgd, auto"], "--out", out)

@@ -55,7 +55,15 @@ def test_generated_files_and_bombs_under_a_memory_limit(
 
 
 @pytest.mark.parametrize(
-    "name", ["trial.json", "environment.json", "epochs.jsonl", "result.json", "weights.safetensors"]
+    "name",
+    [
+        "trial.json",
+        "environment.json",
+        "epochs.jsonl",
+        "result.json",
+        "weights.safetensors",
+        "predictions.safetensors",
+    ],
 )
 def test_pipes_and_links_in_a_run_directory_are_refused(
     runs: Path, tmp_path: Path, smidgen: Command, name: str
@@ -81,7 +89,8 @@ def test_no_path_escapes_the_run_directory(runs: Path, tmp_path: Path, zygote: Z
     directory = Path(shutil.copytree(runs / "killed", tmp_path / "r"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    names = ["epochs.jsonl", "log.txt", "result.json", "weights.safetensors", ".lock", ".epochs.jsonl.0.tmp"]
+    names = ["epochs.jsonl", "log.txt", "result.json", "weights.safetensors", "predictions.safetensors", ".lock"]
+    names.append(".epochs.jsonl.0.tmp")
     for name in names:
         (elsewhere / name).write_text("precious\n")
         (directory / name).unlink(missing_ok=True)
@@ -186,6 +195,7 @@ def test_weights_that_score_beyond_numbers_are_one_line(
     if tensor == "linear1.weight":
         about["std"] = 1e-30
     path.write_bytes(sealed_bytes(tensors, about))
+    (directory / "predictions.safetensors").unlink()
     result = json.loads((directory / "result.json").read_text())
     digest = hashlib.sha256()
     for name, each in sorted(tensors.items()):

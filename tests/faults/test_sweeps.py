@@ -25,7 +25,7 @@ def test_a_sweep_killed_at_random_moments(
     path = tmp_path / "victim.json"
     path.write_text(json.dumps(trial.to_json()))
     seeds = "0-5" if thorough else "0-1"
-    expected = sweep([trial], seeds, workers=1, engine="auto", out=tmp_path / "whole")
+    expected = sweep([trial], seeds, workers=1, out=tmp_path / "whole")
     chance, kills, rounds = random.Random(3), 0, 0
     while kills < (24 if thorough else 2):
         out = tmp_path / str(rounds)

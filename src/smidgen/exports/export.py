@@ -132,7 +132,7 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         "options": {name: value for name, value in options.items() if value is not None},
         "trial": run.trial.name,
         "seed": run.seed,
-        "weights_sha256": run.result["weights_sha256"],
+        "weights_sha256": run.result.weights_sha256,
         **({"class_names": list(run.trained.class_names)} if run.trained.class_names else {}),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -168,7 +168,7 @@ def _source(run: Run) -> Source:
     trained = run.trained
     if (trained.input_shape, trained.classes) != (dataset.input_shape, dataset.classes):
         raise RunError(f"{run.directory} is for other images or classes than those of {dataset.name}")
-    if run.result["held_out"] == "test" and run.result["data_sha256"] != dataset.digest:
+    if run.result.held_out == "test" and run.result.data_sha256 != dataset.digest:
         raise RunError(f"the data at {dataset.name} has changed since {run.directory} was made; put it back as it was")
     test: Examples = dataset.held_out
     return Source(run, test.images, test.labels)

@@ -107,7 +107,7 @@ class _Writer:
             "trial": trial.name,
             "recipe": canonical_json(trial.to_json()),
             "seed": str(source.run.seed),
-            "weights_sha256": source.run.result["weights_sha256"],
+            "weights_sha256": source.run.result.weights_sha256,
             **({"class_names": json.dumps(names, ensure_ascii=False)} if names else {}),
         }
         helper.set_model_props(model, about)

@@ -107,7 +107,7 @@ def _words(source: Source) -> dict[str, str]:
         ),
         "version": VERSION,
     }
-    network = f"{run.trial.name}, a network of {run.result['parameters']:,} parameters,"
+    network = f"{run.trial.name}, a network of {run.result.parameters:,} parameters,"
     if _is_drawn(source):
         return common | {
             "title": f"{'Draw a digit' if digits else 'Draw'} · {run.trial.name}",
@@ -137,11 +137,11 @@ def _words(source: Source) -> dict[str, str]:
 def _about(source: Source) -> str:
     """What is known of the network, as a list in HTML."""
     run = source.run
-    last, split = run.history[-1], run.result["held_out"]
+    last, split = run.history[-1], run.result.held_out
     note = f", {run.trial.note}" if run.trial.note else ""
     lines = [
         ("Trial", escape(f"{run.trial.name}{note}; seed {run.seed}")),
-        ("Parameters", f"{run.result['parameters']:,}"),
+        ("Parameters", f"{run.result.parameters:,}"),
         ("MACs", f"{source.graph.macs:,} multiply-accumulates for one image"),
         (
             f"{escape(split.capitalize())} accuracy",

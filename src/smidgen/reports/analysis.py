@@ -53,13 +53,13 @@ def analyse(group: TrialRuns, before: TrialRuns | None = None) -> list[str]:
         sentences.append(goal_sentence(firsts, trial))
     sentences.append(stability_sentence([run.history for run in group.runs]))
     sentences += drop_sentences([run.history for run in group.runs])
-    if group.judgements:
+    if group.predictions:
         names = group.runs[0].trained.class_names
-        sentences.append(pairs_sentence([(j.labels, j.predictions) for j in group.judgements], names))
-    if before is not None and before.judgements and group.judgements:
-        same = np.array_equal(before.judgements[0].labels, group.judgements[0].labels)
+        sentences.append(pairs_sentence([(group.labels, p.classes) for p in group.predictions], names))
+    if before is not None and before.predictions and group.predictions:
+        same = np.array_equal(before.labels, group.labels)
         if same:
-            comparison = compare([j.correct for j in group.judgements], [j.correct for j in before.judgements])
+            comparison = compare(list(group.correct), list(before.correct))
             sentences.append(comparison_sentence(comparison, before.label, len(group.runs), len(before.runs)))
     return [sentence for sentence in sentences if sentence]
 

@@ -1,49 +1,29 @@
-"""What a report is about: runs read back, grouped by trial, and judged again image by image."""
+"""The subject of a report: runs loaded, grouped by trial, with their answers for each image."""
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from smidgen.data.dataset import Dataset
+from smidgen.engines.prepare import DeviceName, EngineName, Precision, fit, place, prepare
 from smidgen.errors import DataError, RunError, SmidgenError
 from smidgen.files import looked_up
+from smidgen.runs.directory import RunFiles
+from smidgen.runs.predictions import Predictions
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data
 from smidgen.training.evaluation import scores
 from smidgen.trial import Trial
-
-
-@dataclass(frozen=True, eq=False)
-class Judgement:
-    """What one run's network says of every held-out image.
-
-    Attributes:
-        probabilities: float64 [images, classes].
-        labels: the true classes, int64 [images].
-    """
-
-    probabilities: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
-
-    @property
-    def predictions(self) -> npt.NDArray[np.int64]:
-        """The class with the highest probability, int64 [images]."""
-        predictions: npt.NDArray[np.int64] = self.probabilities.argmax(1)
-        return predictions
-
-    @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """Whether each image is classified right, [images]."""
-        right: npt.NDArray[np.bool_] = self.predictions == self.labels
-        return right
 
 
 @dataclass(eq=False)
@@ -53,8 +33,9 @@ class TrialRuns:
     Attributes:
         trial: the recipe.
         runs: in order of seed.
-        dataset: what they were judged on; None where it is not to be had here.
+        dataset: what they were evaluated on; None where it is not available.
         dataset_problem: why it is not.
+        notes: one line for each run whose images were classified again, in a way that may change its answers.
         label: the trial's name; made distinct where several recipes have the same one.
     """
 
@@ -63,6 +44,7 @@ class TrialRuns:
     dataset: Dataset | None = None
     dataset_problem: str = ""
     label: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.label = self.label or self.trial.name
@@ -70,7 +52,7 @@ class TrialRuns:
     @property
     def held_out(self) -> str:
         """What accuracy was measured on: test or validation."""
-        return str(self.runs[0].result["held_out"])
+        return self.runs[0].result.held_out
 
     @property
     def last(self) -> list[float]:
@@ -89,19 +71,54 @@ class TrialRuns:
         return min(self.runs, key=lambda run: (abs(run.accuracy - mean), run.seed))
 
     @cached_property
-    def judgements(self) -> list[Judgement]:
-        """What each run's network says of every held-out image; empty without the data."""
-        if self.dataset is None:
-            return []
-        labels = self.dataset.held_out.labels.numpy()
-        judgements = []
-        for run in self.runs:
-            try:
-                logits = scores(run.network, self.dataset.held_out.images, run.trained.mean, run.trained.std)
-            except SmidgenError as error:
-                raise RunError(f"{run.directory}: {error}") from None
-            judgements.append(Judgement(logits.double().softmax(1).numpy(), labels))
-        return judgements
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The true class of each held-out image, int64 [images]; none without the data."""
+        labels: npt.NDArray[np.int64] = self.dataset.held_out.labels.numpy() if self.dataset else np.zeros(0, np.int64)
+        return labels
+
+    @cached_property
+    def predictions(self) -> list[Predictions]:
+        """What each run's network answered for every held-out image; empty without the data.
+
+        Raises:
+            RunError: kept predictions disagree with the run's figures, or images cannot be classified.
+        """
+        return [self._predictions(run, self.dataset) for run in self.runs] if self.dataset else []
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each run classifies each image correctly, bool [runs, images]."""
+        return np.stack([predictions.classes == self.labels for predictions in self.predictions])
+
+    def _predictions(self, run: Run, dataset: Dataset) -> Predictions:
+        """What the run kept, or, for a run of an older version, what its network answers now."""
+        predictions = run.predictions or self._classified(run, dataset)
+        correct, recorded = int((predictions.classes == self.labels).sum()), run.history[-1].test_correct
+        if correct != recorded:
+            if run.predictions:
+                raise RunError(
+                    f"{run.directory / RunFiles.PREDICTIONS} has {correct:,} correct answers, but the run has "
+                    f"{recorded:,}; remove it, and reports classify the images again"
+                )
+            self.notes.append(f"seed {run.seed}: {correct:,} images are correct here, {recorded:,} when it was trained")
+        return predictions
+
+    def _classified(self, run: Run, dataset: Dataset) -> Predictions:
+        """The answers of a run's network, on the engine that trained it where that is available."""
+        result, network = run.result, copy.deepcopy(run.network)
+        engine = cast("EngineName", result.engine)
+        try:
+            placement = place(engine, cast("DeviceName", result.device), None, cast("Precision", result.precision))
+            placement = fit(placement, engine, network, dataset.input_shape)
+        except SmidgenError as error:
+            placement = place("eager")
+            self.notes.append(f"seed {run.seed}: images were classified by PyTorch on the CPU: {error}")
+        images = dataset.held_out.images.to(placement.device)
+        try:
+            logits = scores(prepare(network, placement).eval(), images, run.trained.mean, run.trained.std)
+        except SmidgenError as error:
+            raise RunError(f"{run.directory}: {error}") from None
+        return Predictions.from_logits(logits)
 
 
 @dataclass(eq=False)
@@ -136,7 +153,7 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
             continue
         for run in runs:
             group = found.setdefault(run.trial.recipe_digest, TrialRuns(run.trial, []))
-            if any(run.result["weights_sha256"] == other.result["weights_sha256"] for other in group.runs):
+            if any(run.result.weights_sha256 == other.result.weights_sha256 for other in group.runs):
                 problems.append(f"{run.directory} is the same run as one named before; it counts once")
             else:
                 group.runs.append(run)
@@ -182,7 +199,7 @@ def _attach_data(group: TrialRuns) -> None:
         if (trained.input_shape, trained.classes) != (dataset.input_shape, dataset.classes):
             group.dataset_problem = f"{run.directory} is for other images or classes than those of {dataset.name}"
             return
-    if any(run.result["data_sha256"] != dataset.digest for run in group.runs):
+    if any(run.result.data_sha256 != dataset.digest for run in group.runs):
         group.dataset_problem = f"the data at {dataset.name} has changed since the runs were made"
         return
     group.dataset = dataset

@@ -1,16 +1,15 @@
-"""`smidgen compare`: two sets of runs, judged again image by image on the same test images."""
+"""`smidgen compare`: two sets of runs, compared image by image on the same test images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from smidgen.errors import RunError
 from smidgen.reports.collect import TrialRuns, collect
 from smidgen.runs.record import Run
-from smidgen.statistics import Comparison, Flags, compare_sets
+from smidgen.statistics import Comparison, compare_sets
 
 
 def compare(runs: Iterable[str | Path | Run], others: Iterable[str | Path | Run]) -> Comparison:
@@ -21,18 +20,19 @@ def compare(runs: Iterable[str | Path | Run], others: Iterable[str | Path | Run]
         others: the other set, likewise.
 
     Raises:
-        RunError: a set cannot be read, is of several trials, or the sets were not judged on the same images.
+        RunError: a set cannot be read, is of several trials, or the sets were not evaluated on the same images.
     """
     first, second = _set(runs, "the first set"), _set(others, "the second set")
     if first.dataset is None or second.dataset is None:
-        raise RunError(f"the runs cannot be judged again: {first.dataset_problem or second.dataset_problem}")
+        raise RunError(f"the runs cannot be compared image by image: {first.dataset_problem or second.dataset_problem}")
     one, other = first.dataset.held_out, second.dataset.held_out
     same = one.images.shape == other.images.shape and bool((one.images == other.images).all())
     if not same or not bool((one.labels == other.labels).all()):
-        raise RunError("the two sets were not judged on the same images, so they cannot be compared image by image")
-    return compare_sets(
-        _correct(first), _correct(second), ([run.seed for run in first.runs], [run.seed for run in second.runs])
+        raise RunError("the two sets were not evaluated on the same images, so they cannot be compared image by image")
+    comparison = compare_sets(
+        first.correct, second.correct, ([run.seed for run in first.runs], [run.seed for run in second.runs])
     )
+    return replace(comparison, notes=(*first.notes, *second.notes))
 
 
 def _set(runs: Iterable[str | Path | Run], what: str) -> TrialRuns:
@@ -43,8 +43,3 @@ def _set(runs: Iterable[str | Path | Run], what: str) -> TrialRuns:
         names = ", ".join(group.label for group in collection.trials)
         raise RunError(f"{what} is of several trials ({names}); name the runs of one")
     return collection.trials[0]
-
-
-def _correct(group: TrialRuns) -> Flags:
-    """[runs, images]: whether each image was classified correctly."""
-    return np.stack([judgement.correct for judgement in group.judgements])

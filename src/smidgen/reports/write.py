@@ -26,8 +26,7 @@ from smidgen.reports.document import (
     Picture,
     Table,
 )
-from smidgen.runs import directory as names
-from smidgen.runs.directory import RunDirectory
+from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.progress import epoch_line
 from smidgen.runs.record import Run
 from smidgen.settings import with_settings
@@ -65,7 +64,7 @@ def write(collection: Collection) -> Document:
 
 
 def _front(groups: Sequence[TrialRuns]) -> Chart:
-    points = [charts.Point(g.runs[0].result["parameters"], statistics.mean(g.last), g.label) for g in groups]
+    points = [charts.Point(g.runs[0].result.parameters, statistics.mean(g.last), g.label) for g in groups]
     caption = "Accuracy by the last epoch, mean over the runs, against parameters; the line joins what no other beats"
     rows = "; ".join(f"{p.label}: {p.parameters:,} parameters, {p.accuracy:.3f} %" for p in points)
     what = f"{groups[0].held_out} accuracy by the last epoch (%)"
@@ -110,9 +109,9 @@ def _summary(groups: Sequence[TrialRuns]) -> Table:
             "open" if None in verdicts else f"{sum(map(bool, verdicts))}/{len(verdicts)}",
             f"{statistics.mean(group.best):.3f}",
             f"{statistics.mean(run.history[-1].train_accuracy for run in group.runs):.2f}",
-            f"{first['parameters']:,}",
+            f"{first.parameters:,}",
             f"{len(group.runs[0].history)}",
-            f"{statistics.median(run.result['seconds_training'] for run in group.runs):.0f}",
+            f"{statistics.median(run.result.seconds_training for run in group.runs):.0f}",
             _engines(group),
         ])  # fmt: skip
     return Table("The trials: targets and results", columns, rows, left=3)
@@ -273,16 +272,16 @@ def _data(group: TrialRuns) -> list[Block]:
 
 def _mistakes(group: TrialRuns) -> list[Block]:
     typical = group.typical
-    judged = group.judgements[group.runs.index(typical)]
+    index_of_run = group.runs.index(typical)
+    predictions = group.predictions[index_of_run]
     assert group.dataset is not None
-    wrong = np.flatnonzero(~judged.correct)
-    confidence = judged.probabilities[wrong, judged.predictions[wrong]]
-    order = wrong[np.argsort(-confidence, kind="stable")]
+    wrong = np.flatnonzero(~group.correct[index_of_run])
+    order = wrong[np.argsort(-predictions.probabilities[wrong], kind="stable")]
     shown = []
     name = typical.trained.label_name
     for index in order[:MOST_MISTAKES]:
-        label, guess = int(judged.labels[index]), int(judged.predictions[index])
-        sure = f"{100 * judged.probabilities[index, guess]:.1f} %"
+        label, guess = int(group.labels[index]), int(predictions.classes[index])
+        sure = f"{100 * predictions.probabilities[index]:.1f} %"
         shown.append(
             Picture(
                 f"mistake-{group.label}-{index}",
@@ -305,8 +304,8 @@ def _confusion(group: TrialRuns) -> list[Block]:
     assert group.dataset is not None
     classes = group.dataset.classes
     matrix = np.zeros((classes, classes))
-    for judged in group.judgements:
-        np.add.at(matrix, (judged.labels, judged.predictions), 1 / len(group.judgements))
+    for predictions in group.predictions:
+        np.add.at(matrix, (group.labels, predictions.classes), 1 / len(group.runs))
     names = [group.typical.trained.label_name(label) for label in range(classes)]
     rows = [
         [f"label {names[row]}", *(f"{matrix[row, column]:.1f}" for column in range(classes))] for row in range(classes)
@@ -327,12 +326,12 @@ def _confusion(group: TrialRuns) -> list[Block]:
 
 
 def _reliability(group: TrialRuns) -> list[Block]:
-    sure = np.concatenate([j.probabilities.max(1) for j in group.judgements])
-    right = np.concatenate([j.correct for j in group.judgements])
+    sure = np.concatenate([p.probabilities for p in group.predictions]).astype(np.float64)
+    right = group.correct.ravel()
     confidence, share, count = reliability_bins(sure, right)
     error = float((count / count.sum() * np.abs(confidence - share)).sum())
     rows = [
-        [f"{c:.3f}", f"{s:.3f}", f"{n / len(group.judgements):,.1f}"]
+        [f"{c:.3f}", f"{s:.3f}", f"{n / len(group.runs):,.1f}"]
         for c, s, n in zip(confidence, share, count, strict=True)
     ]
     caption = f"How often predictions are right against how sure the network is; expected calibration error {error:.4f}"
@@ -364,7 +363,7 @@ def reliability_bins(
 
 
 def _environment(group: TrialRuns) -> list[Block]:
-    facts = RunDirectory(group.typical.directory).read_json(names.ENVIRONMENT)
+    facts = RunDirectory(group.typical.directory).read_json(RunFiles.ENVIRONMENT)
     kept = [
         "smidgen",
         "torch",
@@ -380,10 +379,11 @@ def _environment(group: TrialRuns) -> list[Block]:
         "threads",
     ]
     rows = [[name, str(facts[name])] for name in kept if name in facts]
-    rows += [["weights_sha256, seed " + str(run.seed), str(run.result["weights_sha256"])] for run in group.runs]
+    rows += [["weights_sha256, seed " + str(run.seed), run.result.weights_sha256] for run in group.runs]
     return [
         Heading("Environment", 3),
         Table("What the runs were made with", ["what", "value"], rows, left=2),
+        *([Bullets(group.notes)] if group.notes else []),
         Paragraph("To repeat them:"),
         Code("\n".join(_command(group.trial, run) for run in group.runs)),
     ]
@@ -391,7 +391,7 @@ def _environment(group: TrialRuns) -> list[Block]:
 
 def _command(trial: Trial, run: Run) -> str:
     builtin = BUILTIN.get(trial.name)
-    name = str(run.directory / names.TRIAL)
+    name = str(run.directory / RunFiles.TRIAL)
     if builtin is not None:
         changed = [f"epochs={trial.epochs}", f"data.evaluate={trial.data.evaluate}"]
         if builtin.make().recipe_digest == trial.recipe_digest:
@@ -400,20 +400,20 @@ def _command(trial: Trial, run: Run) -> str:
             name = " ".join([trial.name, *(f"--set {change}" for change in changed)])
     shown = name if name.startswith(trial.name) else shlex.quote(name)
     result = run.result
-    options = f"--seed {run.seed} --threads {result['threads']} --engine {result['engine']}"
-    if result.get("precision", "fp32") != "fp32":
-        options += f" --precision {result['precision']}"
+    options = f"--seed {run.seed} --threads {result.threads} --engine {result.engine}"
+    if result.precision != "fp32":
+        options += f" --precision {result.precision}"
     return f"smidgen run {shown} {options}"
 
 
 def _engines(group: TrialRuns) -> str:
-    return ", ".join(sorted({f"{_engine(r)}, {r.result['threads']} thread(s)" for r in group.runs}))
+    return ", ".join(sorted({f"{_engine(r)}, {r.result.threads} thread(s)" for r in group.runs}))
 
 
 def _engine(run: Run) -> str:
     """The engine, with its precision where that is not float32."""
-    precision = run.result.get("precision", "fp32")
-    return str(run.result["engine"]) + ("" if precision == "fp32" else f" with {precision} products")
+    engine, precision = run.result.engine, run.result.precision
+    return engine + ("" if precision == "fp32" else f" with {precision} products")
 
 
 def _mean_sd(values: Sequence[float]) -> str:

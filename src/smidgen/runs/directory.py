@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves on disk, and reading it back."""
+"""The run directory: the files of a run on disk, written and read."""
 
 from __future__ import annotations
 
@@ -24,15 +24,6 @@ from smidgen.files import (
 )
 from smidgen.runs.lock import Lock
 
-TRIAL = "trial.json"
-ENVIRONMENT = "environment.json"
-EPOCHS = "epochs.jsonl"
-CHECKPOINT = "checkpoint.safetensors"
-PREVIOUS_CHECKPOINT = "checkpoint-previous.safetensors"
-WEIGHTS = "weights.safetensors"
-RESULT = "result.json"
-LOG = "log.txt"
-
 DEFAULT_ROOT = Path("runs")
 MOST_JSON_BYTES = 2**20
 MOST_EPOCHS_BYTES = 64 * 2**20
@@ -40,11 +31,25 @@ MOST_EPOCHS = 100_000
 MOST_LINE_BYTES = 2**16
 
 
+class RunFiles:
+    """Names of the files in a run directory."""
+
+    TRIAL = "trial.json"
+    ENVIRONMENT = "environment.json"
+    EPOCHS = "epochs.jsonl"
+    CHECKPOINT = "checkpoint.safetensors"
+    PREVIOUS_CHECKPOINT = "checkpoint-previous.safetensors"
+    WEIGHTS = "weights.safetensors"
+    PREDICTIONS = "predictions.safetensors"
+    RESULT = "result.json"
+    LOG = "log.txt"
+
+
 class RunDirectory:
     """The directory of one run.
 
-    `trial.json` is there once the run has begun, and can be resumed; `result.json` is written last:
-    with it the run is finished.
+    A run that has `trial.json` has begun and can be resumed. `result.json` is written last: a run that
+    has it is finished.
 
     Attributes:
         path: of the directory.
@@ -56,20 +61,19 @@ class RunDirectory:
 
     @classmethod
     def create(cls, out: Path | None, trial: str, seed: int) -> RunDirectory:
-        """Make the directory of a new run, or take one in which none has begun, and lock it.
+        """Make the directory of a new run, or reuse one in which no run has begun, and lock it.
 
         Args:
-            out: where. None chooses a new one, `runs/<trial>-seed<seed>`, with a number added if
-                that is taken.
+            out: the directory. None chooses a new one, `runs/<trial>-seed<seed>`, with a number added if
+                that exists.
             trial: the trial's name.
-            seed: the run's.
+            seed: the random seed.
 
         Returns:
-            The directory, locked. Between a look at it and this call another process may have run
-            there: ask whether a run has `begun`.
+            The directory, locked. Another process may have run there in the meantime: check `begun` again.
 
         Raises:
-            RunError: it cannot be made, holds something else, or is in use.
+            RunError: it cannot be made, holds other files, or is in use.
         """
         if out is None:
             base = DEFAULT_ROOT / f"{trial}-seed{seed}"
@@ -84,48 +88,48 @@ class RunDirectory:
         return directory.locked()
 
     def locked(self) -> RunDirectory:
-        """This directory, reserved for this process until `release` or its end, without a killed one's leavings.
+        """Lock this directory until `release` or the end of this process, and remove a killed process's leftovers.
 
         Raises:
-            RunError: another process is at work there.
+            RunError: another process is using it.
         """
         self._lock = Lock(self.path)
         remove_temporaries(self.path)
         return self
 
     def tidy(self) -> None:
-        """Remove what a process killed at the very end has left, if nobody is at work and that can be done."""
+        """Remove the lock file that a process killed at the very end left, if the directory is not in use."""
         if (self.path / Lock.NAME).exists():
             with contextlib.suppress(RunError):
                 self.locked().release()
 
     def release(self) -> None:
-        """Let other processes have the directory."""
+        """Unlock the directory."""
         if self._lock:
             self._lock.release()
 
     @property
     def begun(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether a run has begun here."""
         with looked_up(self.path):
-            return (self.path / TRIAL).exists()
+            return (self.path / RunFiles.TRIAL).exists()
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         with looked_up(self.path):
-            return (self.path / RESULT).exists()
+            return (self.path / RunFiles.RESULT).exists()
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on."""
+        """The command that resumes the run."""
         return f"smidgen run --resume {shlex.quote(str(self.path))}"
 
     def _refuse_other_files(self) -> None:
-        """A process killed while it began a run leaves at most its lock and the environment."""
+        """Raise if there are files that no run leaves: one killed at its start leaves a lock and an environment."""
         if not self.path.is_dir():
             raise RunError(f"{self.path} is a file; choose another place with --out")
-        left = {Lock.NAME, ENVIRONMENT}
+        left = {Lock.NAME, RunFiles.ENVIRONMENT}
         with looked_up(self.path):
             there = list(self.path.iterdir())
         if any(p.name not in left and p.suffix != TEMPORARY for p in there):
@@ -133,7 +137,7 @@ class RunDirectory:
 
     @staticmethod
     def _make(path: Path) -> bool:
-        """Make a new directory; False if there is something of that name."""
+        """Make a new directory; False if the path exists."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
@@ -156,10 +160,17 @@ class RunDirectory:
 
     def write_checkpoint(self, content: bytes) -> None:
         """Write the checkpoint, atomically; the one before it is kept."""
-        write_atomic(self.path / CHECKPOINT, content, previous=self.path / PREVIOUS_CHECKPOINT)
+        write_atomic(self.path / RunFiles.CHECKPOINT, content, previous=self.path / RunFiles.PREVIOUS_CHECKPOINT)
+
+    def remove(self, name: str) -> None:
+        """Delete a file of the run, if it is there."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path / name, error) from None
 
     def put_aside(self, name: str) -> None:
-        """Rename a damaged file of the run, so that it is neither read nor lost."""
+        """Rename a damaged file of the run, so that it is neither read nor deleted."""
         path = self.path / name
         try:
             path.replace(path.with_name(f"damaged-{name}"))
@@ -167,22 +178,22 @@ class RunDirectory:
             raise cannot_write(path, error) from None
 
     def append_epoch(self, record: dict[str, Any]) -> None:
-        """Add a finished epoch."""
-        append_line(self.path / EPOCHS, _line(record))
+        """Append a finished epoch."""
+        append_line(self.path / RunFiles.EPOCHS, _line(record))
 
     def write_epochs(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write all finished epochs anew, unless that is what is there; atomically."""
+        """Rewrite the file of finished epochs if its content differs, atomically."""
         content = "".join(_line(record) + "\n" for record in records).encode()
         try:
-            there = read_bounded(self.path / EPOCHS, MOST_EPOCHS_BYTES, follow=False)
+            there = read_bounded(self.path / RunFiles.EPOCHS, MOST_EPOCHS_BYTES, follow=False)
         except OSError:
             there = b""
         if there != content:
-            self.write(EPOCHS, content)
+            self.write(RunFiles.EPOCHS, content)
 
     def log(self, text: str) -> None:
-        """Add lines to the log."""
-        append_line(self.path / LOG, text)
+        """Append lines to the log."""
+        append_line(self.path / RunFiles.LOG, text)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run.
@@ -201,29 +212,29 @@ class RunDirectory:
         Raises:
             RunError: the file is too large or damaged.
         """
-        if not (self.path / EPOCHS).exists():
+        if not (self.path / RunFiles.EPOCHS).exists():
             return []
-        lines = self._read(EPOCHS, MOST_EPOCHS_BYTES).splitlines()
+        lines = self._read(RunFiles.EPOCHS, MOST_EPOCHS_BYTES).splitlines()
         if len(lines) > MOST_EPOCHS:
-            raise RunError(f"{self.path / EPOCHS} is damaged: it has {len(lines):,} lines")
-        return [self._parse(EPOCHS, line) for line in lines]
+            raise RunError(f"{self.path / RunFiles.EPOCHS} is damaged: it has {len(lines):,} lines")
+        return [self._parse(RunFiles.EPOCHS, line) for line in lines]
 
     def _read(self, name: str, most: int) -> bytes:
         path = self.path / name
         try:
             return read_bounded(path, most, follow=False)
         except FileNotFoundError:
-            if not self.begun or name == ENVIRONMENT:
+            if not self.begun or name == RunFiles.ENVIRONMENT:
                 raise RunError(f"{self.path} has no {name}: it is not a run directory") from None
             raise RunError(
-                f"{self.path} has no {name}: the run is unfinished; {self.resume_command} goes on with it"
+                f"{self.path} has no {name}: the run is unfinished; resume with: {self.resume_command}"
             ) from None
         except OSError as error:
             raise RunError(cannot_read(path, error)) from None
 
     def _parse(self, name: str, text: bytes) -> Any:
         try:
-            if name == EPOCHS and len(text) > MOST_LINE_BYTES:
+            if name == RunFiles.EPOCHS and len(text) > MOST_LINE_BYTES:
                 raise ValueError("a line is too long")
             return json.loads(text.decode(errors="replace"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What a run depends on besides its trial and data, and choosing the same again to go on with it."""
+"""What a run's result depends on besides its trial and data, and restoring that when the run is resumed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from smidgen.settings import canonical_json
 from smidgen.version import VERSION
 
 _SHAPES_BYTES = ("smidgen", "torch", "numpy", "machine", "cpu", "engine", "precision", "device", "instruction_level")
-"""What can change a result's last digits. The threads of the eager engine can, too."""
+"""What can change the last digits of a result. So can the threads of the eager engine."""
 MOST_RESUMPTIONS = 1_000
-"""Only so many are kept, the last ones."""
+"""How many are kept, the newest ones."""
 MOST_BYTES = 2**19
 """Of what the file holds; with line breaks and indentation it must still be small enough to be read."""
 
@@ -51,7 +51,7 @@ def environment(placement: Placement, dataset: Dataset, seed: int) -> dict[str, 
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What may keep a resumed run from ending with the bytes of one left alone: old and new, by name."""
+    """What may make a resumed run's result differ from an uninterrupted one's: old and new values, by name."""
     names = [*_SHAPES_BYTES, *["threads"] * (now["engine"] == "eager")]
     return {name: (before.get(name), now[name]) for name in names if before.get(name) != now[name]}
 
@@ -59,7 +59,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any,
 def changes_text(changed: dict[str, tuple[Any, Any]]) -> str:
     """The changes in one line, as a warning."""
     listed = ", ".join(f"{name} {_shown(new)} (was {_shown(old)})" for name, (old, new) in changed.items())
-    return f"goes on with {listed}: it may not end with the same bytes as a run left alone"
+    return f"resumed with {listed}: the result may differ from that of an uninterrupted run"
 
 
 def _shown(value: object) -> str:
@@ -68,12 +68,12 @@ def _shown(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What a run began with, from its `environment.json`, checked.
+class RunOrigin:
+    """Seed and engine that a run started with, from its `environment.json`, checked.
 
     Attributes:
-        seed: the run's.
-        engine: that it ran on.
+        seed: the random seed.
+        engine: `native` or `eager`.
         precision: of the products.
         device: `cpu` or `cuda`.
         threads: of the CPU.
@@ -86,11 +86,11 @@ class Begun:
     threads: int
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], path: object) -> Begun:
-        """Read it from what `environment` gave.
+    def from_json(cls, data: dict[str, Any], path: object) -> RunOrigin:
+        """Read the data that `environment` returned.
 
         Raises:
-            RunError: a value is missing or cannot be; names `path`.
+            RunError: a value is missing or invalid; names `path`.
         """
         seed, threads = data.get("seed"), data.get("threads")
         ok = (
@@ -106,14 +106,14 @@ class Begun:
             and len(canonical_json(data)) <= MOST_BYTES
         )
         if not ok:
-            raise RunError(f"{path} does not say how the run began; it is damaged, or of another version of smidgen")
+            raise RunError(f"{path} does not say how the run started: it is damaged, or of another version of smidgen")
         assert isinstance(seed, int)
         assert isinstance(threads, int)
         return cls(seed, data["engine"], data["precision"], data["device"], threads)
 
 
 def place_again(
-    begun: Begun | None, engine: EngineName, device: DeviceName, threads: int | None, precision: Precision | None
+    begun: RunOrigin | None, engine: EngineName, device: DeviceName, threads: int | None, precision: Precision | None
 ) -> tuple[Placement, EngineName]:
     """Settle engine, device, threads and precision; what is left open is as it was when the run began.
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination, put off until the step is done."""
+"""Defers Ctrl-C and termination until the training step is done."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class Interruption:
-    """Whether somebody has asked this process to stop.
+    """Whether this process was asked to stop.
 
     Attributes:
-        requested: since the last signal.
+        requested: a signal has arrived.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Interruption:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Interruption]:
-    """Take note of the first SIGINT or SIGTERM instead of acting on it; the second one acts at once.
+    """Record the first SIGINT or SIGTERM instead of acting on it; the second one acts at once.
 
     Only in the main thread, where Python handles signals; and only of signals that Python handles
     already, so that a program which left SIGTERM alone dies of it as before.

@@ -1,7 +1,7 @@
-"""One process at a time for a run directory.
+"""Locks a run directory for one process at a time.
 
-The lock is the operating system's, on an open file, so it ends with its process however that ends:
-there is no stale one. The file is only there while the lock is held, or after a kill.
+The lock is the operating system's, on an open file, so it ends with its process however that ends
+and is never stale. The file exists only while the lock is held, or after a kill.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_LOCKS_HERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class InUseError(RunError):
-    """Another process is at work in the run directory."""
+    """Another process is using the run directory."""
 
 
 class Lock:
@@ -42,7 +42,7 @@ class Lock:
             self._handle = self._try()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Unlock the directory."""
         if self._handle < 0:
             return
         with contextlib.suppress(OSError):

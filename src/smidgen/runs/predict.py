@@ -1,4 +1,4 @@
-"""Classifying image files with a trained network."""
+"""Classifies image files with a trained network."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from smidgen.training.evaluation import scores
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network makes of one image.
+    """The network's answer for one image.
 
     Attributes:
         file: the image file.
         label: the class with the highest score, counted from 0.
-        probability: that the network gives it, 0 to 1.
+        probability: of that class, 0 to 1.
         name: of the class; its number as text where classes have no names.
     """
 
@@ -73,7 +73,7 @@ def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Predicti
 
 
 def _trained(run: Run | str | Path) -> tuple[TrainedNetwork, Path]:
-    """The network of a run or of a file, and what to call it."""
+    """The network of a run or of a file, and its path for messages."""
     if isinstance(run, Run):
         return run.trained, run.directory
     path = Path(run)

@@ -1,4 +1,4 @@
-"""Showing how a run goes: a live bar on a terminal, a line an epoch elsewhere, a table in a notebook."""
+"""Progress of a run: a live bar on a terminal, a line an epoch elsewhere, a table in a notebook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smidgen.verdict import percent
 
 
 class Progress(Protocol):
-    """Who is shown a run; also a `Watcher` of the training loop."""
+    """Receives progress callbacks of a run; also a `Watcher` of the training loop."""
 
     def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
         """Before training: the header, and how many epochs of how many images are to come."""
@@ -26,11 +26,11 @@ class Progress(Protocol):
         """After an epoch and its evaluation, when its record is on disk."""
 
     def end(self, verdict: str | None) -> None:
-        """After training, with the verdict, or None if it did not come to its end."""
+        """After training, with the verdict, or None if it did not finish."""
 
 
 def epoch_line(record: EpochRecord, epochs: int, held_out: str) -> str:
-    """An epoch in one line, with the figures of the seed's logs."""
+    """An epoch in one line, with the figures of the reference notebooks' logs."""
     return (
         f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
         f"train loss {record.train_loss:.4f}  accuracy {record.train_accuracy:5.2f} %  "
@@ -57,7 +57,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """One plain line an epoch, for files and pipes; `write` takes a text without its newline."""
+    """One plain line an epoch, for files and pipes; `write` takes a line without its newline."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -106,7 +106,7 @@ class Bar(Lines):
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         now = time.perf_counter()
-        # Counted from the first step seen: an epoch may have been begun by a process before this one.
+        # Counted from the first step seen: an earlier process may have begun the epoch.
         first, began = self._since = self._since or (images, now)
         rate = f"  {(images - first) / (now - began):,.0f} images/s" if now > began else ""
         self._bar.update(
@@ -126,7 +126,7 @@ class Bar(Lines):
 
 
 class Notebook(Silent):
-    """One cell output that is updated in place: a bar, and a row for each finished epoch."""
+    """One cell output, updated in place: a bar, and a row for each finished epoch."""
 
     _SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -196,7 +196,7 @@ def history_html(history: list[EpochRecord] | tuple[EpochRecord, ...], held_out:
 
 
 def best_progress(stream: TextIO | None = None) -> Progress:
-    """The progress that suits where the output goes: notebook, terminal, or anything else."""
+    """The kind of progress that suits the output: notebook, terminal, or anything else."""
     if stream is None and _in_notebook():
         return Notebook()
     stream = stream or sys.stdout
@@ -206,7 +206,7 @@ def best_progress(stream: TextIO | None = None) -> Progress:
 
 
 def _printer(stream: TextIO) -> Callable[[str], None]:
-    """Print lines as long as somebody reads them; a reader that goes away does not end the training."""
+    """Print lines until the reader closes the stream, which does not stop the training."""
 
     def write(text: str) -> None:
         try:
@@ -214,7 +214,7 @@ def _printer(stream: TextIO) -> Callable[[str], None]:
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if not isinstance(error, BrokenPipeError):
-                print(f"smidgen: nothing more can be shown ({error.strerror}); training goes on", file=sys.stderr)
+                print(f"smidgen: nothing more can be shown ({error.strerror}); training continues", file=sys.stderr)
 
     return write
 

@@ -1,45 +1,23 @@
-"""A finished run: what it holds, how it shows itself, and reading it back from its directory."""
+"""A finished run: its contents, its text and HTML, and loading it from its directory."""
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from smidgen.errors import RunError
 from smidgen.files import looked_up
-from smidgen.runs import directory as names
-from smidgen.runs.directory import RunDirectory
+from smidgen.runs.directory import RunDirectory, RunFiles
+from smidgen.runs.predictions import Predictions, read_predictions
 from smidgen.runs.progress import history_html
+from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, read_weights, weights_sha256
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Trial
 from smidgen.verdict import Verdict, judge, percent
-
-_RESULT_TYPES: dict[str, tuple[type, ...]] = {
-    "trial": (str,),
-    "seed": (int,),
-    "engine": (str,),
-    "threads": (int,),
-    "parameters": (int,),
-    "epochs": (int,),
-    "held_out": (str,),
-    "test_accuracy_last": (int, float, type(None)),
-    "goal_met": (bool, type(None)),
-    "seconds_training": (int, float),
-    "weights_sha256": (str,),
-    "data_sha256": (str,),
-}
-"""What must be in a run's result.json for it to be read."""
-_OPTIONAL_TYPES: dict[str, tuple[type, ...]] = {
-    "precision": (str,),
-    "version": (str,),
-    "resumptions": (int,),
-    "class_names": (list,),
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,12 +26,13 @@ class Run:
 
     Attributes:
         trial: the recipe with its goal.
-        seed: the run's.
+        seed: the random seed.
         directory: where its files are.
         history: one record an epoch.
         verdict: the goal's parts, each met or missed.
-        result: what `result.json` holds; the keys of `smidgen run --json`.
-        trained: the network that was judged, with what it needs to be used.
+        result: the figures, as in `result.json`.
+        trained: the network that was evaluated, with what it needs to be used.
+        predictions: what that network answered for each held-out image; None in runs of older versions.
     """
 
     trial: Trial
@@ -61,12 +40,13 @@ class Run:
     directory: Path
     history: tuple[EpochRecord, ...]
     verdict: Verdict
-    result: dict[str, Any]
+    result: Result
     trained: TrainedNetwork
+    predictions: Predictions | None = None
 
     @property
     def network(self) -> nn.Module:
-        """The network that was judged, in evaluation mode, on the CPU."""
+        """The network that was evaluated, in evaluation mode, on the CPU."""
         return self.trained.network
 
     @property
@@ -83,7 +63,7 @@ class Run:
     def summary(self) -> str:
         """The verdict and the best epoch beside it, as text."""
         best = max(self.history, key=lambda r: r.test_correct)
-        split = self.result["held_out"]
+        split = self.result.held_out
         last = self.history[-1]
         lines = [
             str(self.verdict),
@@ -97,14 +77,14 @@ class Run:
     def __repr__(self) -> str:
         last, goal = self.history[-1], {True: "met", False: "missed", None: "open"}[self.goal_met]
         return (
-            f"Run({self.trial.name!r}, seed {self.seed}: {self.result['held_out']} accuracy "
+            f"Run({self.trial.name!r}, seed {self.seed}: {self.result.held_out} accuracy "
             f"{percent(last.test_correct, last.test_total)} % by the last of {len(self.history)} epochs, "
-            f"{self.result['parameters']:,} parameters, goal {goal}, in {str(self.directory)!r})"
+            f"{self.result.parameters:,} parameters, goal {goal}, in {str(self.directory)!r})"
         )
 
     def _repr_html_(self) -> str:
         return (
-            f"<p>{html.escape(repr(self))}</p>{history_html(self.history, self.result['held_out'])}"
+            f"<p>{html.escape(repr(self))}</p>{history_html(self.history, self.result.held_out)}"
             f"<pre>{html.escape(self.summary)}</pre>"
         )
 
@@ -119,20 +99,21 @@ def load_run(path: str | Path) -> Run:
     with looked_up(directory.path):
         if not directory.path.is_dir():
             raise RunError(f"{path} is not a run directory; `smidgen run` makes one")
-    result = directory.read_json(names.RESULT)
-    _check_types(result, directory.path)
-    trained = read_weights(directory.path / names.WEIGHTS)
-    if result.get("weights_sha256") != weights_sha256(trained.network):
-        raise RunError(f"{directory.path / names.WEIGHTS} is not what the run wrote: its hash differs from result.json")
+    result = Result.from_json(directory.read_json(RunFiles.RESULT), directory.path)
+    trained = read_weights(directory.path / RunFiles.WEIGHTS)
+    if result.weights_sha256 != weights_sha256(trained.network):
+        raise RunError(
+            f"{directory.path / RunFiles.WEIGHTS} is not what the run wrote: its hash differs from result.json"
+        )
     try:
         history = tuple(map(EpochRecord.from_json, directory.read_epochs()))
-        if [record.epoch for record in history] != list(range(1, result["epochs"] + 1)):
-            raise ValueError(f"{len(history)} of {result['epochs']} epochs are there, or in another order")
-        if result["held_out"] != trained.trial.data.evaluate:
-            raise ValueError(f"it says that it was judged on {result['held_out']} images, but its trial says otherwise")
+        if [record.epoch for record in history] != list(range(1, result.epochs + 1)):
+            raise ValueError(f"{len(history)} of {result.epochs} epochs are there, or in another order")
+        if result.held_out != trained.trial.data.evaluate:
+            raise ValueError(f"it was evaluated on {result.held_out} images, but its trial says otherwise")
         parameters = sum(p.numel() for p in trained.network.parameters())
-        if result["parameters"] != parameters:
-            raise ValueError(f"it says {result['parameters']} parameters, but the network has {parameters}")
+        if result.parameters != parameters:
+            raise ValueError(f"it says {result.parameters} parameters, but the network has {parameters}")
         last = history[-1]
         verdict = judge(
             trained.trial.goal,
@@ -140,21 +121,11 @@ def load_run(path: str | Path) -> Run:
             epochs=len(history),
             correct=last.test_correct,
             total=last.test_total,
-            on_test=result["held_out"] == "test",
+            on_test=result.held_out == "test",
         )
     except (IndexError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}") from None
-    return Run(trained.trial, result["seed"], directory.path, history, verdict, result, trained)
-
-
-def _check_types(result: dict[str, Any], path: Path) -> None:
-    missing = [key for key in _RESULT_TYPES if key not in result]
-    if missing:
-        raise RunError(f"{path} is a run of another version of smidgen: its result.json lacks {', '.join(missing)}")
-    for key, kinds in {**_RESULT_TYPES, **_OPTIONAL_TYPES}.items():
-        value = result.get(key)
-        if key not in result:
-            continue
-        good = type(value) in kinds and (not isinstance(value, float | int) or 0 <= value < 2**63)
-        if not good or (key == "held_out" and value not in ("test", "validation")):
-            raise RunError(f"{path} is damaged: its result.json has {str(value)[:40]!r} for {key}")
+    predictions = read_predictions(
+        directory.path / RunFiles.PREDICTIONS, result.weights_sha256, history[-1], trained.classes
+    )
+    return Run(trained.trial, result.seed, directory.path, history, verdict, result, trained, predictions)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from smidgen.anatomy.layers import Anatomy, examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
-from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, fit
-from smidgen.errors import RunError, SmidgenError, TrialError
+from smidgen.engines.prepare import Placement, fit
+from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError, TrialError
 from smidgen.randomness import MOST_SEED
-from smidgen.runs import directory as names
-from smidgen.runs.directory import RunDirectory
-from smidgen.runs.environment import Begun, place_again
+from smidgen.runs.directory import RunDirectory, RunFiles
+from smidgen.runs.environment import RunOrigin, place_again
 from smidgen.runs.interruption import deferred
+from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Progress, best_progress
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.runner import Runner
@@ -29,23 +29,25 @@ from smidgen.trial import Trial
 from smidgen.trials.builtin import FLAGSHIP
 from smidgen.trials.find import find_trial, read_trial
 
-CHECKPOINT_SECONDS = 30.0
 
-
-class RunInterruptedError(KeyboardInterrupt):
+class RunInterruptedError(SmidgenInterruptedError):
     """Ctrl-C or a termination signal during a run; what was done is on disk.
 
     Attributes:
         directory: of the run.
         epochs: how many are finished.
-        resume: the command that goes on.
+        resume: the command that resumes it.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory.path
         self.epochs = len(directory.read_epochs())
         self.resume = directory.resume_command
-        super().__init__(f"interrupted after {self.epochs} finished epoch(s); to go on: {self.resume}")
+        super().__init__(f"interrupted after {self.epochs} finished epoch(s); to resume: {self.resume}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As `smidgen run --json` prints it."""
+        return super().to_json() | {"run_dir": str(self.directory), "epochs": self.epochs, "resume": self.resume}
 
 
 def run(
@@ -55,23 +57,19 @@ def run(
     data: str | Path | None = None,
     epochs: int | None = None,
     settings: Iterable[str] = (),
-    engine: EngineName = "auto",
-    precision: Precision | None = None,
-    device: DeviceName = "auto",
-    threads: int | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    options: RunOptions = RunOptions(),
     progress: Progress | None = None,
 ) -> Run:
-    """Train a trial with one seed, judge it, and write its run directory.
+    """Train a trial with one seed, evaluate it, and write its run directory.
 
     Everything that can be wrong is checked first: nothing is written, and no epoch spent, on a
     trial that cannot be found, is over its own budget or does not fit its data.
 
-    A run that was interrupted or killed is gone on with by `resume`, or by the same call with the
-    same `out`, and ends with the same bytes as one left alone, on the same machine, versions and
-    engine. One that is finished already is read and returned.
+    A run that was interrupted or killed is resumed by `resume`, or by the same call with the same
+    `out`, and ends with the same bytes as an uninterrupted one, on the same machine, versions and
+    engine. A finished run is loaded and returned.
 
     In the main thread, the first Ctrl-C lets the step finish and writes a checkpoint.
 
@@ -81,38 +79,21 @@ def run(
         data: a bundled data set or a path, as `load_dataset` takes it, instead of the trial's.
         epochs: instead of the trial's.
         settings: changes to the trial, `path=value` each, as in `optimizer.lr=0.05`.
-        engine: `auto` takes the native engine where it is installed and has all the layers, else
-            eager; in a run that is gone on with, what it began with.
-        precision: of the products; `bf16` where the CPU has them and the engine is native. None
-            takes `fp32`, or what the run began with.
-        device: `auto` takes the CPU, or what the run began with.
-        threads: of the CPU; None takes the usable cores, at most 8, or as many as a run that is
-            gone on with began with.
         out: a directory that does not exist yet, is empty, or holds this very run; None makes one
             below `runs/`.
-        resume: the directory of a run to go on with, instead of `trial`, `seed`, `data`, `epochs`,
+        resume: the directory of a run to resume, instead of `trial`, `seed`, `data`, `epochs`,
             `settings` and `out`.
-        checkpoint_seconds: how much training may be lost when the process is killed; a finished
-            epoch never is. 0 to 86,400.
-        progress: who is shown how it goes; None shows what suits a notebook, terminal or file.
+        options: engine, precision, device, threads, time between checkpoints.
+        progress: receives progress callbacks; None shows what suits a notebook, terminal or file.
 
     Raises:
-        SmidgenError: the user's mistake, in one line.
-        RunInterruptedError: Ctrl-C; it names the command that goes on.
+        SmidgenError: a usage error, in one line.
+        RunInterruptedError: Ctrl-C; it names the command that resumes the run.
     """
     began = time.perf_counter()
     settings = tuple(settings)
-    if not math.isfinite(checkpoint_seconds) or not 0 <= checkpoint_seconds <= 86_400:
-        raise SmidgenError(f"--checkpoint-seconds is {checkpoint_seconds:g}; allowed: 0 to 86400")
     if resume is not None:
-        if (
-            trial is not None
-            or seed is not None
-            or data is not None
-            or epochs is not None
-            or settings
-            or out is not None
-        ):
+        if settings or any(value is not None for value in (trial, seed, data, epochs, out)):
             raise SmidgenError(
                 f"--resume {resume} takes trial, seed and data from the run; leave out TRIAL, --seed, --data, "
                 f"--epochs, --set and --out"
@@ -122,41 +103,56 @@ def run(
     else:
         if not isinstance(trial, Trial):
             trial = find_trial(FLAGSHIP if trial is None else trial)
-        trial = _changed(trial, data, epochs, settings)
+        trial = changed_trial(trial, data=data, epochs=epochs, settings=settings)
         seed = 0 if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MOST_SEED:
         raise SmidgenError(f"the seed is {seed}; allowed: a whole number from 0 to {MOST_SEED}")
-    plan = _Plan(
-        trial, seed, Path(out) if out is not None else None, engine, precision, device, threads, checkpoint_seconds,
-        progress or best_progress(),
-    )  # fmt: skip
-    while (finished := plan.attempt(began)) is None:
+    request = _RunRequest(trial, seed, Path(out) if out is not None else None, options, progress or best_progress())
+    while (finished := request.attempt(began)) is None:
         pass
     return finished
 
 
-@dataclass
-class _Plan:
-    """What was asked for, checked as far as can be without looking at the directory."""
+def changed_trial(
+    trial: Trial, *, data: str | Path | None = None, epochs: int | None = None, settings: Iterable[str] = ()
+) -> Trial:
+    """The trial with other settings, data or epochs.
+
+    Args:
+        trial: the recipe.
+        data: a bundled data set or a path; None keeps the trial's.
+        epochs: None keeps the trial's.
+        settings: `path=value` each.
+
+    Raises:
+        SettingError: a setting does not exist, or its value is not allowed.
+    """
+    trial = with_settings(trial, settings)
+    if data is not None:
+        trial = replace(trial, data=replace(trial.data, source=str(data)))
+    if epochs is not None:
+        trial = replace(trial, epochs=epochs)
+    return trial
+
+
+@dataclass(frozen=True)
+class _RunRequest:
+    """What was asked for, checked as far as possible without looking at the directory."""
 
     trial: Trial
     seed: int
     out: Path | None
-    engine: EngineName
-    precision: Precision | None
-    device: DeviceName
-    threads: int | None
-    checkpoint_seconds: float
+    options: RunOptions
     progress: Progress
 
     def attempt(self, began: float) -> Run | None:
-        """The finished run; None if another process came in between, so that things are to be looked at again."""
-        trial, seed = self.trial, self.seed
+        """The finished run; None if another process changed the directory meanwhile, so that a retry is needed."""
+        trial, seed, options = self.trial, self.seed, self.options
         there = RunDirectory(self.out) if self.out is not None else None
         begun = self._same_run(there) if there and there.begun else None
         if there and begun and there.finished:
             return self._finished(there, begun)
-        placement, engine = place_again(begun, self.engine, self.device, self.threads, self.precision)
+        placement, engine = place_again(begun, options.engine, options.device, options.threads, options.precision)
         dataset = load_trial_data(trial)
         anatomy = examine_trial(trial, dataset.input_shape, dataset.classes)
         trial.check_budgets(anatomy.parameters)
@@ -173,7 +169,7 @@ class _Plan:
                 try:
                     finished = Runner(
                         trial, seed, dataset, placement, anatomy, directory, self.progress, interruption,
-                        self.checkpoint_seconds,
+                        options.checkpoint_seconds,
                     ).run(network, began)  # fmt: skip
                     if interruption.requested:  # too late for this run, but not for what the caller does next
                         raise KeyboardInterrupt
@@ -189,14 +185,14 @@ class _Plan:
         finally:
             directory.release()
 
-    def _same_run(self, there: RunDirectory) -> Begun:
-        """How the run in a directory began, if it is of this trial and seed.
+    def _same_run(self, there: RunDirectory) -> RunOrigin:
+        """Seed and engine of the run in a directory, if it is of this trial and seed.
 
         Raises:
             RunError: it is another run.
         """
-        other = read_trial(there.path / names.TRIAL, follow=False)
-        begun = Begun.from_json(there.read_json(names.ENVIRONMENT), there.path / names.ENVIRONMENT)
+        other = read_trial(there.path / RunFiles.TRIAL, follow=False)
+        begun = RunOrigin.from_json(there.read_json(RunFiles.ENVIRONMENT), there.path / RunFiles.ENVIRONMENT)
         differing = [
             f"{path} {_short(old)} instead of {_short(new)}" for path, old, new in differences(other, self.trial)
         ]
@@ -209,13 +205,14 @@ class _Plan:
             )
         return begun
 
-    def _finished(self, there: RunDirectory, begun: Begun) -> Run:
-        """Read a run that needs nothing more, and show it.
+    def _finished(self, there: RunDirectory, begun: RunOrigin) -> Run:
+        """Load a finished run, and show it.
 
         Raises:
-            RunError: it cannot be read, or it is not on the engine or with the precision that was asked for.
+            RunError: it cannot be read, or was made with another engine or precision than was asked for.
         """
-        wanted = [(self.engine, begun.engine), (self.precision or begun.precision, begun.precision)]
+        options = self.options
+        wanted = [(options.engine, begun.engine), (options.precision or begun.precision, begun.precision)]
         if any(asked not in ("auto", had) for asked, had in wanted):
             raise RunError(
                 f"{there.path} holds a finished run by the {begun.engine} engine with {begun.precision}; choose "
@@ -225,11 +222,11 @@ class _Plan:
             finished = load_run(there.path)
         except RunError as error:
             raise RunError(
-                f"{error}; if you remove {there.path / names.RESULT}, {there.resume_command} makes it again from the "
-                f"checkpoint"
+                f"{error}; or remove {there.path / RunFiles.RESULT} and repeat the end of the run from its checkpoint: "
+                f"{there.resume_command}"
             ) from None
         there.tidy()
-        held_out = finished.result["held_out"]
+        held_out = finished.result.held_out
         self.progress.begin(f"{there.path} is finished already", len(finished.history), 0, held_out)
         for record in finished.history:
             self.progress.epoch(record)
@@ -243,10 +240,10 @@ def _short(value: object) -> str:
 
 
 def _check_last_batch(trial: Trial, dataset: Dataset, anatomy: Anatomy) -> None:
-    """Refuse what would fail in the last step of the first epoch.
+    """Refuse a trial that would fail in the last step of the first epoch.
 
     Raises:
-        TrialError: it is over a single image, and a normalization sees a single value a channel of that.
+        TrialError: that step has a single image, of which a normalization sees a single value a channel.
     """
     single = [x.name for x in anatomy.layers if x.type == "BatchNorm2d" and tuple(x.output_shape[1:]) == (1, 1)]
     if single and len(dataset.train) % trial.batch_size == 1:
@@ -256,20 +253,20 @@ def _check_last_batch(trial: Trial, dataset: Dataset, anatomy: Anatomy) -> None:
 
 
 def _of_run(directory: RunDirectory) -> tuple[Trial, int]:
-    """Trial and seed of a run to go on with.
+    """Trial and seed of a run to resume.
 
     Raises:
         RunError: it is not a run directory, or damaged.
     """
     if not directory.begun:
         raise RunError(f"{directory.path} is not a run directory, so there is nothing to resume")
-    trial = read_trial(directory.path / names.TRIAL, follow=False)
-    begun = Begun.from_json(directory.read_json(names.ENVIRONMENT), directory.path / names.ENVIRONMENT)
+    trial = read_trial(directory.path / RunFiles.TRIAL, follow=False)
+    begun = RunOrigin.from_json(directory.read_json(RunFiles.ENVIRONMENT), directory.path / RunFiles.ENVIRONMENT)
     return trial, begun.seed
 
 
 def load_trial_data(trial: Trial) -> Dataset:
-    """The data that a trial learns from and is judged on.
+    """The data that a trial is trained and evaluated on.
 
     Raises:
         DataError: it is missing or damaged.
@@ -283,15 +280,6 @@ def load_trial_data(trial: Trial) -> Dataset:
         shape=data.shape,
         form=data.form,
     )
-
-
-def _changed(trial: Trial, data: str | Path | None, epochs: int | None, settings: Iterable[str]) -> Trial:
-    trial = with_settings(trial, settings)
-    if data is not None:
-        trial = replace(trial, data=replace(trial.data, source=str(data)))
-    if epochs is not None:
-        trial = replace(trial, epochs=epochs)
-    return trial
 
 
 @contextlib.contextmanager

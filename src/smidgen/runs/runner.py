@@ -1,10 +1,9 @@
-"""One run: training between what is shown and what is written."""
+"""One run: trains, shows progress and writes the run directory."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -12,15 +11,17 @@ from smidgen.anatomy.layers import Anatomy
 from smidgen.data.dataset import Dataset
 from smidgen.engines.prepare import Placement, without_engine
 from smidgen.errors import RunError
-from smidgen.runs import directory as names
-from smidgen.runs.directory import RunDirectory
+from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.environment import MOST_RESUMPTIONS, changes, changes_text, environment
 from smidgen.runs.interruption import Interruption
+from smidgen.runs.predictions import Predictions
 from smidgen.runs.progress import Lines, Progress
 from smidgen.runs.record import Run
+from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, to_bytes, weights_sha256
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import DamagedCheckpointError, Origin
+from smidgen.training.evaluation import evaluate
 from smidgen.training.loop import EpochRecord, Training, start, steps_per_epoch, train
 from smidgen.trial import Trial
 from smidgen.verdict import Verdict, judge
@@ -37,8 +38,8 @@ class Runner:
         dataset: the trial's.
         placement: engine, device, threads.
         anatomy: of the network.
-        directory: of the run; with a run that was begun there, this one goes on with it.
-        progress: who is shown how it goes.
+        directory: of the run; a run that was begun there is resumed.
+        progress: receives progress callbacks.
         interruption: looked at after each step.
         checkpoint_seconds: between checkpoints within an epoch.
     """
@@ -56,24 +57,24 @@ class Runner:
     _resumptions: int = 0
 
     def run(self, network: nn.Module, began: float) -> Run:
-        """Train to the end, and write the record.
+        """Train to the end and write the run's files.
 
         Args:
             network: with its initial weights.
             began: when setting up began, by `time.perf_counter`.
 
         Raises:
-            KeyboardInterrupt: it was asked to stop, and is on disk.
-            RunError: something cannot be written or read.
-            TrainingError: training cannot go on.
+            KeyboardInterrupt: it was asked to stop; its state is on disk.
+            RunError: a file cannot be written or read.
+            TrainingError: training diverged, or there is not enough memory.
         """
         trial, dataset, directory = self.trial, self.dataset, self.directory
         training = start(trial, network, self.placement)
         if directory.begun:
             self._resume(training)
         else:
-            directory.write_json(names.ENVIRONMENT, environment(self.placement, dataset, self.seed))
-            directory.write_json(names.TRIAL, trial.to_json())
+            directory.write_json(RunFiles.ENVIRONMENT, environment(self.placement, dataset, self.seed))
+            directory.write_json(RunFiles.TRIAL, trial.to_json())
         header = self._header(training)
         log = Lines(directory.log)
         log.begin(header, trial.epochs, len(dataset.train), dataset.held_out_name)
@@ -95,10 +96,8 @@ class Runner:
             log.end(finished.summary)
             return finished
         except RunError as error:
-            if (directory.path / names.CHECKPOINT).exists():
-                raise RunError(
-                    f"{error}; what is finished is kept: {directory.resume_command} goes on with it"
-                ) from None
+            if (directory.path / RunFiles.CHECKPOINT).exists():
+                raise RunError(f"{error}; finished epochs are kept; resume with: {directory.resume_command}") from None
             raise
         finally:
             self.progress.end(finished.summary if finished else None)
@@ -111,13 +110,13 @@ class Runner:
         return Origin(self.trial.recipe_digest, self.dataset.digest, self.seed)
 
     def _resume(self, training: Training) -> None:
-        """Bring the training to the newest whole checkpoint, and note down what has changed since the run began."""
+        """Restore the newest undamaged checkpoint, and record what has changed since the run started."""
         directory = self.directory
-        there = directory.read_json(names.ENVIRONMENT)
+        there = directory.read_json(RunFiles.ENVIRONMENT)
         if there.get("data_sha256") != self.dataset.sha256:
             raise RunError(
-                f"{directory.path} cannot go on: the data at {self.dataset.name} are not those that it began with; "
-                f"put those back, or start over with another --out"
+                f"{directory.path} cannot resume: the data at {self.dataset.name} has changed since the run started; "
+                f"restore it, or start over with another --out"
             )
         self._restore(training)
         directory.write_epochs([record.to_json() for record in training.history])
@@ -132,11 +131,11 @@ class Runner:
         }
         kept = [*there["resumed"], resumption][-MOST_RESUMPTIONS:]
         self._resumptions = len(kept)
-        directory.write_json(names.ENVIRONMENT, {**{k: there[k] for k in now if k in there}, "resumed": kept})
+        directory.write_json(RunFiles.ENVIRONMENT, {**{k: there[k] for k in now if k in there}, "resumed": kept})
 
     def _restore(self, training: Training) -> None:
         problems = []
-        for name in (names.CHECKPOINT, names.PREVIOUS_CHECKPOINT):
+        for name in (RunFiles.CHECKPOINT, RunFiles.PREVIOUS_CHECKPOINT):
             try:
                 path = self.directory.path / name
                 checkpoint.restore(training, path, self._origin(), self.trial, len(self.dataset.train))
@@ -146,18 +145,19 @@ class Runner:
                 problems.append(str(error))
                 continue
             if problems:
-                # Out of the way, so that the next checkpoint does not take the place of the whole one.
-                self.directory.put_aside(names.CHECKPOINT)
-                self._notes.append(f"{problems[0]}; goes on from the checkpoint before it")
+                # Out of the way, so that the next checkpoint does not replace the undamaged one.
+                self.directory.put_aside(RunFiles.CHECKPOINT)
+                self._notes.append(f"{problems[0]}; resumed from the checkpoint before it")
             return
         if problems:
             raise RunError(
-                f"{problems[0]}, and there is no whole one before it; remove {self.directory.path} to start over"
+                f"{problems[0]}, and there is no undamaged one before it; remove {self.directory.path} to start over"
             )
 
     def _finish(self, training: Training, setup: float) -> Run:
         dataset, history = self.dataset, tuple(training.history)
         last = history[-1]
+        predictions = self._predictions(training)  # on the engine, which is left next
         network = without_engine(training.judged).eval().requires_grad_(False)
         trained = TrainedNetwork(
             network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std,
@@ -171,49 +171,62 @@ class Runner:
             total=last.test_total,
             on_test=dataset.held_out_name == "test",
         )
-        self.directory.write(names.WEIGHTS, to_bytes(trained))
-        result = self._result(history, verdict, weights_sha256(network), setup)
-        self.directory.write_json(names.RESULT, result)
-        return Run(self.trial, self.seed, self.directory.path, history, verdict, result, trained)
+        sha256 = weights_sha256(network)
+        self.directory.write(RunFiles.WEIGHTS, to_bytes(trained))
+        if predictions is None:
+            self.directory.remove(RunFiles.PREDICTIONS)
+        else:
+            self.directory.write(RunFiles.PREDICTIONS, predictions.to_bytes(sha256, last.test_correct))
+        result = self._result(history, verdict, sha256, setup)
+        self.directory.write_json(RunFiles.RESULT, result.to_json())
+        return Run(self.trial, self.seed, self.directory.path, history, verdict, result, trained, predictions)
 
-    def _result(self, history: tuple[EpochRecord, ...], verdict: Verdict, sha256: str, setup: float) -> dict[str, Any]:
+    def _predictions(self, training: Training) -> Predictions | None:
+        """The answers of the last epoch's evaluation, repeated if another process made it before it was stopped.
+
+        None where that gives another number of correct images, as can happen on another machine: kept
+        predictions always agree with the run's figures.
+        """
+        evaluation, dataset = training.evaluation, self.dataset
+        if evaluation is None:
+            evaluation = evaluate(
+                training.judged, dataset.held_out.to(self.placement.device), dataset.mean, dataset.std
+            )
+        if evaluation.correct != training.history[-1].test_correct:
+            return None
+        return Predictions.from_logits(evaluation.logits)
+
+    def _result(self, history: tuple[EpochRecord, ...], verdict: Verdict, sha256: str, setup: float) -> Result:
         last, best = history[-1], max(history, key=lambda r: r.test_correct)
         steps = sum(r.seconds_training for r in history)
-        # Only what was measured on the test images is called test accuracy.
-        split = self.dataset.held_out_name
-        measured = {
-            f"{split}_accuracy_last": last.test_accuracy,
-            f"{split}_accuracy_best": best.test_accuracy,
-            f"{split}_loss_last": last.test_loss,
-        }
-        nothing = dict.fromkeys(("test_accuracy_last", "test_accuracy_best", "test_loss_last"))
-        return {
-            "trial": self.trial.name,
-            "seed": self.seed,
-            "engine": self.placement.engine,
-            "precision": self.placement.precision,
-            "device": str(self.placement.device),
-            "threads": self.placement.threads,
-            "parameters": self.anatomy.parameters,
-            "macs": self.anatomy.macs,
-            "epochs": len(history),
-            "held_out": split,
-            **nothing,
-            **measured,
-            "best_epoch": best.epoch,
-            "train_accuracy_last": last.train_accuracy,
-            "goal_met": verdict.goal_met,
-            "seconds_setup": setup,
-            "seconds_training": steps + sum(r.seconds_evaluation for r in history),
-            "images_per_second": len(self.dataset.train) * len(history) / max(steps, 1e-9),
-            "run_dir": str(self.directory.path),
-            "weights_sha256": sha256,
-            "recipe_sha256": self.trial.recipe_digest,
-            "data_sha256": self.dataset.digest,
-            "class_names": list(self.dataset.class_names),
-            "version": VERSION,
-            "resumptions": self._resumptions,
-        }
+        return Result(
+            trial=self.trial.name,
+            seed=self.seed,
+            engine=self.placement.engine,
+            precision=self.placement.precision,
+            device=str(self.placement.device),
+            threads=self.placement.threads,
+            parameters=self.anatomy.parameters,
+            macs=self.anatomy.macs,
+            epochs=len(history),
+            held_out=self.dataset.held_out_name,
+            accuracy_last=last.test_accuracy,
+            accuracy_best=best.test_accuracy,
+            loss_last=last.test_loss,
+            best_epoch=best.epoch,
+            train_accuracy_last=last.train_accuracy,
+            goal_met=verdict.goal_met,
+            seconds_setup=setup,
+            seconds_training=steps + sum(r.seconds_evaluation for r in history),
+            images_per_second=len(self.dataset.train) * len(history) / max(steps, 1e-9),
+            run_dir=str(self.directory.path),
+            weights_sha256=sha256,
+            recipe_sha256=self.trial.recipe_digest,
+            data_sha256=self.dataset.digest,
+            class_names=tuple(self.dataset.class_names),
+            version=VERSION,
+            resumptions=self._resumptions,
+        )
 
     def _header(self, training: Training) -> str:
         trial, goal = self.trial, self.trial.goal

@@ -1,7 +1,7 @@
-"""Asking Optuna for candidates, a batch at a time; what it answers is a function of what has been told.
+"""Asks Optuna for candidates, a batch at a time; the answer is a function of the results it is given.
 
-For every batch a study is made anew from the candidates so far, with a seed of the batch's own. So a
-search that was interrupted goes on exactly as one that was not, and nothing but its record is kept.
+For every batch a new study is made from the candidates so far, with a seed of the batch's own. So a
+resumed search chooses exactly as an uninterrupted one, and only the candidates are kept.
 """
 
 from __future__ import annotations
@@ -24,23 +24,38 @@ MOST_REJECTED = 1_000
 
 @dataclass(frozen=True)
 class Limits:
-    """What no candidate may exceed; all are checked before any training.
+    """What no candidate may exceed, checked before any training.
 
     Attributes:
-        parameters: trainable ones.
-        macs: multiply-accumulates of one image; None: any number.
+        parameters: trainable ones, at least 1; None: those of the base's goal.
+        macs: multiply-accumulates of one image, at least 1; None: any number.
+        epochs: of every candidate, at least 1; None: the base's.
+
+    Raises:
+        SmidgenError: a limit is below 1; names the command-line option.
     """
 
-    parameters: int
+    parameters: int | None = None
     macs: int | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit is not None and limit < 1:
+                raise SmidgenError(f"--max-{name} is {limit}; allowed: at least 1")
+
+    def completed(self, base: Trial) -> Limits:
+        """The limits with the base's parameters and epochs where they are left open."""
+        return replace(self, parameters=self.parameters or base.goal.parameters, epochs=self.epochs or base.epochs)
 
     def exceeded(self, parameters: int, macs: int) -> bool:
         """Whether a network of so many parameters and MACs is over a limit."""
-        return parameters > self.parameters or (self.macs is not None and macs > self.macs)
+        limits = ((parameters, self.parameters), (macs, self.macs))
+        return any(limit is not None and value > limit for value, limit in limits)
 
     def __str__(self) -> str:
-        macs = "" if self.macs is None else f" and {self.macs:,} MACs"
-        return f"{self.parameters:,} parameters{macs}"
+        limits = ((self.parameters, "parameters"), (self.macs, "MACs"))
+        return " and ".join(f"{limit:,} {name}" for limit, name in limits if limit is not None)
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,7 @@ class Asker:
         directions = ["maximize", "minimize"] if self.pareto else ["maximize"]
         study = optuna.create_study(directions=directions, sampler=sampler)
         for candidate in history:
-            if candidate.judged:
+            if candidate.evaluated:
                 read = optuna.distributions.json_to_distribution
                 distributions = {name: read(text) for name, text in candidate.dimensions.items()}
                 values = [candidate.mean, candidate.parameters] if self.pareto else [candidate.mean]

@@ -24,7 +24,7 @@ class Candidate:
     Attributes:
         number: counted from 0.
         batch: that it was asked for in, counted from 0.
-        trial: judged on the validation split.
+        trial: evaluated on the validation split.
         choices: the value of each dimension, by name.
         dimensions: what each was chosen among, as Optuna writes it down.
         parameters: trainable.
@@ -52,7 +52,7 @@ class Candidate:
         return statistics.fmean(self.accuracies)
 
     @property
-    def judged(self) -> bool:
+    def evaluated(self) -> bool:
         """Whether it has been trained with at least one seed."""
         return bool(self.accuracies) and not self.error
 
@@ -111,26 +111,26 @@ def dominates(one: Candidate, other: Candidate) -> bool:
 
 
 def front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The judged candidates that none dominates, by parameters."""
-    judged = [c for c in candidates if c.judged]
-    found = [c for c in judged if not any(dominates(other, c) for other in judged)]
+    """The evaluated candidates that none dominates, by parameters."""
+    evaluated = [c for c in candidates if c.evaluated]
+    found = [c for c in evaluated if not any(dominates(other, c) for other in evaluated)]
     return sorted(found, key=lambda c: (c.parameters, c.number))
 
 
 def ranked(candidates: Sequence[Candidate], *, pareto: bool) -> list[Candidate]:
-    """The judged candidates, the best first.
+    """The evaluated candidates, the best first.
 
     Args:
         candidates: to be ranked; those that could not be trained are left out.
         pareto: by how many others dominate them, and only then by accuracy.
     """
-    judged = [c for c in candidates if c.judged]
+    evaluated = [c for c in candidates if c.evaluated]
 
     def order(candidate: Candidate) -> tuple[float, float, int]:
-        above = sum(dominates(other, candidate) for other in judged) if pareto else 0
+        above = sum(dominates(other, candidate) for other in evaluated) if pareto else 0
         return above, -candidate.mean, candidate.number
 
-    return sorted(judged, key=order)
+    return sorted(evaluated, key=order)
 
 
 def rungs(seeds: int) -> list[int]:

@@ -25,7 +25,7 @@ class Finalist:
 
     Attributes:
         candidate: with its accuracies and the fresh ones.
-        file: its trial, to be judged on the test images by `run` or `sweep`.
+        file: its trial, to be evaluated on the test images by `run` or `sweep`.
     """
 
     candidate: Candidate
@@ -95,7 +95,7 @@ class Search:
         return {
             "best": self.best.to_json(),
             "finalists": [finalist.to_json() for finalist in self.finalists],
-            "evaluated": sum(c.judged for c in self.candidates),
+            "evaluated": sum(c.evaluated for c in self.candidates),
             "failed": sum(bool(c.error) for c in self.candidates),
             "rejected": self.rejected,
             "runs": sum(len(c.accuracies) + len(c.fresh) for c in self.candidates),
@@ -127,7 +127,7 @@ class Search:
             _front_table(self.front),
             "",
             f"chart {self.chart}",
-            f"all of this is of validation images; to judge the best on the test images, once: "
+            f"all of this is of validation images; to evaluate the best on the test images, once: "
             f"smidgen sweep {self.best.file} --seeds 0-7",
         ]
         return "\n".join(lines)
@@ -138,7 +138,7 @@ def progress_table(candidates: Sequence[Candidate], wanted: int, *, pareto: bool
     best = ranked(candidates, pareto=pareto)[:_SHOWN]
     rows = [[c.trial.name, str(c.trial.network), c.parameters, f"{c.mean:.3f}", len(c.accuracies)] for c in best]
     table = render(["best so far", "network", "parameters", "mean", "seeds"], rows, left=2)
-    return f"{table}\n{len(candidates)} of {wanted} candidates judged on the validation split"
+    return f"{table}\n{len(candidates)} of {wanted} candidates evaluated on the validation split"
 
 
 def _front_table(found: Sequence[Candidate]) -> str:
@@ -174,7 +174,7 @@ def write_found(root: Path, candidates: Sequence[Candidate], best: Sequence[Cand
 
 
 def _for_test(finalist: Finalist) -> Trial:
-    """The finalist as a trial that is trained on all training images and judged on the test images."""
+    """The finalist as a trial that is trained on all training images and evaluated on the test images."""
     trial, n = finalist.candidate.trial, len(finalist.candidate.fresh)
     reached = f"{finalist.mean:.3f} % of validation images over {n} fresh seeds" if n else "no fresh seeds"
     return replace(trial, note=f"found by search: {reached}", data=replace(trial.data, evaluate="test", fold=0))
@@ -186,6 +186,6 @@ def _chart(found: Search) -> str:
     points = [
         charts.Point(c.parameters, c.mean, c.trial.name.rpartition("-")[2] if c in on_front else "", c.number in best)
         for c in found.candidates
-        if c.judged
+        if c.evaluated
     ]
     return charts.front(points, "validation accuracy by the last epoch (%)", "search")

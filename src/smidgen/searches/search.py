@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smidgen.engines.prepare import DeviceName, EngineName, Precision
-from smidgen.errors import RunError, SmidgenError
+from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError
 from smidgen.files import cannot_read, cannot_write, read_bounded, write_atomic
 from smidgen.runs.lock import Lock
+from smidgen.runs.options import RunOptions
 from smidgen.runs.run import load_trial_data
 from smidgen.searches.ask import Asker, Limits
 from smidgen.searches.candidate import Candidate, ranked, read_candidates, rungs, survivors, write_candidates
@@ -20,9 +20,9 @@ from smidgen.searches.found import Search, progress_table, write_found
 from smidgen.searches.space import Space
 from smidgen.settings import with_settings
 from smidgen.sweeps.executor import Executor
-from smidgen.sweeps.jobs import How, Job, on_fold
+from smidgen.sweeps.jobs import Job, on_fold
 from smidgen.sweeps.ledger import Ledger
-from smidgen.sweeps.workers import choose_executor, choose_how
+from smidgen.sweeps.workers import executor_for, settled
 from smidgen.trial import Trial
 from smidgen.trials.builtin import FLAGSHIP
 from smidgen.trials.find import find_trial
@@ -33,152 +33,139 @@ _MOST_JSON_BYTES = 2**20
 _MOST = {"candidates": 100_000, "seeds": 1_000, "batch": 1_000, "folds": 1_000, "finalists": 1_000}
 
 
-class SearchInterruptedError(KeyboardInterrupt):
+class SearchInterruptedError(SmidgenInterruptedError):
     """Ctrl-C during a search; what is finished is on disk.
 
     Attributes:
-        judged: candidates of finished batches.
+        out: the search's folder.
+        evaluated: candidates of finished batches.
         wanted: candidates in all.
     """
 
-    def __init__(self, judged: int, wanted: int) -> None:
-        super().__init__(f"interrupted with {judged} of {wanted} candidates judged; the same command goes on")
-        self.judged, self.wanted = judged, wanted
+    def __init__(self, out: Path, evaluated: int, wanted: int) -> None:
+        super().__init__(
+            f"interrupted with {evaluated} of {wanted} candidates evaluated; run the same command again to resume"
+        )
+        self.out, self.evaluated, self.wanted = out, evaluated, wanted
+
+    def to_json(self) -> dict[str, Any]:
+        """As `smidgen search --json` prints it."""
+        return super().to_json() | {"out": str(self.out), "finished": self.evaluated, "wanted": self.wanted}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a search goes; together with the space and the data it determines every candidate.
+class SearchPlan:
+    """How a search goes; with the limits, the space and the data it determines every candidate.
 
     Attributes:
-        candidates: how many are trained; a multiple of `batch`.
-        batch: how many are asked for at once.
-        seeds: that the candidates which survive halving are trained with.
-        folds: of the training images; seed i is judged on fold i modulo this.
-        finalists: how many of the best are trained with as many fresh seeds.
-        pareto: whether few parameters count as well as a high accuracy.
-        seed: of the search's own choices.
+        candidates: how many are trained, rounded up to whole batches; 1 to 100,000.
+        batch: how many are chosen at once, 1 to 1,000.
+        seeds: of those candidates that are not dropped, 1 to 1,000.
+        folds: blocks of the training images; seed i is evaluated on block i modulo this. 1 to 1,000.
+        finalists: how many of the best are trained with as many fresh seeds, 1 to 1,000.
+        pareto: look for few parameters as well as for accuracy.
+        seed: of the search's own choices, 0 to 2**32 - 1.
+        name: what the candidates' names begin with.
+
+    Raises:
+        SmidgenError: a value is out of range; names the command-line option.
     """
 
-    candidates: int
-    batch: int
-    seeds: int
-    folds: int
-    finalists: int
-    pareto: bool
-    seed: int
+    candidates: int = 32
+    batch: int = 8
+    seeds: int = 4
+    folds: int = 1
+    finalists: int = 4
+    pareto: bool = False
+    seed: int = 0
+    name: str = "found"
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise SmidgenError(f"--{name} is {getattr(self, name)}; allowed: 1 to {most:,}")
+        if not 0 <= self.seed < 2**32:
+            raise SmidgenError(f"--seed is {self.seed}; allowed: 0 to {2**32 - 1}")
+
+    @property
+    def total(self) -> int:
+        """How many candidates there are, in whole batches."""
+        return -(-self.candidates // self.batch) * self.batch
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same to resume a search: there may be more candidates or finalists."""
+        return {name: getattr(self, name) for name in ("batch", "seeds", "folds", "pareto", "seed")}
 
 
 def search(
     base: Trial | str | Path = FLAGSHIP,
     *,
-    max_parameters: int | None = None,
-    max_macs: int | None = None,
-    max_epochs: int | None = None,
-    candidates: int = 32,
-    seeds: int = 4,
-    batch: int = 8,
-    folds: int = 1,
-    finalists: int = 4,
-    pareto: bool = False,
-    name: str = "found",
-    seed: int = 0,
+    plan: SearchPlan = SearchPlan(),
+    limits: Limits = Limits(),
     space: Space | None = None,
     settings: Iterable[str] = (),
-    workers: int | None = None,
+    options: RunOptions = RunOptions(),
+    workers: int | Executor | None = None,
     cluster: str | None = None,
-    engine: EngineName = "auto",
-    precision: Precision = "fp32",
-    device: DeviceName = "auto",
-    threads: int | None = None,
     out: str | Path = DEFAULT_ROOT,
-    executor: Executor | None = None,
     show: Callable[[str], None] = lambda _text: None,
 ) -> Search:
     """Find trials within limits on parameters, epochs and MACs that do best on held-out training images.
 
-    Candidates are asked for in batches, so the search is the same for any number of workers. Within a
+    Candidates are chosen in batches, so the search is the same for any number of workers. Within a
     batch the poor ones are dropped by successive halving over seeds. The best of all are trained with
-    fresh seeds, which no choice was made with, and written down as trial files for `run` and `sweep`.
-    The same call goes on where an earlier one stopped; with more candidates, it goes on from its end.
+    fresh seeds, which played no part in choosing them, and written as trial files for `run` and `sweep`.
+    The same call resumes a search; with more candidates, it continues a finished one.
     Workers import the caller's script afresh: in a script, call this below `if __name__ == "__main__":`.
 
     Args:
-        base: a trial, or what names it: gives the data, the epochs, the goal's accuracy.
-        max_parameters: most trainable parameters; None takes the goal's.
-        max_macs: most multiply-accumulates of one image.
-        max_epochs: of every candidate; None takes the base's.
-        candidates: how many are trained; rounded up to whole batches.
-        seeds: of those that survive.
-        batch: candidates at a time.
-        folds: blocks of the training images that the seeds take turns to be judged on.
-        finalists: how many of the best get fresh seeds.
-        pareto: look for few parameters as well as for accuracy.
-        name: what the candidates' names begin with.
-        seed: of the search's choices.
+        base: a trial or its name: gives the data, the epochs and the goal's accuracy.
+        plan: how many candidates, seeds and finalists.
+        limits: what no candidate may exceed; parameters default to the base's goal, epochs to the base's.
         space: what is varied.
-        settings: changes of the space, as in `width.high=12`.
-        workers: processes; None takes as many as there are cores for their threads.
-        cluster: a Ray cluster's address, or `local`.
-        engine: `auto` takes the native engine where it is installed.
-        precision: of the products.
-        device: `auto` takes the CPU.
-        threads: of each run; None takes 1.
+        settings: changes to the space, as in `width.high=12`.
+        options: of each run; `auto` takes the native engine where it is installed, and threads default to 1.
+        workers: how many processes, or an executor that does the jobs; None takes as many processes as there
+            are cores for their threads.
+        cluster: a Ray cluster's address, or `local`; None takes processes of this machine.
         out: the search's folder.
-        executor: who does the runs, instead of what `cluster` and `workers` say.
         show: is given lines of text, and tables as they grow.
 
     Raises:
-        SmidgenError: something that cannot be, Optuna is not installed, or the space holds nothing.
+        SmidgenError: an argument is not valid, Optuna is not installed, or no candidate is within the limits.
         SearchInterruptedError: Ctrl-C; what is finished is on disk.
     """
-    plan = _plan(candidates, batch, seeds, folds, finalists, pareto, seed)
     trial = base if isinstance(base, Trial) else find_trial(base)
     space = with_settings(space or Space(), settings)
-    limits = Limits(max_parameters or trial.goal.parameters, max_macs)
-    trial = _prepared(trial, name, limits, max_epochs)
-    how = choose_how(engine, precision, device, threads)
-    mine_to_close = executor is None
-    executor = executor or choose_executor(how, workers, cluster)
-    dataset = load_trial_data(trial)
-    asker = Asker(space, trial, limits, dataset.input_shape, dataset.classes, seed, pareto)
-    if folds > 1:
-        load_trial_data(on_fold(trial, folds - 1))  # there are that many
-    root = Path(out)
-    with _locked(root):
-        _settle(root, plan, space, trial, limits, dataset.digest, how)
-        going = _Going(root, plan, asker, how, dataset.digest, executor, show)
-        try:
-            return going.run()
-        except KeyboardInterrupt:
-            raise SearchInterruptedError(len(going.history), plan.candidates) from None
-        finally:
-            if mine_to_close:
-                executor.close()
+    limits = limits.completed(trial)
+    trial = _prepared(trial, plan.name, limits)
+    options = settled(options)
+    with executor_for(workers, cluster, options.threads) as executor:
+        dataset = load_trial_data(trial)
+        asker = Asker(space, trial, limits, dataset.input_shape, dataset.classes, plan.seed, plan.pareto)
+        if plan.folds > 1:
+            load_trial_data(on_fold(trial, plan.folds - 1))  # fails if there are fewer
+        root = Path(out)
+        with _locked(root):
+            _settle(root, plan, space, trial, limits, dataset.digest, options)
+            state = _SearchState(root, plan, asker, options, dataset.digest, executor, show)
+            try:
+                return state.run()
+            except KeyboardInterrupt:
+                raise SearchInterruptedError(root, len(state.history), plan.total) from None
 
 
-def _plan(candidates: int, batch: int, seeds: int, folds: int, finalists: int, pareto: bool, seed: int) -> Plan:
-    given = {"candidates": candidates, "batch": batch, "seeds": seeds, "folds": folds, "finalists": finalists}
-    for name, value in given.items():
-        if not 1 <= value <= _MOST[name]:
-            raise SmidgenError(f"--{name} is {value}; allowed: 1 to {_MOST[name]:,}")
-    if not 0 <= seed < 2**32:
-        raise SmidgenError(f"--seed is {seed}; allowed: 0 to {2**32 - 1}")
-    return Plan(-(-candidates // batch) * batch, batch, seeds, folds, finalists, pareto, seed)
-
-
-def _prepared(trial: Trial, name: str, limits: Limits, max_epochs: int | None) -> Trial:
-    """The base as all candidates share it: judged on held-out training images, with the limits as its goal."""
-    if limits.parameters < 1 or (limits.macs is not None and limits.macs < 1):
-        raise SmidgenError("--max-parameters and --max-macs must be at least 1")
-    epochs = max_epochs or trial.epochs
+def _prepared(trial: Trial, name: str, limits: Limits) -> Trial:
+    """The base as all candidates share it: evaluated on held-out training images, with the limits as its goal."""
+    epochs, parameters = limits.epochs or trial.epochs, limits.parameters or trial.goal.parameters
     return replace(
         trial,
         name=name,
         note="",
         epochs=epochs,
         data=replace(trial.data, evaluate="validation"),
-        goal=replace(trial.goal, parameters=limits.parameters, epochs=epochs),
+        goal=replace(trial.goal, parameters=parameters, epochs=epochs),
     )
 
 
@@ -195,16 +182,18 @@ def _locked(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _settle(root: Path, plan: Plan, space: Space, trial: Trial, limits: Limits, data: str, how: How) -> None:
-    """Write down what the search is, or see that it is the one which is there."""
+def _settle(
+    root: Path, plan: SearchPlan, space: Space, trial: Trial, limits: Limits, data: str, options: RunOptions
+) -> None:
+    """Write `search.json`, or raise if the folder holds another search."""
     about: dict[str, Any] = {
         "format": 1,
-        "plan": {name: value for name, value in vars(plan).items() if name not in ("candidates", "finalists")},
+        "plan": plan.identity,
         "space": space.to_json(),
         "base": trial.to_json(),
-        "limits": vars(limits),
+        "limits": {"parameters": limits.parameters, "macs": limits.macs},  # epochs are the base's
         "data_sha256": data,
-        **how.identity,
+        **options.identity,
     }
     path = root / SETTINGS
     try:
@@ -230,13 +219,13 @@ def _different(there: Any, here: Any, path: str = "") -> str:
 
 
 @dataclass
-class _Going:
-    """A search on its way."""
+class _SearchState:
+    """A search in progress."""
 
     root: Path
-    plan: Plan
+    plan: SearchPlan
     asker: Asker
-    how: How
+    options: RunOptions
     data_sha256: str
     executor: Executor
     show: Callable[[str], None]
@@ -252,13 +241,13 @@ class _Going:
         self.history = read_candidates(self.root / CANDIDATES)
         if self.history:
             self.show(f"{len(self.history)} candidates are there already")
-        while len(self.history) < plan.candidates:
+        while len(self.history) < plan.total:
             batch = len(self.history) // plan.batch
             asked, rejected = self.asker.ask(self.history, batch, plan.batch)
             self.rejected += rejected
-            self.history += self._judged(asked)
+            self.history += self._evaluated(asked)
             self._write()
-            self.show(progress_table(self.history, plan.candidates, pareto=plan.pareto))
+            self.show(progress_table(self.history, plan.total, pareto=plan.pareto))
         finalists = self._finalists()
         self._with_fresh_seeds(finalists)
         self._write()
@@ -268,7 +257,7 @@ class _Going:
     def _write(self) -> None:
         write_candidates(self.root / CANDIDATES, self.history)
 
-    def _judged(self, asked: Sequence[Candidate]) -> list[Candidate]:
+    def _evaluated(self, asked: Sequence[Candidate]) -> list[Candidate]:
         """The batch trained by successive halving over seeds."""
         done = {candidate.number: candidate for candidate in asked}
         remaining = list(asked)
@@ -314,8 +303,8 @@ class _Going:
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 if outcome.error and not outcome.again and not outcome.recipe:
-                    # Not the candidate's fault: it is not held against it, and the search can go on later.
-                    raise RunError(f"{outcome.job}: {outcome.error}; then the same command goes on")
+                    # Not the candidate's fault, so it is not recorded, and the search can be resumed.
+                    raise RunError(f"{outcome.job}: {outcome.error}; then run the same command again to resume")
                 if outcome.error:
                     self.show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
                     continue
@@ -325,4 +314,4 @@ class _Going:
 
     def _job(self, candidate: Candidate, seed: int) -> Job:
         trial = on_fold(candidate.trial, seed % self.plan.folds)
-        return Job(trial, seed, self.how, self.data_sha256)
+        return Job(trial, seed, self.options, self.data_sha256)

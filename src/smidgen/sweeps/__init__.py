@@ -1,1 +1,1 @@
-"""Many runs: jobs, who does them, and what they come to."""
+"""Many runs: jobs, the workers that do them, and statistics."""

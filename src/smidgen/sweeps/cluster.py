@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: workers need the package and nothing shared; the runs come back to the driver.
+"""Jobs on a Ray cluster. Workers need the package but no shared storage; the runs are sent back to the driver.
 
 Ray Core's tasks only. Where a worker or its node dies, Ray starts the task again elsewhere.
 """
@@ -13,33 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.errors import SmidgenError
-from smidgen.runs import directory as names
-from smidgen.runs.directory import RunDirectory
-from smidgen.sweeps.executor import MOST_ATTEMPTS, Ended, Outcome, do
+from smidgen.runs.directory import RunDirectory, RunFiles
+from smidgen.sweeps.executor import MOST_ATTEMPTS, Outcome, run_job
 from smidgen.sweeps.jobs import Job
 
 LOCAL = "local"
 _FILES = (
-    names.ENVIRONMENT,
-    names.TRIAL,
-    names.EPOCHS,
-    names.CHECKPOINT,
-    names.PREVIOUS_CHECKPOINT,
-    names.LOG,
-    names.WEIGHTS,
-    names.RESULT,
+    RunFiles.ENVIRONMENT,
+    RunFiles.TRIAL,
+    RunFiles.EPOCHS,
+    RunFiles.CHECKPOINT,
+    RunFiles.PREVIOUS_CHECKPOINT,
+    RunFiles.LOG,
+    RunFiles.WEIGHTS,
+    RunFiles.PREDICTIONS,
+    RunFiles.RESULT,
 )
-"""What comes back, the one last that says that the run is finished."""
+"""What is sent back; the file that marks the run as finished comes last."""
 
 
 class RayWorkers:
     """Tasks of a Ray cluster.
 
     Args:
-        address: `local` for a cluster of this machine alone, which ends with the sweep; or that of
-            one which is there, as in `auto` or `ray://host:10001`.
-        workers: at most so many jobs at a time; None as many as the cluster has cores (or GPUs) for.
-        gpus: of each job, where it runs on `cuda`; a fraction lets several share one.
+        address: `local` starts a cluster on this machine alone, which ends with the sweep; `auto` or
+            `ray://host:10001` joins a running one.
+        workers: max. number of jobs at a time; None: as many as the cluster has cores (or GPUs) for.
+        gpus: of each job that runs on `cuda`; a fraction lets several share one.
 
     Raises:
         SmidgenError: Ray is not installed.
@@ -65,7 +65,7 @@ class RayWorkers:
         yield from self._run(jobs, root)
 
     def close(self) -> None:
-        """As `Executor` says; a cluster that was joined before is not left."""
+        """As `Executor` says; a cluster that the caller had joined is not left."""
         if self._connected:
             self._ray.shutdown()
         self._connected = False
@@ -88,10 +88,10 @@ class RayWorkers:
 
     def _run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
         ray = self._ray
-        how = jobs[0].how
+        options = jobs[0].options
         task = ray.remote(_remote_job).options(
-            num_cpus=how.threads,
-            num_gpus=self.gpus if how.device == "cuda" else 0,
+            num_cpus=options.threads,
+            num_gpus=self.gpus if options.device == "cuda" else 0,
             max_retries=MOST_ATTEMPTS - 1,
             name="smidgen",
         )
@@ -112,36 +112,36 @@ class RayWorkers:
 
     def _outcome(self, reference: Any, job: Job, root: Path) -> Outcome:
         try:
-            ended, files = self._ray.get(reference)
+            outcome, files = self._ray.get(reference)
         except self._ray.exceptions.RayError as lost:
             return Outcome(job, f"{type(lost).__name__}: {str(lost).splitlines()[0]}")
-        if ended.error:
-            return Outcome(job, ended.error, recipe=ended.recipe)
+        if outcome.error:
+            return outcome  # type: ignore[no-any-return] # Ray's results have no type
         try:
             _keep(files, root / job.place, job)
         except SmidgenError as problem:
             return Outcome(job, str(problem))
-        return Outcome(job)
+        return outcome  # type: ignore[no-any-return]
 
 
-def _remote_job(job: Job) -> tuple[Ended, dict[str, bytes]]:
-    """In a worker: make the run in a temporary folder, and give its files."""
+def _remote_job(job: Job) -> tuple[Outcome, dict[str, bytes]]:
+    """In a worker: do the job in a temporary folder, and return the files of its run."""
     with tempfile.TemporaryDirectory(prefix="smidgen-") as name:
-        ended = do(job, Path(name))
-        if ended.error:
-            return ended, {}
+        outcome = run_job(job, Path(name))
+        if outcome.error:
+            return outcome, {}
         made = Path(name) / job.place
-        return ended, {file: (made / file).read_bytes() for file in _FILES if (made / file).is_file()}
+        return outcome, {file: (made / file).read_bytes() for file in _FILES if (made / file).is_file()}
 
 
 def _keep(files: dict[str, bytes], place: Path, job: Job) -> None:
-    """Write a run's files, the result last; what another process has finished there meanwhile stays."""
+    """Write a run's files, the result last; a run that another process has finished there is kept."""
     directory = RunDirectory.create(place, job.trial.name, job.seed)
     try:
         if directory.finished:
             return
-        result = json.loads(files[names.RESULT])
-        files[names.RESULT] = (json.dumps({**result, "run_dir": str(place)}, indent=2) + "\n").encode()
+        result = json.loads(files[RunFiles.RESULT])
+        files[RunFiles.RESULT] = (json.dumps({**result, "run_dir": str(place)}, indent=2) + "\n").encode()
         for name in _FILES:
             if name in files:
                 directory.write(name, files[name])

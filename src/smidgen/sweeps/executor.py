@@ -1,4 +1,4 @@
-"""Who does the jobs: an interface, and processes of this machine behind it."""
+"""Executors, which do jobs: the interface, and worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from smidgen.runs.run import run
 from smidgen.sweeps.jobs import Job
 
 MOST_ATTEMPTS = 3
-"""How often a job is begun whose worker dies; each attempt goes on from the one before's checkpoint."""
+"""How often a job is started whose worker dies; each attempt resumes from the last checkpoint."""
 _PATIENCE = 60.0
-"""Seconds that a job waits for a run directory which another process has."""
+"""Seconds that a job waits for a run directory that another process has locked."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt at a job.
+    """The outcome of one attempt at a job.
 
     Attributes:
-        job: it.
-        error: one line, or nothing where the run is finished.
-        again: whether it will be tried again.
-        recipe: whether the error is the recipe's own, such as a loss that diverges: it would come again.
+        job: that was attempted.
+        error: one line; empty if the run is finished.
+        again: whether there will be another attempt.
+        recipe: whether the recipe causes the error, as when its loss diverges, so that it would recur.
     """
 
     job: Job
@@ -46,64 +46,47 @@ class Outcome:
     recipe: bool = False
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a job ended; attributes as those of `Outcome`."""
-
-    error: str = ""
-    recipe: bool = False
-
-
 class Executor(Protocol):
-    """Does jobs, several at a time, and says what becomes of each."""
+    """Does jobs, several at a time, and reports the outcome of each."""
 
     def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
-        """Do the jobs, below a folder; yields each attempt's outcome as it comes. Closing it ends those under way."""
+        """Do the jobs below a folder; yields the outcome of each attempt. Closing the iterator stops running jobs."""
 
     def close(self) -> None:
-        """Let go of the workers, which are kept from one call of `run` to the next."""
+        """Stop the workers, which are kept from one call of `run` to the next."""
 
 
-def do(job: Job, root: Path, parent: int | None = None) -> Ended:
-    """Do a job in this process: make its run, or go on with it.
+def run_job(job: Job, root: Path, parent: int | None = None) -> Outcome:
+    """Do a job in this process: start its run, or resume it.
 
     Args:
-        job: it.
-        root: of the sweep.
-        parent: id of the process without which nothing is to go on.
+        job: to be done.
+        root: folder of the sweep.
+        parent: id of the process whose end stops the job.
 
     Raises:
-        KeyboardInterrupt: the parent is gone, or this process was asked to stop.
+        KeyboardInterrupt: the parent has ended, or this process was asked to stop.
     """
     began = time.monotonic()
     while True:
         try:
-            run(
-                job.trial,
-                seed=job.seed,
-                engine=job.how.engine,
-                precision=job.how.precision,
-                device=job.how.device,
-                threads=job.how.threads,
-                out=root / job.place,
-                progress=_Orphan(parent),
-            )
+            run(job.trial, seed=job.seed, out=root / job.place, options=job.options, progress=_StopWithParent(parent))
         except InUseError as error:
-            # A worker of a sweep that was killed: it notices within a step.
+            # By a worker of a sweep that was killed, which stops within a step.
             if time.monotonic() - began > _PATIENCE:
-                return Ended(str(error))
+                return Outcome(job, str(error))
             time.sleep(0.2)
             continue
         except SmidgenError as error:
-            return Ended(str(error), recipe=isinstance(error, TrainingError | TrialError))
+            return Outcome(job, str(error), recipe=isinstance(error, TrainingError | TrialError))
         except Exception as error:  # one bad job must not take the others with it
             print(f"smidgen: {job}:\n{traceback.format_exc()}", file=sys.stderr)
-            return Ended(f"{type(error).__name__}: {error}")
-        return Ended()
+            return Outcome(job, f"{type(error).__name__}: {error}")
+        return Outcome(job)
 
 
-class _Orphan(Silent):
-    """Shows nothing, and stops the run when the process that wants it is gone."""
+class _StopWithParent(Silent):
+    """Shows nothing, and stops the run when the process that started it has ended."""
 
     def __init__(self, parent: int | None) -> None:
         self._parent = parent
@@ -114,9 +97,9 @@ class _Orphan(Silent):
 
 
 class LocalWorkers:
-    """Processes of this machine, started afresh (spawn), each with threads of its own.
+    """Processes of this machine, started by spawn, each with threads of its own.
 
-    A worker that dies is replaced and its job tried again; the others do not notice.
+    A worker that dies is replaced and its job retried; the others are not affected.
 
     Args:
         workers: how many.
@@ -138,12 +121,12 @@ class LocalWorkers:
                     if waiting and worker.idle:
                         job, attempt = waiting.popleft()
                         worker.give(job, attempt, root)
-                for worker in _stirring(self._busy):
+                for worker in _ready(self._busy):
                     doing, attempt = worker.job, worker.attempt
                     assert doing is not None
-                    ended = worker.result()
-                    if ended is not None:
-                        yield Outcome(doing, ended.error, recipe=ended.recipe)
+                    outcome = worker.outcome()
+                    if outcome is not None:
+                        yield outcome
                         continue
                     workers.remove(worker)  # it died
                     again = attempt < MOST_ATTEMPTS
@@ -187,22 +170,22 @@ class _Worker:
         return self.job is None
 
     @property
-    def signs(self) -> list[Connection | int]:
-        """What is ready when the job is done or the process has died."""
+    def waitables(self) -> list[Connection | int]:
+        """Handles that become ready when the job is done or the process has died."""
         return [self._pipe, self._process.sentinel]
 
     def give(self, job: Job, attempt: int, root: Path) -> None:
         self.job, self.attempt = job, attempt
-        with contextlib.suppress(OSError):  # it has died: that shows next
+        with contextlib.suppress(OSError):  # it has died, which `outcome` notices
             self._pipe.send((job, root))
 
-    def result(self) -> Ended | None:
-        """How the job ended; None if the process has died."""
+    def outcome(self) -> Outcome | None:
+        """The outcome of its job; None if the process has died."""
         try:
             if self._pipe.poll():
-                ended: Ended = self._pipe.recv()
+                outcome: Outcome = self._pipe.recv()
                 self.job = None
-                return ended
+                return outcome
         except (EOFError, OSError):
             pass
         self._process.join()
@@ -217,13 +200,13 @@ class _Worker:
         return f"its worker ended with status {code}"
 
     def interrupt(self) -> None:
-        """Let it finish its step, write a checkpoint and end."""
+        """Let it finish its step, write a checkpoint and exit."""
         if self._process.is_alive() and self._process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
-        """End it once it is idle."""
+        """Stop it once it is idle."""
         with contextlib.suppress(OSError):
             self._pipe.send(None)
         self._process.join(timeout=60)
@@ -233,21 +216,21 @@ class _Worker:
         self._pipe.close()
 
 
-def _stirring(busy: list[_Worker]) -> list[_Worker]:
-    """Wait until some have something to say, or have died."""
-    ready = set(multiprocessing.connection.wait([sign for worker in busy for sign in worker.signs]))
-    return [worker for worker in busy if ready & set(worker.signs)]
+def _ready(busy: list[_Worker]) -> list[_Worker]:
+    """Wait until workers are done or have died; gives those."""
+    ready = set(multiprocessing.connection.wait([handle for worker in busy for handle in worker.waitables]))
+    return [worker for worker in busy if ready & set(worker.waitables)]
 
 
 def _work(pipe: Connection, parent: int) -> None:
-    """What a worker does: jobs from the pipe, until there is none."""
-    # Ctrl-C goes to the whole group of processes; the sweep tells its workers itself.
+    """A worker's main loop: does jobs from the pipe until it receives None."""
+    # Ctrl-C goes to the whole process group; the sweep stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupted)
     with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
         while (given := pipe.recv()) is not None:
             job, root = given
-            pipe.send(do(job, root, parent))
+            pipe.send(run_job(job, root, parent))
 
 
 def _interrupted(*_: object) -> None:

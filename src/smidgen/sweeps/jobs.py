@@ -1,4 +1,4 @@
-"""What is to be run, addressed by content: the same job has the same place, and is done once."""
+"""Jobs, addressed by content: the same job has the same place on disk, and is done once."""
 
 from __future__ import annotations
 
@@ -8,38 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from smidgen.engines.prepare import DeviceName, EngineName, Precision
 from smidgen.errors import SmidgenError
 from smidgen.randomness import MOST_SEED
+from smidgen.runs.options import RunOptions
 from smidgen.runs.run import load_trial_data
-from smidgen.settings import Json, canonical_json
+from smidgen.settings import canonical_json
 from smidgen.trial import Trial
 from smidgen.version import VERSION
 
 MOST_SEEDS = 100_000
-
-
-@dataclass(frozen=True)
-class How:
-    """On what the runs of a sweep are made; a part of what addresses them.
-
-    Attributes:
-        engine: `native` or `eager`.
-        precision: `fp32` or `bf16`.
-        device: `cpu` or `cuda`.
-        threads: of each run.
-    """
-
-    engine: EngineName
-    precision: Precision
-    device: DeviceName
-    threads: int
-
-    @property
-    def identity(self) -> dict[str, Json]:
-        """What of it can change a result: the native engine's threads cannot."""
-        same = {"engine": self.engine, "precision": self.precision, "device": self.device}
-        return {**same, **({"threads": self.threads} if self.engine == "eager" else {})}
 
 
 @dataclass(frozen=True)
@@ -49,23 +26,23 @@ class Job:
     Attributes:
         trial: the recipe.
         seed: of the run.
-        how: engine, precision, device, threads.
+        options: engine, precision, device and threads, none of them left open.
         data_sha256: of the trial's data.
     """
 
     trial: Trial
     seed: int
-    how: How
+    options: RunOptions
     data_sha256: str
 
     @property
     def key(self) -> str:
-        """SHA-256 (hex) over recipe, data, engine and version: all that shapes the result but the seed."""
+        """SHA-256 (hex) over all that determines the result except the seed: recipe, data, engine, version."""
         about = {
             "recipe": self.trial.recipe_digest,
             "data": self.data_sha256,
             "version": VERSION,
-            **self.how.identity,
+            **self.options.identity,
         }
         return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
@@ -79,22 +56,24 @@ class Job:
 
 
 def on_fold(trial: Trial, fold: int) -> Trial:
-    """The trial judged on another block of held-out training images, so many before its own."""
+    """The trial evaluated on another block of held-out training images, so many before its own."""
     data = replace(trial.data, evaluate="validation", fold=trial.data.fold + fold)
     return replace(trial, data=data)
 
 
-def make_jobs(trials: Iterable[Trial], seeds: Iterable[int], how: How, folds: int | None = None) -> list[Job]:
+def make_jobs(
+    trials: Iterable[Trial], seeds: Iterable[int], options: RunOptions, folds: int | None = None
+) -> list[Job]:
     """All trials with all seeds, a seed of each trial before the next seed; the same recipe counts once.
 
     Args:
         trials: recipes.
         seeds: of each.
-        how: the runs are made.
-        folds: judge seed i on block i modulo this of the training images; None: as the trials say.
+        options: of each run, none of them left open.
+        folds: evaluate seed i on block i modulo this of the training images; None: as the trials say.
 
     Raises:
-        SmidgenError: data that is missing, damaged or has not so many blocks.
+        SmidgenError: data is missing, damaged or has fewer blocks.
     """
     digests: dict[str, str] = {}
     distinct: dict[str, Trial] = {}
@@ -106,7 +85,7 @@ def make_jobs(trials: Iterable[Trial], seeds: Iterable[int], how: How, folds: in
             digests[data] = load_trial_data(last).digest
         digests[trial.recipe_digest] = digests[data]
     return [
-        Job(trial if folds is None else on_fold(trial, seed % folds), seed, how, digests[digest])
+        Job(trial if folds is None else on_fold(trial, seed % folds), seed, options, digests[digest])
         for seed in seeds
         for digest, trial in distinct.items()
     ]
@@ -116,7 +95,7 @@ def parse_seeds(text: str) -> list[int]:
     """`0-31`, `7`, `0-3,8,12-15`: seeds, in order, each once.
 
     Raises:
-        SmidgenError: it is nothing of that kind, or more than 100,000 seeds.
+        SmidgenError: the text is not of that form, or names more than 100,000 seeds.
     """
     seeds: dict[int, None] = {}
     for part in text.split(","):
@@ -124,10 +103,10 @@ def parse_seeds(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= MOST_SEED:
             raise SmidgenError(
-                f"--seeds {text!r}: {part.strip()!r} is no seed and no range of them, as in 0-31 or 0-3,8"
+                f"--seeds {text!r}: {part.strip()!r} is not a seed or a range of seeds, as in 0-31 or 0-3,8"
             )
         if last - first >= MOST_SEEDS or len(seeds) > MOST_SEEDS:
-            raise SmidgenError(f"--seeds {text!r} are more than {MOST_SEEDS:,}")
+            raise SmidgenError(f"--seeds {text!r} has more than {MOST_SEEDS:,} seeds")
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)
 
@@ -136,7 +115,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """`2/5`: the second of five parts.
 
     Raises:
-        SmidgenError: it is nothing of that kind.
+        SmidgenError: the text is not of that form.
     """
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     number, parts = (int(match[1]), int(match[2])) if match else (0, 0)

@@ -1,4 +1,4 @@
-"""Which jobs are done: what is on disk counts, and what is missing is done by an executor."""
+"""Keeps track of jobs: finished runs are found on disk, and an executor does the missing ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Ledger:
     Attributes:
         root: where the run directories are.
         runs: those that are finished.
-        failures: jobs that could not be done, with the reason.
-        recipes: those of them whose recipe is the reason.
+        failures: jobs that failed, with the error.
+        recipes: those whose recipe caused the error.
     """
 
     root: Path
@@ -30,7 +30,7 @@ class Ledger:
     recipes: set[Job] = field(default_factory=set)
 
     def load(self, job: Job) -> bool:
-        """Take in a job's run if it is finished; one that cannot be read is a failure of that job alone."""
+        """Load a job's run if it is finished; one that cannot be read is a failure of that job alone."""
         try:
             directory = RunDirectory(self.root / job.place)
             if not directory.finished:
@@ -43,7 +43,7 @@ class Ledger:
         return True
 
     def finish(self, jobs: Sequence[Job], executor: Executor) -> Generator[Outcome]:
-        """Do jobs and take in their runs; yields what becomes of each attempt. Closing it stops the workers."""
+        """Do jobs and load their runs; yields the outcome of each attempt. Closing the generator stops the workers."""
         outcomes = executor.run(jobs, self.root)
         try:
             for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""`smidgen sweep`: many seeds of one or several trials, each done once, and what they come to."""
+"""`smidgen sweep`: one or several trials with many seeds, each run made once, and their statistics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smidgen.engines.prepare import DeviceName, EngineName, Precision
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, SmidgenInterruptedError
+from smidgen.runs.options import RunOptions
 from smidgen.runs.record import Run
+from smidgen.runs.run import changed_trial
 from smidgen.statistics import Summary, summarize
 from smidgen.sweeps.executor import Executor
 from smidgen.sweeps.jobs import Job, make_jobs, parse_seeds, parse_shard
 from smidgen.sweeps.ledger import Ledger
-from smidgen.sweeps.workers import choose_executor, choose_how
+from smidgen.sweeps.workers import executor_for, settled
 from smidgen.tables import render
 from smidgen.trial import Trial
 from smidgen.trials.find import find_trial
@@ -26,14 +27,12 @@ MOST_FOLDS = 1_000
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial's runs came to.
+    """The runs of a trial, with their statistics.
 
     Attributes:
         trial: the recipe.
         runs: its finished runs, in order of seed.
         wanted: how many were asked for.
-        summary: of the runs; None while there is none.
-        on_test: whether the accuracies are of the test images; then a goal can be met.
     """
 
     trial: Trial
@@ -42,7 +41,7 @@ class TrialResult:
 
     @property
     def on_test(self) -> bool:
-        """Whether the runs were judged on the test images."""
+        """Whether the runs were evaluated on the test images, so that a goal can be met."""
         return self.trial.data.evaluate == "test"
 
     @property
@@ -74,7 +73,7 @@ class TrialResult:
             "goal_share_low95": summary.goal_interval.low if self.on_test else None,
             "goal_share_high95": summary.goal_interval.high if self.on_test else None,
             "seeds": [run.seed for run in self.runs],
-            "weights_sha256": [run.result["weights_sha256"] for run in self.runs],
+            "weights_sha256": [run.result.weights_sha256 for run in self.runs],
             "run_dirs": [str(run.directory) for run in self.runs],
         }
 
@@ -84,11 +83,11 @@ class Sweep:
     """A sweep, finished as far as it could be.
 
     Attributes:
-        trials: what each trial came to.
-        failures: jobs that could not be done, with the reason.
-        done: runs made by this call.
-        kept: runs that were there already.
-        seconds: that this call took.
+        trials: the runs of each trial.
+        failures: jobs that failed, with the error.
+        done: how many runs this call made.
+        kept: how many runs were there already.
+        seconds: how long this call took.
     """
 
     trials: tuple[TrialResult, ...]
@@ -99,9 +98,9 @@ class Sweep:
 
     @property
     def goals_met(self) -> bool | None:
-        """Whether every run met its goal; None where none was judged on the test images."""
-        judged = [run.goal_met for result in self.trials if result.on_test for run in result.runs]
-        return all(judged) if judged else None
+        """Whether every run met its goal; None where none was evaluated on the test images."""
+        evaluated = [run.goal_met for result in self.trials if result.on_test for run in result.runs]
+        return all(evaluated) if evaluated else None
 
     def to_json(self) -> dict[str, Any]:
         """The sweep as `smidgen sweep --json` prints it."""
@@ -117,109 +116,113 @@ class Sweep:
         return table(self.trials)
 
 
-class SweepInterruptedError(KeyboardInterrupt):
-    """Ctrl-C during a sweep; what is finished is on disk, and what was begun goes on from its checkpoint.
+class SweepInterruptedError(SmidgenInterruptedError):
+    """Ctrl-C during a sweep; finished runs are on disk, and unfinished ones resume from their checkpoints.
 
     Attributes:
-        finished: runs that are done.
-        wanted: runs that were asked for.
+        out: the sweep's folder.
+        finished: how many runs are finished.
+        wanted: how many were asked for.
     """
 
-    def __init__(self, finished: int, wanted: int) -> None:
-        super().__init__(f"interrupted with {finished} of {wanted} runs done; the same command goes on")
-        self.finished, self.wanted = finished, wanted
+    def __init__(self, out: Path, finished: int, wanted: int) -> None:
+        super().__init__(f"interrupted with {finished} of {wanted} runs done; run the same command again to resume")
+        self.out, self.finished, self.wanted = out, finished, wanted
+
+    def to_json(self) -> dict[str, Any]:
+        """As `smidgen sweep --json` prints it."""
+        return super().to_json() | {"out": str(self.out), "finished": self.finished, "wanted": self.wanted}
 
 
 def sweep(
     trials: Iterable[Trial | str | Path],
     seeds: str | Iterable[int] = "0-7",
     *,
-    workers: int | None = None,
+    data: str | Path | None = None,
+    epochs: int | None = None,
+    settings: Iterable[str] = (),
     folds: int | None = None,
     shard: str | None = None,
+    options: RunOptions = RunOptions(),
+    workers: int | Executor | None = None,
     cluster: str | None = None,
-    engine: EngineName = "auto",
-    precision: Precision = "fp32",
-    device: DeviceName = "auto",
-    threads: int | None = None,
     out: str | Path = DEFAULT_ROOT,
-    executor: Executor | None = None,
     show: Callable[[str], None] = lambda _text: None,
 ) -> Sweep:
-    """Run trials with many seeds; what is done already is not done again.
+    """Run trials with many seeds; finished runs are not repeated.
 
     A run's place below `out` is determined by recipe, data, engine and version, so the same call
-    goes on where a killed one stopped, and the folders of several machines can be copied together.
+    resumes a sweep that was killed, and the folders of several machines can be copied together.
     Workers are processes that import the caller's script afresh: in a script, call this below
     `if __name__ == "__main__":`.
 
     Args:
-        trials: trials, or what names them.
+        trials: trials, or their names.
         seeds: as in `0-31` or `0-3,8`, or the seeds themselves.
-        workers: processes; None takes as many as there are cores for their threads.
-        folds: tune: judge seed i on block i modulo this of the training images, instead of what the trials say.
-        shard: `I/N`: only the I-th of N parts of the runs, for N machines; the summary is of what is
-            there of all parts.
+        data: a bundled data set or a path, instead of each trial's.
+        epochs: instead of each trial's.
+        settings: changes to each trial, as in `optimizer.lr=0.05`.
+        folds: for tuning: evaluate seed i on block i modulo this of the training images, instead of what the
+            trials say.
+        shard: `I/N`: only the I-th of N parts of the runs, for N machines; the summary is of all runs that
+            are there.
+        options: of each run; `auto` takes the native engine where it is installed, and threads default to 1.
+        workers: how many processes, or an executor that does the jobs; None takes as many processes as there
+            are cores for their threads.
         cluster: a Ray cluster's address, or `local`; None takes processes of this machine.
-        engine: `auto` takes the native engine where it is installed.
-        precision: of the products.
-        device: `auto` takes the CPU.
-        threads: of each run; None takes 1.
         out: where the run directories go.
-        executor: who does the jobs, instead of what `cluster` and `workers` say.
         show: is given lines of text: a table whenever runs were finished, and failures.
 
     Raises:
-        SmidgenError: a trial, seeds, a number of workers or data that cannot be.
+        SmidgenError: a trial, setting, seed, number of workers or data is not valid.
         SweepInterruptedError: Ctrl-C; what is finished is on disk.
     """
     began = time.perf_counter()
-    chosen = [trial if isinstance(trial, Trial) else find_trial(trial) for trial in trials]
+    settings = tuple(settings)
+    found = [trial if isinstance(trial, Trial) else find_trial(trial) for trial in trials]
+    chosen = [changed_trial(trial, data=data, epochs=epochs, settings=settings) for trial in found]
     if not chosen:
         raise SmidgenError("a sweep needs at least one trial")
     numbers = parse_seeds(seeds) if isinstance(seeds, str) else list(dict.fromkeys(seeds))
     if not numbers:
         raise SmidgenError("a sweep needs at least one seed")
-    how = choose_how(engine, precision, device, threads)
-    mine_to_close = executor is None
-    executor = executor or choose_executor(how, workers, cluster)
     if folds is not None and not 1 <= folds <= MOST_FOLDS:
         raise SmidgenError(f"--folds is {folds}; allowed: 1 to {MOST_FOLDS:,}")
-    jobs = make_jobs(chosen, numbers, how, folds)
-    # A trial's jobs come one after another, as often as there are seeds.
-    apart = len(jobs) // len(numbers)
-    own = [jobs[index::apart] for index in range(apart)]
-    mine = jobs
-    if shard is not None:
-        number, parts = parse_shard(shard)
-        mine = jobs[number - 1 :: parts]
-    ledger = Ledger(Path(out))
-    for job in jobs:
-        ledger.load(job)
-    missing = [job for job in mine if job not in ledger.runs]
-    kept, done = len(ledger.runs), 0
-    show(_beginning(len(mine), len(missing), ledger.root))
-    outcomes = ledger.finish(missing, executor)
-    try:
-        for outcome in outcomes:
-            if outcome.error:
-                show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
-                continue
-            done += 1
-            left = _time_left(time.perf_counter() - began, done, len(missing))
-            show(f"{table(_results(own, ledger))}\n{done} of {len(missing)} runs done{left}")
-    except KeyboardInterrupt:
-        raise SweepInterruptedError(sum(job in ledger.runs for job in mine), len(mine)) from None
-    finally:
-        outcomes.close()
-        if mine_to_close:
-            executor.close()
-    seconds = time.perf_counter() - began
-    return Sweep(_results(own, ledger), tuple(ledger.failures.items()), done, kept, seconds)
+    options = settled(options)
+    with executor_for(workers, cluster, options.threads) as executor:
+        jobs = make_jobs(chosen, numbers, options, folds)
+        # A trial's jobs come one after another, as often as there are seeds.
+        apart = len(jobs) // len(numbers)
+        own = [jobs[index::apart] for index in range(apart)]
+        mine = jobs
+        if shard is not None:
+            number, parts = parse_shard(shard)
+            mine = jobs[number - 1 :: parts]
+        ledger = Ledger(Path(out))
+        for job in jobs:
+            ledger.load(job)
+        missing = [job for job in mine if job not in ledger.runs]
+        kept, done = len(ledger.runs), 0
+        show(_beginning(len(mine), len(missing), ledger.root))
+        outcomes = ledger.finish(missing, executor)
+        try:
+            for outcome in outcomes:
+                if outcome.error:
+                    show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
+                    continue
+                done += 1
+                left = _time_left(time.perf_counter() - began, done, len(missing))
+                show(f"{table(_results(own, ledger))}\n{done} of {len(missing)} runs done{left}")
+        except KeyboardInterrupt:
+            raise SweepInterruptedError(ledger.root, sum(job in ledger.runs for job in mine), len(mine)) from None
+        finally:
+            outcomes.close()
+        seconds = time.perf_counter() - began
+        return Sweep(_results(own, ledger), tuple(ledger.failures.items()), done, kept, seconds)
 
 
 def _results(own: Sequence[Sequence[Job]], ledger: Ledger) -> tuple[TrialResult, ...]:
-    """What each trial came to, from its jobs."""
+    """The runs of each trial, from its jobs."""
     return tuple(
         TrialResult(
             jobs[0].trial,

@@ -1,49 +1,61 @@
-"""On what jobs are done and by whom, from what a user asks for."""
+"""Settling engine and workers of a sweep or search from what the user asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 
-from smidgen.engines.prepare import DeviceName, EngineName, Precision, place
+from smidgen.engines.prepare import place
 from smidgen.errors import SmidgenError
+from smidgen.runs.options import RunOptions
 from smidgen.sweeps.cluster import RayWorkers
 from smidgen.sweeps.executor import Executor, LocalWorkers
-from smidgen.sweeps.jobs import How
 
 MOST_WORKERS = 1024
 
 
-def choose_how(engine: EngineName, precision: Precision, device: DeviceName, threads: int | None) -> How:
-    """Engine, precision, device and threads of each job; without a number, one thread.
+def settled(options: RunOptions) -> RunOptions:
+    """The options with nothing left open, so that they identify a job; threads default to 1.
 
     Raises:
-        SmidgenError: something that is not to be had here.
+        SmidgenError: the engine, device or precision is not available here.
     """
-    placement = place(engine, device, threads or 1, precision)
-    return How(
-        engine if engine != "auto" else placement.engine,
-        precision,
-        "cuda" if placement.device.type == "cuda" else "cpu",
-        placement.threads,
+    threads, precision = options.threads or 1, options.precision or "fp32"
+    placement = place(options.engine, options.device, threads, precision)
+    return replace(
+        options,
+        engine=options.engine if options.engine != "auto" else placement.engine,
+        precision=precision,
+        device="cuda" if placement.device.type == "cuda" else "cpu",
+        threads=threads,
     )
 
 
-def choose_executor(how: How, workers: int | None, cluster: str | None) -> Executor:
-    """Processes of this machine, or a Ray cluster.
+@contextlib.contextmanager
+def executor_for(workers: int | Executor | None, cluster: str | None, threads: int | None) -> Iterator[Executor]:
+    """The executor of a sweep or search, whose workers are stopped afterwards, unless the caller made it.
 
     Args:
-        how: the jobs are done.
-        workers: how many; None takes as many as there are cores for their threads.
-        cluster: a Ray cluster's address, or `local`.
+        workers: an executor, or how many processes; None: as many as there are cores for their threads.
+        cluster: a Ray cluster's address, or `local`; None: processes of this machine.
+        threads: of each job.
 
     Raises:
-        SmidgenError: a number of workers that cannot be, or Ray is not installed.
+        SmidgenError: the number of workers is not allowed, or Ray is not installed.
     """
+    if not isinstance(workers, int | None):
+        yield workers
+        return
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise SmidgenError(f"--workers is {workers}; allowed: 1 to {MOST_WORKERS}")
     if cluster is not None:
-        return RayWorkers(cluster, workers)
-    return LocalWorkers(workers or max(1, _cores() // how.threads))
+        executor: Executor = RayWorkers(cluster, workers)
+    else:
+        executor = LocalWorkers(workers or max(1, _cores() // (threads or 1)))
+    with contextlib.closing(executor):
+        yield executor
 
 
 def _cores() -> int:

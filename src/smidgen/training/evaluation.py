@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,13 @@ class Evaluation:
         loss: cross-entropy, averaged over the images, nats.
         correct: images whose highest score is their label's.
         total: images.
+        logits: float32 [images, classes], on the device of the images.
     """
 
     loss: float
     correct: int
     total: int
+    logits: Tensor = field(repr=False, compare=False)
 
     @property
     def accuracy(self) -> float:
@@ -74,4 +76,4 @@ def evaluate(network: nn.Module, examples: Examples, mean: float, std: float) ->
     # In double precision, so that the mean does not depend on how the sum is cut into pieces.
     loss = F.cross_entropy(logits.double(), examples.labels)
     correct = (logits.argmax(1) == examples.labels).sum()
-    return Evaluation(float(loss), int(correct), len(examples))
+    return Evaluation(float(loss), int(correct), len(examples), logits)

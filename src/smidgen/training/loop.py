@@ -25,7 +25,7 @@ from smidgen.errors import TrainingError, TrialError
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
-from smidgen.training.evaluation import evaluate
+from smidgen.training.evaluation import Evaluation, evaluate
 from smidgen.training.flat import FlatState
 from smidgen.training.optimizer import make_optimizer
 from smidgen.training.recalibration import norms, recalibrate
@@ -127,6 +127,7 @@ class Training:
         history: of the finished epochs.
         step: steps taken in the epoch after those.
         sums: of the same epoch.
+        evaluation: of the network after the last finished epoch; None where this process has finished none.
     """
 
     network: nn.Module
@@ -135,6 +136,7 @@ class Training:
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
     sums: EpochSums = field(default_factory=EpochSums)
+    evaluation: Evaluation | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -246,7 +248,7 @@ def train(
             seconds_evaluation=time.perf_counter() - trained,
         )
         training.history.append(record)
-        training.step, training.sums = 0, EpochSums()
+        training.step, training.sums, training.evaluation = 0, EpochSums(), judged
         yield record
 
 

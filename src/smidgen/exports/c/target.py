@@ -47,7 +47,7 @@ class CTarget:
         about = About(
             name,
             f"{run.trial.name}: an image classifier of {graph.classes} classes",
-            f"Trained with seed {run.seed}; sha256 of the weights {run.result['weights_sha256']}.",
+            f"Trained with seed {run.seed}; sha256 of the weights {run.result.weights_sha256}.",
             graph.input_shape,
             graph.classes,
             graph.macs,

@@ -1,0 +1,62 @@
+"""How runs are executed, apart from the recipe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from smidgen.engines.native.module import MOST_THREADS
+from smidgen.engines.prepare import DeviceName, EngineName, Precision
+from smidgen.errors import SmidgenError
+from smidgen.settings import Json
+
+CHECKPOINT_SECONDS = 30.0
+MOST_CHECKPOINT_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is executed, apart from its trial, seed and data.
+
+    Attributes:
+        engine: `native` (the project's CPU kernels), `eager` (PyTorch), or `auto`, which takes the native
+            engine where it is installed and can run the network; in a resumed run, the engine that began it.
+        precision: of the products, `fp32` or `bf16`, which needs the native engine and a CPU that has such
+            products. None takes `fp32`, or that of the resumed run.
+        device: `cpu`, `cuda`, or `auto`, which takes the CPU, or that of the resumed run.
+        threads: on the CPU, 1 to 256. None takes that of the resumed run, or else: in a single run as many as
+            there are usable cores, at most 8; in a sweep or search 1 for each run.
+        checkpoint_seconds: how much training may be lost when the process is killed, 0 to 86,400 seconds;
+            a finished epoch never is.
+
+    Raises:
+        SmidgenError: a value is not allowed; names the command-line option.
+    """
+
+    engine: EngineName = "auto"
+    precision: Precision | None = None
+    device: DeviceName = "auto"
+    threads: int | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("engine", get_args(EngineName)),
+            ("precision", (*get_args(Precision), None)),
+            ("device", get_args(DeviceName)),
+        ):
+            if getattr(self, name) not in values:
+                allowed = ", ".join(value for value in values if value)
+                raise SmidgenError(f"--{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise SmidgenError(f"--threads is {self.threads}; allowed: 1 to {MOST_THREADS}")
+        seconds = self.checkpoint_seconds
+        if not math.isfinite(seconds) or not 0 <= seconds <= MOST_CHECKPOINT_SECONDS:
+            raise SmidgenError(f"--checkpoint-seconds is {seconds:g}; allowed: 0 to {MOST_CHECKPOINT_SECONDS}")
+
+    @property
+    def identity(self) -> dict[str, Json]:
+        """What can change a run's result, where nothing is left open: the native engine's threads cannot."""
+        same: dict[str, Json] = {"engine": self.engine, "precision": self.precision, "device": self.device}
+        return {**same, **({"threads": self.threads} if self.engine == "eager" else {})}
