@@ -20,9 +20,9 @@ from torch import Tensor
 
 import smidgen
 from smidgen.data.dataset import Examples, load_dataset
-from smidgen.engines.native.module import NativeNetwork
+from smidgen.engines.choose import choose
 from smidgen.tables import render
-from smidgen.training.evaluation import evaluate
+from smidgen.training.evaluation import HeldOut, evaluate
 
 TRIALS = ["mnist-3-augmented", "mnist-4-strict", "mnist-tiny", "mnist-tiny-99", "mnist-sprint"]
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs of make results are")
     options = parser.parse_args()
-    held_out = load_dataset().held_out
+    engine, held_out = choose(), load_dataset().held_out
     copies = {name: spoilt(held_out, kind) for name, kind in KINDS.items()}
     rows: list[list[object]] = []
     for trial in TRIALS:
@@ -89,9 +89,10 @@ def main() -> None:
             if not (directory / "result.json").exists():
                 continue
             run = smidgen.load_run(directory)
-            network = NativeNetwork(run.network.eval(), threads=2)
+            network = engine.prepare(run.network)
             for name, copy in copies.items():
-                found[name].append(evaluate(network, copy, run.trained.mean, run.trained.std).accuracy)
+                images = HeldOut(engine, copy, run.trained.mean, run.trained.std)
+                found[name].append(evaluate(network, images).accuracy)
         seeds = len(found["noise"])
         if seeds:
             rows.append([trial, seeds, *map(_mean, found.values())])

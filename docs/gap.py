@@ -17,9 +17,9 @@ from ablation import FOLDS, HELD_OUT
 
 import smidgen
 from smidgen.data.dataset import load_dataset
-from smidgen.engines.native.module import NativeNetwork
+from smidgen.engines.choose import choose
 from smidgen.tables import render
-from smidgen.training.evaluation import evaluate
+from smidgen.training.evaluation import HeldOut, evaluate
 
 TRIALS = ["mnist-3-augmented", "mnist-4-strict", "mnist-tiny", "mnist-tiny-99"]
 
@@ -40,12 +40,12 @@ def main() -> None:
     tuned = [replace(t, data=replace(t.data, evaluate="validation", validation=HELD_OUT)) for t in found]
     run_options = smidgen.RunOptions(precision=options.precision)
     made = smidgen.sweep(tuned, options.seeds, folds=FOLDS, options=run_options, out=options.out, show=print)
-    test = load_dataset().held_out
+    engine, test = choose(), load_dataset().held_out
     rows: list[list[object]] = []
     for trial, swept in zip(tuned, made.trials, strict=True):
         held_out = [run.accuracy for run in swept.runs]
         tested = [
-            evaluate(NativeNetwork(run.network.eval(), 2), test, run.trained.mean, run.trained.std).accuracy
+            evaluate(engine.prepare(run.network), HeldOut(engine, test, run.trained.mean, run.trained.std)).accuracy
             for run in swept.runs
         ]
         differences = [b - a for a, b in zip(held_out, tested, strict=True)]

@@ -11,8 +11,9 @@ from conftest import Command
 from smidgen import bench
 from smidgen.bench import Way, benchmark
 from smidgen.data.dataset import Dataset
+from smidgen.engines.choose import choose
+from smidgen.engines.engine import EngineName
 from smidgen.engines.native.core import find_core, has_bfloat16
-from smidgen.engines.prepare import EngineName, place
 from smidgen.training.loop import take_step
 from smidgen.trial import Augmentation
 from smidgen.trials.mnist import augmented
@@ -91,7 +92,7 @@ def test_the_measured_step_is_the_training_loops(
     engine: EngineName, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves out nothing that the loop does: it trains."""
-    trial, placement = augmented(), place(engine, threads=1)
+    trial, runner = augmented(), choose(engine, threads=1)
     losses: list[float] = []
 
     def watched(*arguments: Any) -> tuple[float, int]:
@@ -100,7 +101,7 @@ def test_the_measured_step_is_the_training_loops(
         return loss, hits
 
     monkeypatch.setattr(bench, "take_step", watched)
-    step = bench._engine_step(bench._training(trial, mnist, placement), trial, mnist, placement)
+    step = bench._engine_step(bench._training(trial, mnist, runner), trial, mnist)
     for _ in range(25):
         step()
     assert losses[-1] < 0.8 * losses[0]

@@ -11,21 +11,21 @@ from torch import nn
 
 from smidgen.data.augment import augment, normalize, to_float
 from smidgen.data.dataset import Dataset
-from smidgen.engines.batches import Loader, make_loader
+from smidgen.engines.choose import choose
+from smidgen.engines.engine import Batch, Loader
 from smidgen.engines.native.core import find_core
 from smidgen.engines.native.images import Blocks
-from smidgen.engines.prepare import place
 from smidgen.errors import RunError, SmidgenError, TrainingError
 from smidgen.randomness import Purpose, Stream
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import weights_sha256
-from smidgen.training import checkpoint, loop
+from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
 from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Cosine, Network, OneCycle, Step, Trial
 
-PLACE = place(threads=1)
+ENGINE = choose(threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def data(small_trial: Trial) -> Dataset:
 
 @pytest.fixture(autouse=True, params=["eager", "auto"])
 def _one_thread_on_each_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr(sys.modules[__name__], "PLACE", place(request.param, threads=1))
+    monkeypatch.setattr(sys.modules[__name__], "ENGINE", choose(request.param, threads=1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ class WatchedLoader:
     def __init__(self, loader: Loader) -> None:
         self.loader, self.calls = loader, list[tuple[list[int], int, int]]()
 
-    def load(self, picks: torch.Tensor, epoch: int, step: int) -> tuple[torch.Tensor | Blocks, torch.Tensor]:
+    def load(self, picks: torch.Tensor, epoch: int, step: int) -> tuple[Batch, torch.Tensor]:
         self.calls.append((picks.tolist(), epoch, step))
         return self.loader.load(picks, epoch, step)
 
@@ -58,11 +58,13 @@ def loaders(monkeypatch: pytest.MonkeyPatch) -> list[WatchedLoader]:
     """The loaders of the trainings to come."""
     made: list[WatchedLoader] = []
 
+    original = type(ENGINE).loader
+
     def make(*arguments: Any) -> WatchedLoader:
-        made.append(WatchedLoader(make_loader(*arguments)))
+        made.append(WatchedLoader(original(*arguments)))
         return made[-1]
 
-    monkeypatch.setattr(loop, "make_loader", make)
+    monkeypatch.setattr(type(ENGINE), "loader", make)
     return made
 
 
@@ -75,8 +77,8 @@ class Watch(Silent):
 
 
 def trained(trial: Trial, data: Dataset, seed: int = 0) -> tuple[Training, list[EpochRecord]]:
-    training = start(trial, new_network(trial, data, seed), PLACE)
-    return training, list(train(training, trial, data, seed, PLACE, Silent()))
+    training = start(trial, new_network(trial, data, seed), ENGINE)
+    return training, list(train(training, trial, data, seed, Silent()))
 
 
 def everything(trial: Trial) -> Trial:
@@ -103,9 +105,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(small_trial: Tr
 
 def test_each_image_is_drawn_once_an_epoch(small_trial: Trial, data: Dataset, loaders: list[WatchedLoader]) -> None:
     trial = replace(small_trial, batch_size=64)
-    training = start(trial, new_network(trial, data, 0), PLACE)
+    training = start(trial, new_network(trial, data, 0), ENGINE)
     watch = Watch()
-    epochs = train(training, trial, data, 0, PLACE, watch)
+    epochs = train(training, trial, data, 0, watch)
     orders = []
     for epoch in (1, 2):
         next(epochs)
@@ -124,9 +126,10 @@ def test_each_step_is_distorted_by_a_stream_of_its_own(
     trained(small_trial, data, seed=6)
     assert [call[1:] for call in loaders[0].calls] == [(epoch, step) for epoch in (1, 2) for step in range(12)]
     strengths = Augmentation(rotation=10, translation=0.1, elastic=1.0)
-    loader = make_loader(data.train, strengths, 6, data.mean, data.std, PLACE)
+    loader = ENGINE.loader(data.train, strengths, 6, data.mean, data.std)
     batch = loader.load(torch.arange(20), 2, 7)[0]
     images = batch.to_tensor() if isinstance(batch, Blocks) else batch
+    assert isinstance(images, torch.Tensor)
     expected = augment(to_float(data.train.images[:20]), strengths, Stream(6, Purpose.AUGMENTATION, 2, 7))
     assert torch.allclose(images, normalize(expected, data.mean, data.std), atol=2e-3)
 
@@ -208,15 +211,15 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
     """After steps within an epoch, at its end before it is judged, and in the next one."""
     trial = replace(everything(small_trial), epochs=3, **change)  # type: ignore[arg-type]
     whole, history = trained(trial, data, seed=5)
-    first = start(trial, new_network(trial, data, 5), PLACE)
+    first = start(trial, new_network(trial, data, 5), ENGINE)
     with pytest.raises(KeyboardInterrupt):
-        list(train(first, trial, data, 5, PLACE, Stop(steps)))
+        list(train(first, trial, data, 5, Stop(steps)))
     path = tmp_path / "checkpoint"
     path.write_bytes(checkpoint.to_bytes(first, ORIGIN))
-    second = start(trial, new_network(trial, data, 6), PLACE)
+    second = start(trial, new_network(trial, data, 6), ENGINE)
     checkpoint.restore(second, path, ORIGIN, trial, 600)
     assert (len(second.history), second.step) == divmod(steps, 12) if steps != 12 else (0, 12)
-    rest = list(train(second, trial, data, 5, PLACE, Silent()))
+    rest = list(train(second, trial, data, 5, Silent()))
     assert [r.epoch for r in rest] == ([1, 2, 3] if steps <= 12 else [2, 3])
     assert weights_sha256(second.judged) == weights_sha256(whole.judged)
 
@@ -229,7 +232,7 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
 def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dataset, tmp_path: Path) -> None:
     training, _ = trained(replace(small_trial, epochs=1), data)
     saved = checkpoint.to_bytes(training, ORIGIN)
-    fresh = start(small_trial, new_network(small_trial, data, 0), PLACE)
+    fresh = start(small_trial, new_network(small_trial, data, 0), ENGINE)
     path = tmp_path / "checkpoint"
     path.write_bytes(saved)
     with pytest.raises(RunError, match="another trial, seed or data"):
@@ -239,7 +242,7 @@ def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dat
         with pytest.raises(RunError, match="damaged"):
             checkpoint.restore(fresh, path, ORIGIN, small_trial, 600)
     path.write_bytes(saved)
-    other = start(replace(small_trial, averaging=0.0), new_network(small_trial, data, 0), PLACE)
+    other = start(replace(small_trial, averaging=0.0), new_network(small_trial, data, 0), ENGINE)
     with pytest.raises(RunError, match="does not fit"):
         checkpoint.restore(other, path, ORIGIN, small_trial, 600)
     with pytest.raises(FileNotFoundError):
@@ -262,20 +265,20 @@ def test_the_callers_generator_is_left_alone_when_a_network_is_made(small_trial:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_what_cannot_be_placed_is_one_line() -> None:
+def test_what_cannot_be_chosen_is_one_line() -> None:
     for options, words in (
         ({"engine": "native", "device": "cuda"}, "CUDA|runs on the CPU"),
         ({"engine": "eager", "precision": "bf16"}, "needs the native engine"),
         ({"threads": 0}, "1 to 256"),
     ):
         with pytest.raises(SmidgenError, match=words):
-            place(**options)
+            choose(**options)
     if not torch.cuda.is_available():
         with pytest.raises(SmidgenError, match="no CUDA device"):
-            place(device="cuda")
-    assert place().engine == ("native" if find_core() else "eager")
-    assert place("eager").engine == "eager"
-    assert place(threads=3).threads == 3
+            choose(device="cuda")
+    assert choose().name == ("native" if find_core() else "eager")
+    assert choose("eager").name == "eager"
+    assert choose(threads=3).threads == 3
 
 
 def test_initial_weights_have_the_spread_that_is_asked_for(data: Dataset, small_trial: Trial) -> None:

@@ -1,4 +1,4 @@
-"""The native engine as a module: whole networks, what it can and cannot lower, misuse, threads, dropout."""
+"""The native engine as a module: whole networks, what it can and cannot run, misuse, threads, dropout."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from native import LEVELS, compare, largest_difference
 from smidgen.data.augment import augment, normalize, to_float
 from smidgen.data.dataset import Dataset
-from smidgen.engines import prepare as prepare_module
+from smidgen.engines.choose import choose, choose_for
+from smidgen.engines.flat import FlatState
 from smidgen.engines.native import core as core_module
 from smidgen.engines.native.core import level
+from smidgen.engines.native.fuse import UnsupportedError
 from smidgen.engines.native.images import NativeLoader
-from smidgen.engines.native.lower import CannotLowerError, lower
 from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.native.vectors import FlatSGD, move_towards
-from smidgen.engines.prepare import fit, place, prepare, without_engine
 from smidgen.errors import SmidgenError, TrainingError
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
-from smidgen.trial import Augmentation, Trial
+from smidgen.trial import SGD, Augmentation, Trial
 from smidgen.trials.mnist import augmented, strict
 
 if not LEVELS:
@@ -146,7 +146,7 @@ def test_it_is_the_same_module_to_everything_else() -> None:
     assert list(native.state_dict()) == list(plain.state_dict())
     assert [n for n, _ in native.named_parameters()] == [n for n, _ in plain.named_parameters()]
     assert all(a is b for a, b in zip(native.parameters(), plain.parameters(), strict=True))
-    assert without_engine(native) is plain
+    assert choose("native").plain(native) is plain
     twin = copy.deepcopy(native)
     with torch.no_grad():
         twin.get_parameter("linear1.bias").fill_(100)
@@ -334,50 +334,49 @@ UNSUPPORTED = [
 
 
 @pytest.mark.parametrize(("network", "layer", "reason"), UNSUPPORTED, ids=[f"{u[1]}-{u[2]}" for u in UNSUPPORTED])
-def test_what_cannot_be_lowered_is_named_with_the_reason(network: nn.Module, layer: str, reason: str) -> None:
-    with pytest.raises(CannotLowerError, match=f"cannot run .*{reason}") as caught:
-        lower(network, (1, 28, 28), keep=True)
+def test_what_cannot_be_run_is_named_with_the_reason(network: nn.Module, layer: str, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"cannot run .*{reason}") as caught:
+        NativeNetwork(network, 1).check((1, 28, 28))
     assert caught.value.layer in (layer, "Custom")
     assert "\n" not in str(caught.value)
 
 
 def test_auto_falls_back_to_eager_and_says_why() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4))
-    wanted = place("auto")
-    assert wanted.engine == "native"
-    fitted = fit(wanted, "auto", network, (1, 28, 28))
-    assert fitted.engine == "eager"
+    wanted = choose("auto")
+    assert wanted.name == "native"
+    fitted = choose_for(wanted, "auto", strict(), network, (1, 28, 28))
+    assert fitted.name == "eager"
     assert "InstanceNorm2d" in fitted.note
-    assert not isinstance(prepare(network, fitted), NativeNetwork)
+    assert not isinstance(fitted.prepare(network), NativeNetwork)
     with pytest.raises(SmidgenError, match=r"cannot run 1: InstanceNorm2d .*--engine eager"):
-        fit(place("native"), "native", network, (1, 28, 28))
-    assert fit(wanted, "auto", network_of(strict()), (1, 28, 28)) == wanted
+        choose_for(choose("native"), "native", strict(), network, (1, 28, 28))
+    assert choose_for(wanted, "auto", strict(), network_of(strict()), (1, 28, 28)) == wanted
     assert network.training
 
 
 def test_without_the_extension_everything_works_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, small_trial: Trial, tmp_path: Path
 ) -> None:
-    for module in (core_module, prepare_module):
-        monkeypatch.setattr(module, "find_core", lambda: None)
+    monkeypatch.setattr(core_module, "find_core", lambda: None)
     with pytest.raises(SmidgenError, match=r"not installed.*C\+\+ compiler.*--engine eager"):
-        place("native")
+        choose("native")
     with pytest.raises(SmidgenError, match="bf16 needs the native engine"):
-        place("auto", precision="bf16")
+        choose("auto", precision="bf16")
     finished = run(small_trial, options=RunOptions(threads=1), out=tmp_path / "run", progress=Silent())
     assert finished.result.engine == "eager"
     assert (tmp_path / "run" / "log.txt").read_text().count("the native engine is not installed") == 1
-    assert place("eager").note == ""
+    assert choose("eager").note == ""
 
 
 def test_an_impossible_instruction_level_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMIDGEN_ISA", "avx1024")
     with pytest.raises(SmidgenError, match=r"SMIDGEN_ISA is 'avx1024'; this machine has: baseline"):
-        place()
+        choose()
     monkeypatch.setenv("SMIDGEN_ISA", "baseline")
     assert level() == "baseline"
     with pytest.raises(SmidgenError, match="no bfloat16 products"):
-        place("native", precision="bf16")
+        choose("native", precision="bf16")
 
 
 def test_misuse_raises_and_names_the_input() -> None:
@@ -389,9 +388,9 @@ def test_misuse_raises_and_names_the_input() -> None:
         native(images.numpy())
     with pytest.raises(ValueError, match="input: it has 3 dimensions"):
         native(images[0])
-    with pytest.raises(CannotLowerError, match="conv1: it takes 1 channels, but gets 2"):
+    with pytest.raises(UnsupportedError, match="conv1: it takes 1 channels, but gets 2"):
         native(images.repeat(1, 2, 1, 1))
-    with pytest.raises(CannotLowerError, match="nothing is left"):
+    with pytest.raises(UnsupportedError, match="nothing is left"):
         native(images[:, :, :4, :4])
     with pytest.raises(ValueError, match=r"labels: they must be int64 \[4\]"):
         native.loss_and_gradients(images, labels[:3])
@@ -492,7 +491,7 @@ def test_replaced_parameters_and_buffers_are_followed() -> None:
 def test_tensors_that_contradict_their_layer_are_refused() -> None:
     layers = nn.Sequential(nn.Conv2d(1, 8, 3))
     layers[0].weight = nn.Parameter(layers[0].weight[:4])  # type: ignore[index]
-    with pytest.raises(CannotLowerError, match=r"0\.weight: its shape is \[4, 1, 3, 3\], not \[8, 1, 3, 3\]"):
+    with pytest.raises(UnsupportedError, match=r"0\.weight: its shape is \[4, 1, 3, 3\], not \[8, 1, 3, 3\]"):
         NativeNetwork(layers, 1)(batch(2)[0])
 
 
@@ -632,13 +631,15 @@ def test_loader_refuses_what_is_not_there(mnist: Dataset) -> None:
 def test_flat_sgd_does_as_pytorch_does(nesterov: bool) -> None:
     torch.manual_seed(0)
     start = torch.randn(1001)
-    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone().double())
-    flat = FlatSGD([{"params": [mine], "lr": 0.1, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01}])
+    theirs = nn.Parameter(start.clone().double())
+    state = FlatState(nn.ParameterList([start.clone().view(7, 143)]))
+    flat, mine = FlatSGD(SGD(lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01), state), state.weights
     reference = torch.optim.SGD([theirs], 0.1, 0.9, nesterov=nesterov, weight_decay=0.01)
     for step in range(5):
         gradient = torch.randn(1001)
         mine.grad, theirs.grad = gradient.clone(), gradient.double()
-        flat.param_groups[0]["lr"] = reference.param_groups[0]["lr"] = 0.1 / (1 + step)
+        reference.param_groups[0]["lr"] = 0.1 / (1 + step)
+        flat.set_rate(0.1 / (1 + step))
         flat.step()
         reference.step()
     assert largest_difference(mine.detach(), theirs.detach()) < 1e-6

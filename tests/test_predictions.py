@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from conftest import Command
-from smidgen.engines.prepare import place
+from smidgen.engines.choose import choose
 from smidgen.errors import RunError, SmidgenError
 from smidgen.reports import collect
 from smidgen.reports.collect import TrialRuns
@@ -25,7 +25,7 @@ from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data, run
 from smidgen.tensorfile import sealed_bytes
-from smidgen.training.evaluation import evaluate
+from smidgen.training.evaluation import scores
 from smidgen.trial import Trial
 
 NAME = "predictions.safetensors"
@@ -47,7 +47,8 @@ def group_of(*directories: Path) -> TrialRuns:
 
 def test_they_are_those_of_the_network_that_is_kept(small_run: Run, small_trial: Trial) -> None:
     data = load_trial_data(small_trial)
-    fresh = evaluate(small_run.network, data.held_out, data.mean, data.std).logits.double().softmax(1)
+    logits = scores(small_run.network, data.held_out.images, data.mean, data.std)
+    fresh = logits.double().softmax(1)
     for predictions in (kept(small_run), kept(load_run(small_run.directory))):
         assert np.array_equal(predictions.classes, fresh.argmax(1).numpy())
         assert np.allclose(predictions.probabilities, fresh.max(1).values.numpy(), atol=1e-5)
@@ -79,7 +80,7 @@ def test_reports_do_not_classify_again(small_run: Run, tmp_path: Path, monkeypat
     def fail(*_: object) -> None:
         raise AssertionError("classified again")
 
-    monkeypatch.setattr(collect, "scores", fail)
+    monkeypatch.setattr(collect, "evaluate", fail)
     report([small_run.directory], tmp_path / "r.html")
     assert compare([small_run.directory], [small_run.directory]).difference == 0
     without = replace(small_run, predictions=None)
@@ -103,10 +104,10 @@ def test_an_engine_that_is_not_here_is_replaced_and_that_is_noted(
 
     def without_native(engine: str, *arguments: object) -> object:
         if engine == "eager":
-            return place("eager")
+            return choose("eager")
         raise SmidgenError("the native engine is not installed")
 
-    monkeypatch.setattr(collect, "place", without_native)
+    monkeypatch.setattr(collect, "choose", without_native)
     result = json.loads((copied / "result.json").read_text())
     (copied / "result.json").write_text(json.dumps({**result, "engine": "native"}))
     report([copied], tmp_path / "r.md")

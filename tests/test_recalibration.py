@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.batches import Loader, make_loader
-from smidgen.engines.native.images import Blocks
-from smidgen.engines.prepare import place, prepare
+from smidgen.engines.choose import choose
+from smidgen.engines.engine import Batch, EngineName, Loader
 from smidgen.errors import TrialError
 from smidgen.graph.layers import Dropout
 from smidgen.runs.progress import Silent
@@ -24,7 +24,7 @@ from smidgen.training.checkpoint import Origin
 from smidgen.training.recalibration import recalibrate
 from smidgen.trial import Augmentation, Conv, Linear, Network, Trial
 
-ENGINES = ["native", "eager"]
+ENGINES = ["auto", "eager"]
 
 
 def distorted(trial: Trial) -> Trial:
@@ -52,7 +52,7 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_statistics_are_the_means_over_the_batches(engine: str, images: Tensor) -> None:
+def test_statistics_are_the_means_over_the_batches(engine: EngineName, images: Tensor) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), Dropout(0.5), nn.Conv2d(4, 3, 3, bias=False),
@@ -68,7 +68,7 @@ def test_statistics_are_the_means_over_the_batches(engine: str, images: Tensor) 
         module.train()
     for batch in images:
         wanted(batch.double())
-    network = prepare(plain, place(engine, "cpu", 1))  # type: ignore[arg-type]
+    network = choose(engine, "cpu", 1).prepare(plain)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     recalibrate(network, iter(images))
@@ -87,26 +87,28 @@ def test_statistics_are_the_means_over_the_batches(engine: str, images: Tensor) 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("averaging", [0.9, 0.0])
 def test_last_images_of_the_last_epoch_only_measure(
-    engine: str, averaging: float, small_trial: Trial, small_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    engine: EngineName, averaging: float, small_trial: Trial, small_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each image is drawn once an epoch, learnt from or measured by; what is measured is undistorted."""
     trial = replace(distorted(small_trial), averaging=averaging)
     drawn: list[tuple[int, bool, list[int]]] = []
 
-    def watched(examples: object, augmentation: Augmentation, *rest: object) -> Loader:
-        loader = make_loader(examples, augmentation, *rest)  # type: ignore[arg-type]
+    runner = choose(engine, "cpu", 1)
+    make = type(runner).loader
+
+    def watched(self: Any, examples: object, augmentation: Augmentation, *rest: Any) -> Loader:
+        loader = make(self, examples, augmentation, *rest)  # type: ignore[arg-type]
 
         class Watched:
-            def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor | Blocks, Tensor]:
+            def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Batch, Tensor]:
                 drawn.append((epoch, augmentation.distorts, picks.tolist()))
                 return loader.load(picks, epoch, step)
 
         return Watched()
 
-    monkeypatch.setattr(loop, "make_loader", watched)
-    placement = place(engine, "cpu", 1)  # type: ignore[arg-type]
-    training = loop.start(trial, loop.new_network(trial, small_data, 0), placement)
-    epochs = loop.train(training, trial, small_data, 0, placement, Silent())
+    monkeypatch.setattr(type(runner), "loader", watched)
+    training = loop.start(trial, loop.new_network(trial, small_data, 0), runner)
+    epochs = loop.train(training, trial, small_data, 0, Silent())
     next(epochs)
     statistics = {n: t.clone() for n, t in training.judged.state_dict().items() if "running" in n}
     next(epochs)
@@ -124,7 +126,7 @@ def test_last_images_of_the_last_epoch_only_measure(
     picks = torch.tensor([i for _, distorted, picks in drawn[steps:] if not distorted for i in picks])
     expected = copy.deepcopy(training.judged)
     parts = picks.split(trial.batch_size)
-    plain = make_loader(small_data.train, Augmentation(), 0, small_data.mean, small_data.std, placement)
+    plain = make(runner, small_data.train, Augmentation(), 0, small_data.mean, small_data.std)
     recalibrate(expected, (plain.load(part, 2, 0)[0] for part in parts))
     for name, tensor in training.judged.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
@@ -150,19 +152,19 @@ def test_going_on_from_a_checkpoint_in_the_last_epoch(
     steps: int, small_trial: Trial, small_data: Dataset, tmp_path: Path
 ) -> None:
     """In the middle of the learning, and after its last step, before anything is measured."""
-    trial, placement = distorted(small_trial), place(threads=1)
+    trial, engine = distorted(small_trial), choose(threads=1)
     each = loop.steps_per_epoch(trial, small_data)
     assert each < steps <= 2 * each - loop.recalibration_steps(trial, each)
-    whole = loop.start(trial, loop.new_network(trial, small_data, 5), placement)
-    list(loop.train(whole, trial, small_data, 5, placement, Silent()))
-    first = loop.start(trial, loop.new_network(trial, small_data, 5), placement)
+    whole = loop.start(trial, loop.new_network(trial, small_data, 5), engine)
+    list(loop.train(whole, trial, small_data, 5, Silent()))
+    first = loop.start(trial, loop.new_network(trial, small_data, 5), engine)
     with pytest.raises(KeyboardInterrupt):
-        list(loop.train(first, trial, small_data, 5, placement, Stop(steps)))
+        list(loop.train(first, trial, small_data, 5, Stop(steps)))
     path, origin = tmp_path / "checkpoint", Origin("recipe", "data", 5)
     path.write_bytes(checkpoint.to_bytes(first, origin))
-    second = loop.start(trial, loop.new_network(trial, small_data, 6), placement)
+    second = loop.start(trial, loop.new_network(trial, small_data, 6), engine)
     checkpoint.restore(second, path, origin, trial, len(small_data.train))
     assert second.step == steps - each
-    list(loop.train(second, trial, small_data, 5, placement, Silent()))
+    list(loop.train(second, trial, small_data, 5, Silent()))
     assert weights_sha256(second.judged) == weights_sha256(whole.judged)
     assert second.history[-1].test_correct == whole.history[-1].test_correct

@@ -13,7 +13,7 @@ import torch
 
 from conftest import write_folder
 from smidgen.data.dataset import Dataset
-from smidgen.engines.prepare import place
+from smidgen.engines.choose import choose
 from smidgen.errors import DataError, RunError, SmidgenError, TrialError
 from smidgen.runs.directory import RunDirectory
 from smidgen.runs.options import RunOptions
@@ -23,7 +23,7 @@ from smidgen.runs.result import Result
 from smidgen.runs.run import RunInterruptedError, load_trial_data, run
 from smidgen.runs.weights import read_weights, weights_sha256
 from smidgen.tensorfile import read_header, sealed_bytes
-from smidgen.training.evaluation import evaluate
+from smidgen.training.evaluation import HeldOut, evaluate
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Goal, Trial
 from smidgen.trials.find import read_trial
@@ -54,14 +54,14 @@ def test_a_run_directory_holds_what_it_promises(small_run: Run, small_trial: Tri
 def test_the_result_says_what_was_measured(small_run: Run, small_trial: Trial) -> None:
     result = small_run.result
     data = load_trial_data(small_trial)
-    judged = evaluate(small_run.network, data.held_out, data.mean, data.std)
+    judged = evaluate(small_run.network, HeldOut(choose("eager"), data.held_out, data.mean, data.std))
     assert result.accuracy_last == small_run.accuracy == judged.accuracy
     assert result.loss_last == pytest.approx(judged.loss)
     assert result.accuracy_best == max(r.test_accuracy for r in small_run.history)
     assert result.parameters == sum(p.numel() for p in small_run.network.parameters())
     assert result.weights_sha256 == weights_sha256(small_run.network)
     assert result.goal_met is True
-    assert (result.trial, result.seed, result.engine, result.epochs) == ("small", 3, place().engine, 2)
+    assert (result.trial, result.seed, result.engine, result.epochs) == ("small", 3, choose().name, 2)
     seconds = sum(r.seconds_training + r.seconds_evaluation for r in small_run.history)
     assert result.seconds_training == pytest.approx(seconds)
     assert result.images_per_second == pytest.approx(1200 / sum(r.seconds_training for r in small_run.history))

@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
 from smidgen.data.dataset import Examples
+from smidgen.engines.choose import choose
+from smidgen.engines.eager import EagerEngine
+from smidgen.engines.engine import EngineName
+from smidgen.randomness import Purpose, Stream
+from smidgen.training import evaluation
 from smidgen.training.averaging import WeightAverage
-from smidgen.training.evaluation import evaluate, scores
-from smidgen.training.flat import FlatState
-from smidgen.training.optimizer import make_optimizer
+from smidgen.training.evaluation import BATCH, HeldOut, evaluate, scores
 from smidgen.training.schedule import rate_factor
 from smidgen.trial import SGD, Adam, AdamW, Constant, Cosine, OneCycle, Optimizer, Schedule, Step
 
@@ -91,7 +94,7 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 36, 4))
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("engine", ["eager", "auto"])
 @pytest.mark.parametrize(
     ("settings", "reference"),
     [
@@ -101,29 +104,41 @@ def small_network() -> nn.Module:
         (AdamW(lr=0.01, beta2=0.99, weight_decay=0.01), lambda g: torch.optim.AdamW(g, lr=0.01, betas=(0.9, 0.99))),
     ],
 )  # fmt: skip
-def test_optimizers_are_torchs_with_decay_on_weights_only(settings: Optimizer, reference: object, fused: bool) -> None:
-    mine, other = small_network(), small_network()
+def test_optimizers_are_torchs_with_decay_on_weights_only(
+    settings: Optimizer, reference: object, engine: EngineName
+) -> None:
+    runner = choose(engine, threads=1)
+    mine, other = runner.prepare(small_network()), small_network()
     conv, norm, _, linear = other.children()
     groups = [
         {"params": [conv.weight, linear.weight], "weight_decay": 0.01},
         {"params": [norm.weight, norm.bias, linear.bias], "weight_decay": 0.0},
     ]
-    weights = [p for p in mine.parameters() if p.dim() > 1]
-    vectors = [p for p in mine.parameters() if p.dim() <= 1]
-    optimizers = (make_optimizer(settings, weights, vectors, fused=fused), reference(groups))  # type: ignore[operator]
+    ours, average = runner.optimizer(settings, mine, averaged=False)
+    theirs = reference(groups)  # type: ignore[operator]
+    assert average is None
     for step in range(5):
         x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(step))
-        for network, optimizer in zip((mine, other), optimizers, strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(network(x), torch.arange(8) % 4).backward()
-            optimizer.step()
+        labels, rate = torch.arange(8) % 4, settings.lr / (1 + step)
+        ours.set_rate(rate)
+        for group in theirs.param_groups:
+            group["lr"] = rate
+        runner.gradients(mine, x, labels, 0.0, Stream(0, Purpose.TORCH, 1, step))
+        theirs.zero_grad()
+        F.cross_entropy(other(x), labels).backward()
+        ours.step()
+        theirs.step()
     for a, b in zip(mine.parameters(), other.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_average_is_the_ramped_recurrence() -> None:
-    network = small_network()
-    average = WeightAverage(network, FlatState(network), decay=0.9)
+@pytest.mark.parametrize("name", ["eager", "auto"])
+def test_the_average_is_the_ramped_recurrence(name: EngineName) -> None:
+    engine = choose(name, threads=1)
+    network = engine.prepare(small_network())
+    _, flat = engine.optimizer(SGD(lr=0.1), network, averaged=True)
+    assert flat is not None
+    average = WeightAverage(flat, decay=0.9)
     expected = {k: v.clone().double() for k, v in network.state_dict().items()}
     for step in range(1, 40):
         with torch.no_grad():
@@ -132,13 +147,11 @@ def test_the_average_is_the_ramped_recurrence() -> None:
             network(torch.randn(4, 1, 8, 8))
         average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
-        for name, value in network.state_dict().items():
-            expected[name] = (
-                decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.double()
-            )
+        for key, value in network.state_dict().items():
+            expected[key] = decay * expected[key] + (1 - decay) * value if value.is_floating_point() else value.double()
     average.settle()
-    for name, value in average.network.state_dict().items():
-        assert torch.allclose(value.double(), expected[name], atol=1e-5), name
+    for key, value in average.network.state_dict().items():
+        assert torch.allclose(value.double(), expected[key], atol=1e-5), key
     assert not average.network.training
     assert not any(p.requires_grad for p in average.network.parameters())
 
@@ -150,7 +163,7 @@ def test_evaluation_is_the_mean_over_all_images_however_they_are_cut(count: int)
     images = torch.randint(0, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 4, (count,), generator=generator)
     network = small_network().train()
-    result = evaluate(network, Examples(images, labels), mean=0.2, std=0.4)
+    result = evaluate(network, HeldOut(choose("eager"), Examples(images, labels), mean=0.2, std=0.4))
     assert network.training
     with torch.no_grad():
         logits = network.eval()((images.float() / 255 - 0.2) / 0.4)
@@ -158,3 +171,28 @@ def test_evaluation_is_the_mean_over_all_images_however_they_are_cut(count: int)
     assert result.correct == int((logits.argmax(1) == labels).sum())
     assert result.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
     assert torch.allclose(scores(network, images, 0.2, 0.4), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["eager", "auto"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_held_out_images_are_laid_out_once_where_memory_allows(
+    name: EngineName, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, network = choose(name, threads=1), small_network()
+    images = torch.randint(0, 256, (BATCH + 70, 1, 8, 8), dtype=torch.uint8)
+    calls: list[int] = []
+    batch = type(engine).batch
+
+    def counted(self: EagerEngine, part: Tensor, mean: float, std: float) -> object:
+        calls.append(len(part))
+        return batch(self, part, mean, std)
+
+    monkeypatch.setattr(type(engine), "batch", counted)
+    if not kept:
+        monkeypatch.setattr(evaluation, "KEPT_BYTES", 4 * images.numel() - 1)
+    held_out = HeldOut(engine, Examples(images, torch.arange(len(images)) % 4), 0.2, 0.4)
+    prepared = engine.prepare(network)
+    first, second = evaluate(prepared, held_out), evaluate(prepared, held_out)
+    assert torch.equal(first.logits, second.logits)
+    assert torch.allclose(first.logits, scores(engine.plain(prepared), images, 0.2, 0.4), atol=1e-4)
+    assert calls == [BATCH, 70] * (1 if kept else 2)

@@ -29,10 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 from smidgen.anatomy.layers import examine
 from smidgen.data.dataset import Dataset as Images
 from smidgen.data.dataset import load_dataset
-from smidgen.engines.batches import EagerLoader, make_loader
-from smidgen.engines.native.core import find_core, has_bfloat16, level
-from smidgen.engines.native.module import NativeNetwork
-from smidgen.engines.prepare import Placement, laid_out, memory_format, place
+from smidgen.engines.choose import choose
+from smidgen.engines.eager import EagerEngine
+from smidgen.engines.engine import Engine, Precision
 from smidgen.errors import SmidgenError
 from smidgen.files import cannot_write, write_atomic
 from smidgen.graph.layers import Dropout
@@ -267,60 +266,61 @@ def benchmark(threads: int | None = None, rounds: int = 7, variants: bool = Fals
     """
     if rounds < 1:
         raise SmidgenError(f"--rounds is {rounds}; allowed: a whole number at least 1")
-    placement, dataset = place("eager", threads=threads), load_dataset()
+    threads, dataset = choose("eager", threads=threads).threads, load_dataset()
     before = torch.get_num_threads()
     try:
         networks = [
-            _measure(augmented(), dataset, placement, rounds, variants),
-            _measure(strict(), dataset, placement, rounds, variants=False),
+            _measure(augmented(), dataset, threads, rounds, variants),
+            _measure(strict(), dataset, threads, rounds, variants=False),
         ]
     finally:
         torch.set_num_threads(before)
-    return Results(tuple(networks), placement.threads, rounds)
+    return Results(tuple(networks), threads, rounds)
 
 
-def _measure(trial: Trial, dataset: Images, eager: Placement, rounds: int, variants: bool) -> NetworkResults:
-    ways: dict[str, Way] = {"loader": Way("loader (the seed's way)"), "eager": Way("eager (smidgen)")}
-    native = replace(eager, engine="native")
+def _measure(trial: Trial, dataset: Images, threads: int, rounds: int, variants: bool) -> NetworkResults:
+    ways: dict[str, Way] = {"loader": Way("loader (the seed's way)")}
     steps: list[tuple[Way, Step, int]] = []
-    network: NativeNetwork | None = None
+    trainings: dict[str, Training] = {}
+
+    def add(key: str, name: str, engine: Engine) -> None:
+        ways[key] = Way(name)
+        trainings[key] = _training(trial, dataset, engine)
+        steps.append((ways[key], _engine_step(trainings[key], trial, dataset), engine.torch_threads))
+
     with _loader_step(trial, dataset) as loader_step:
-        steps.append((ways["loader"], loader_step, eager.threads))
-        steps.append(
-            (ways["eager"], _engine_step(_training(trial, dataset, eager), trial, dataset, eager), eager.threads)
-        )
-        if find_core():
-            training = _training(trial, dataset, native)
-            assert isinstance(training.network, NativeNetwork)
-            network = training.network
-            ways["native"] = Way("native")
-            steps.append((ways["native"], _engine_step(training, trial, dataset, native), 1))
-            if has_bfloat16():
-                rough = replace(native, precision="bf16")
-                ways["native_bf16"] = Way("native, bfloat16 products")
-                step = _engine_step(_training(trial, dataset, rough), trial, dataset, rough)
-                steps.append((ways["native_bf16"], step, 1))
-            if eager.threads > 1:
-                single = replace(native, threads=1)
-                ways["native_1_thread"] = Way("native, 1 thread")
-                step = _engine_step(_training(trial, dataset, single), trial, dataset, single)
-                steps.append((ways["native_1_thread"], step, 1))
-        others = _variants(trial, dataset, eager) if variants else []
+        steps.append((ways["loader"], loader_step, threads))
+        add("eager", "eager (smidgen)", choose("eager", threads=threads))
+        if native := _native(threads):
+            add("native", "native", native)
+            if rough := _native(threads, "bf16"):
+                add("native_bf16", "native, bfloat16 products", rough)
+            if threads > 1 and (single := _native(1)):
+                add("native_1_thread", "native, 1 thread", single)
+        others = _variants(trial, dataset, threads) if variants else []
         steps += others
         for _ in range(rounds):
             for way, step, count in steps:
                 torch.set_num_threads(count)
                 way.rates.append(_rate(step, trial.batch_size))
     torch.set_num_threads(1)
-    profile = _profile(network, trial, dataset, native) if network else None
+    fastest = trainings.get("native", trainings["eager"])
     return NetworkResults(
         trial.name,
         trial.batch_size,
         ways,
-        profile,
-        _checkpoint_seconds(_training(trial, dataset, native if network else eager), rounds),
+        _profile(fastest, trial, dataset),
+        _checkpoint_seconds(fastest, rounds),
         tuple(way for way, _, _ in others),
     )
+
+
+def _native(threads: int, precision: Precision = "fp32") -> Engine | None:
+    """The native engine, where it is to be had."""
+    try:
+        return choose("native", threads=threads, precision=precision)
+    except SmidgenError:
+        return None
 
 
 def _checkpoint_seconds(training: Training, rounds: int) -> float:
@@ -339,21 +339,16 @@ def _checkpoint_seconds(training: Training, rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def _training(trial: Trial, dataset: Images, placement: Placement, *, torch_dropout: bool = False) -> Training:
+def _training(trial: Trial, dataset: Images, engine: Engine, *, torch_dropout: bool = False) -> Training:
     torch.manual_seed(0)
-    training = start(trial, _network(trial, dataset, trial.dropout, torch_dropout), placement)
+    training = start(trial, _network(trial, dataset, trial.dropout, torch_dropout), engine)
     training.network.train()
     return training
 
 
-def _engine_step(
-    training: Training, trial: Trial, dataset: Images, placement: Placement, layout: torch.memory_format | None = None
-) -> Step:
+def _engine_step(training: Training, trial: Trial, dataset: Images) -> Step:
     """A step as the training loop takes it."""
-    loader = make_loader(dataset.train, trial.augmentation, 0, dataset.mean, dataset.std, placement)
-    if layout is not None:
-        assert isinstance(loader, EagerLoader)
-        loader.layout = layout
+    loader = training.engine.loader(dataset.train, trial.augmentation, 0, dataset.mean, dataset.std)
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
     batches = itertools.cycle(order.split(trial.batch_size)[:-1])
     counter = itertools.count()
@@ -365,27 +360,26 @@ def _engine_step(
     return step
 
 
-def _variants(trial: Trial, dataset: Images, placement: Placement) -> list[tuple[Way, Step, int]]:
+def _variants(trial: Trial, dataset: Images, threads: int) -> list[tuple[Way, Step, int]]:
     """Other ways to run PyTorch eagerly, each with one thing changed."""
-    single = replace(placement, threads=1)
+    cpu = torch.device("cpu")
+    usual, single = EagerEngine(cpu, threads), EagerEngine(cpu, 1)
     plain = replace(trial, dropout=0.0)
-    other = {torch.channels_last: torch.contiguous_format, torch.contiguous_format: torch.channels_last}
 
-    def usual(trial: Trial, placement: Placement, **options: bool) -> Step:
-        return _engine_step(_training(trial, dataset, placement, **options), trial, dataset, placement)
+    def relaid(engine: EagerEngine) -> EagerEngine:
+        other = {torch.channels_last: torch.contiguous_format, torch.contiguous_format: torch.channels_last}
+        return replace(engine, layout=other[engine.memory_format])
 
-    def relaid(placement: Placement) -> Step:
-        layout = other[memory_format(placement)]
-        network = laid_out(_network(trial, dataset, trial.dropout, torch_dropout=False), layout)
-        training = start(trial, network, placement, prepared=True)
-        return _engine_step(training, trial, dataset, placement, layout)
+    def way(name: str, trial: Trial, engine: EagerEngine, *, torch_dropout: bool = False) -> tuple[Way, Step, int]:
+        training = _training(trial, dataset, engine, torch_dropout=torch_dropout)
+        return Way(f"eager, {name}"), _engine_step(training, trial, dataset), engine.threads
 
     return [
-        (Way("eager, the other memory layout"), relaid(placement), placement.threads),
-        (Way("eager, PyTorch's dropout"), usual(trial, placement, torch_dropout=True), placement.threads),
-        (Way("eager, no dropout"), usual(plain, placement), placement.threads),
-        (Way("eager, 1 thread"), usual(trial, single), 1),
-        (Way("eager, 1 thread, the other memory layout"), relaid(single), 1),
+        way("the other memory layout", trial, relaid(usual)),
+        way("PyTorch's dropout", trial, usual, torch_dropout=True),
+        way("no dropout", plain, usual),
+        way("1 thread", trial, single),
+        way("1 thread, the other memory layout", trial, relaid(single)),
     ]
 
 
@@ -393,27 +387,27 @@ PROFILED = 40
 """Steps over which the layers' times are taken."""
 
 
-def _profile(network: NativeNetwork, trial: Trial, dataset: Images, placement: Placement) -> Profile:
-    core = find_core()
-    assert core is not None
-    rounds = 20_000_000
-    peak = 2e-9 * max(core.peak(placement.threads, False, rounds, level()) for _ in range(3))
-    training = start(trial, network, placement, prepared=True)
-    step = _engine_step(training, trial, dataset, placement)
+def _profile(training: Training, trial: Trial, dataset: Images) -> Profile | None:
+    """Where a step's time goes, as far as the engine can tell."""
+    engine, network = training.engine, training.network
+    step = _engine_step(training, trial, dataset)
     for _ in range(WARM_UP):
         step()
-    network.time_layers()
+    times, multiply_adds = engine.time_layers(network), engine.peak()
+    if times is None or multiply_adds is None:
+        return None
+    peak = 2e-9 * multiply_adds
     for _ in range(PROFILED):
         step()
-    macs = {layer.name: layer.macs for layer in examine(network.original, dataset.input_shape).layers}
+    macs = {layer.name: layer.macs for layer in examine(engine.plain(network), dataset.input_shape).layers}
     layers = []
     flop = 0.0
-    for name, run, seconds in network.timings():
+    for name, run, seconds in times():
         each = seconds / PROFILED
         products = 0 if run == "statistics" else macs.get(name, 0)
         gflops = 2e-9 * products * trial.batch_size / each
         flop += 2e-9 * products
-        layers.append(LayerTime(name, run, 1e3 * each, gflops, gflops / (peak / placement.threads)))
+        layers.append(LayerTime(name, run, 1e3 * each, gflops, gflops / (peak / engine.threads)))
     return Profile(tuple(layers), flop, peak)
 
 

@@ -62,3 +62,8 @@ class SmidgenInterruptedError(KeyboardInterrupt):
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it; what is not known is None."""
         return {"interrupted": True, "run_dir": None, "epochs": None, "resume": None}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return str(error).strip().partition("\n")[0]

@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["smidgen", "json", "PIL", "gzip"]):
     from smidgen.data.dataset import FILES, load_dataset
     from smidgen.data.decode import read_picture
     from smidgen.data.idx import read_idx
-    from smidgen.engines.prepare import place
+    from smidgen.engines.choose import choose
     from smidgen.errors import SmidgenError
     from smidgen.images import read_image
     from smidgen.runs.options import RunOptions
@@ -123,7 +123,7 @@ def reader_and_seeds(name: str, folder: Path) -> tuple[Callable[[bytes], object]
             return of_file(read_weights), [(directory / "weights.safetensors").read_bytes()]
         case "checkpoint":
             data = load_dataset(trial.data.source)
-            training = start(trial, new_network(trial, data, 0), place("auto", threads=1))
+            training = start(trial, new_network(trial, data, 0), choose("auto", threads=1))
             origin = Origin(trial.recipe_digest, data.digest, 0)
             seeds = [(directory / "checkpoint.safetensors").read_bytes()]
             return of_file(lambda p: checkpoint.restore(training, p, origin, trial, len(data.train))), seeds

@@ -34,7 +34,7 @@ from PIL import Image
 from smidgen.data.dataset import load_dataset
 from smidgen.data.decode import read_picture
 from smidgen.data.idx import read_idx
-from smidgen.engines.prepare import place
+from smidgen.engines.choose import choose
 from smidgen.errors import SmidgenError
 from smidgen.images import read_image
 from smidgen.runs.directory import RunDirectory
@@ -255,7 +255,7 @@ def main() -> None:
     trial = read_trial(killed / "trial.json")
     data = load_dataset(trial.data.source)
     origin = Origin(trial.recipe_digest, data.digest, 7)
-    training = start(trial, new_network(trial, data, 0), place("auto", threads=1))
+    training = start(trial, new_network(trial, data, 0), choose("auto", threads=1))
     read_image(_written(folder / "x.png", picture("L", 30, "PNG")))  # loads what Pillow loads when first used
     load_run(run)
     copy = Path(shutil.copytree(run, folder / "copy"))

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from smidgen.engines.prepare import place
+from smidgen.engines.choose import choose
 from smidgen.errors import RunError
 from smidgen.runs.run import load_trial_data
 from smidgen.tensorfile import read_header, read_tensors
@@ -56,7 +56,7 @@ class Restorer:
         self.origin = Origin(self.trial.recipe_digest, self.data.digest, 7)
 
     def training(self) -> Training:
-        return start(self.trial, new_network(self.trial, self.data, 0), place("auto", threads=1))
+        return start(self.trial, new_network(self.trial, self.data, 0), choose("auto", threads=1))
 
     def __call__(self, path: Path) -> None:
         checkpoint.restore(self.training(), path, self.origin, self.trial, len(self.data.train))

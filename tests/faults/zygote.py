@@ -35,8 +35,7 @@ import torch._dynamo  # PyTorch's optimizers import it when first used, which ta
 import smidgen.files
 import smidgen.tensorfile
 from smidgen import cli
-from smidgen.engines import prepare
-from smidgen.engines.native.module import NativeNetwork
+from smidgen.engines import eager
 from smidgen.randomness import Purpose, Stream
 from smidgen.runs import lock, run, runner
 from smidgen.training import averaging, checkpoint, evaluation, loop
@@ -93,7 +92,7 @@ def _reseeding_dropped() -> None:
         def manual_seed(self, seed: int) -> None:
             pass
 
-    prepare.torch = _Replaced(torch, default_generator=Unseeded())  # type: ignore[assignment,attr-defined]
+    eager.torch = _Replaced(torch, default_generator=Unseeded())  # type: ignore[assignment,attr-defined]
 
 
 class _Replaced:
@@ -126,8 +125,7 @@ def _sealed(header: smidgen.tensorfile.Header) -> smidgen.tensorfile.Header:
 
 
 def _optimizer_not_saved() -> None:
-    checkpoint._parameters = lambda training: []
-    checkpoint._optimizer_states = lambda *_: []
+    checkpoint._optimizer_tensors = lambda state: {}
 
 
 def _sums_not_saved() -> None:
@@ -170,7 +168,7 @@ SABOTAGE: dict[str, Callable[[], None]] = {
     "lock not taken": _lock_not_taken,
 }
 
-_IMPORTED = (NativeNetwork, averaging, evaluation, run, runner, torch._dynamo)  # in the zygote, so that no child has to
+_IMPORTED = (averaging, evaluation, run, runner, torch._dynamo)  # in the zygote, so that no child has to
 
 
 def child(request: dict[str, Any]) -> int:

@@ -6,7 +6,7 @@ A pure function of the images and a `Stream`: the same stream augments the same 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,18 @@ from torch import Tensor
 
 from smidgen.randomness import Purpose, Stream
 from smidgen.trial import Augmentation
+
+KNOWN_SETTINGS = frozenset(
+    {
+        "rotation", "translation", "scale", "shear", "elastic", "elastic_smoothness", "interpolation", "flip",
+    }
+)  # fmt: skip
+"""The settings of an `Augmentation` that `augment` follows."""
+
+
+def changed_settings(settings: Augmentation) -> frozenset[str]:
+    """The names of the settings that are not at their defaults, where they leave images as they are."""
+    return frozenset(field.name for field in fields(settings) if getattr(settings, field.name) != field.default)
 
 
 def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:

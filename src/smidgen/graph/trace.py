@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, first_line
 from smidgen.graph.activations import ACTIVATIONS, ActivationKind, Call
 from smidgen.graph.layers import Dropout
 from smidgen.graph.ops import (
@@ -69,12 +69,8 @@ def trace(network: nn.Module, input_shape: Shape) -> Graph:
     except TraceError:
         raise
     except Exception as error:  # whatever the module's own code raises when traced
-        raise TraceError(type(network).__name__, f"it cannot be traced ({_first_line(error)})") from error
+        raise TraceError(type(network).__name__, f"it cannot be traced ({first_line(error)})") from error
     return tracing.graph()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 class _Tracer(fx.Tracer):

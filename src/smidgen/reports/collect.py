@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.prepare import DeviceName, EngineName, Precision, fit, place, prepare
+from smidgen.engines.choose import choose, choose_for
+from smidgen.engines.engine import DeviceName, EngineName, Precision
 from smidgen.errors import DataError, RunError, SmidgenError
 from smidgen.files import looked_up
 from smidgen.runs.directory import RunFiles
 from smidgen.runs.predictions import Predictions
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data
-from smidgen.training.evaluation import scores
+from smidgen.training.evaluation import HeldOut, evaluate
 from smidgen.trial import Trial
 
 
@@ -106,19 +107,19 @@ class TrialRuns:
     def _classified(self, run: Run, dataset: Dataset) -> Predictions:
         """The answers of a run's network, on the engine that trained it where that is available."""
         result, network = run.result, copy.deepcopy(run.network)
-        engine = cast("EngineName", result.engine)
+        wanted = cast("EngineName", result.engine)
         try:
-            placement = place(engine, cast("DeviceName", result.device), None, cast("Precision", result.precision))
-            placement = fit(placement, engine, network, dataset.input_shape)
+            engine = choose(wanted, cast("DeviceName", result.device), None, cast("Precision", result.precision))
+            engine = choose_for(engine, wanted, run.trial, network, dataset.input_shape)
         except SmidgenError as error:
-            placement = place("eager")
+            engine = choose("eager")
             self.notes.append(f"seed {run.seed}: images were classified by PyTorch on the CPU: {error}")
-        images = dataset.held_out.images.to(placement.device)
+        held_out = HeldOut(engine, dataset.held_out, run.trained.mean, run.trained.std)
         try:
-            logits = scores(prepare(network, placement).eval(), images, run.trained.mean, run.trained.std)
+            evaluation = evaluate(engine.prepare(network).eval(), held_out)
         except SmidgenError as error:
             raise RunError(f"{run.directory}: {error}") from None
-        return Predictions.from_logits(logits)
+        return Predictions.from_logits(evaluation.logits)
 
 
 @dataclass(eq=False)

@@ -9,23 +9,22 @@ from typing import Any
 import torch
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.native.core import level
-from smidgen.engines.native.module import MOST_THREADS
-from smidgen.engines.prepare import DeviceName, EngineName, Placement, Precision, place
+from smidgen.engines.choose import ENGINES, choose
+from smidgen.engines.engine import MOST_THREADS, DeviceName, Engine, EngineName, Precision
 from smidgen.errors import RunError
 from smidgen.randomness import MOST_SEED
 from smidgen.settings import canonical_json
 from smidgen.version import VERSION
 
 _SHAPES_BYTES = ("smidgen", "torch", "numpy", "machine", "cpu", "engine", "precision", "device", "instruction_level")
-"""What can change the last digits of a result. So can the threads of the eager engine."""
+"""What can change the last digits of a result. So can the threads of some engines."""
 MOST_RESUMPTIONS = 1_000
 """How many are kept, the newest ones."""
 MOST_BYTES = 2**19
 """Of what the file holds; with line breaks and indentation it must still be small enough to be read."""
 
 
-def environment(placement: Placement, dataset: Dataset, seed: int) -> dict[str, Any]:
+def environment(engine: Engine, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Seed, versions, machine, engine and data, as written to `environment.json`."""
     import numpy
 
@@ -38,12 +37,8 @@ def environment(placement: Placement, dataset: Dataset, seed: int) -> dict[str, 
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "engine": placement.engine,
-        "precision": placement.precision,
-        "device": str(placement.device),
-        "threads": placement.threads,
-        "engine_note": placement.note,
-        "instruction_level": level() if placement.engine == "native" else None,
+        **engine.identity,
+        "engine_note": engine.note,
         "data": dataset.name,
         "data_sha256": dataset.sha256,
         "resumed": [],
@@ -52,7 +47,7 @@ def environment(placement: Placement, dataset: Dataset, seed: int) -> dict[str, 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What may make a resumed run's result differ from an uninterrupted one's: old and new values, by name."""
-    names = [*_SHAPES_BYTES, *["threads"] * (now["engine"] == "eager")]
+    names = [*_SHAPES_BYTES, *["threads"] * ENGINES[now["engine"]].threads_change_results]
     return {name: (before.get(name), now[name]) for name in names if before.get(name) != now[name]}
 
 
@@ -98,7 +93,7 @@ class RunOrigin:
             and 0 <= seed <= MOST_SEED
             and type(threads) is int
             and 1 <= threads <= MOST_THREADS
-            and data.get("engine") in ("native", "eager")
+            and data.get("engine") in tuple(ENGINES)
             and data.get("precision") in ("fp32", "bf16")
             and data.get("device") in ("cpu", "cuda")
             and isinstance(data.get("resumed"), list)
@@ -112,13 +107,13 @@ class RunOrigin:
         return cls(seed, data["engine"], data["precision"], data["device"], threads)
 
 
-def place_again(
+def choose_again(
     begun: RunOrigin | None, engine: EngineName, device: DeviceName, threads: int | None, precision: Precision | None
-) -> tuple[Placement, EngineName]:
+) -> tuple[Engine, EngineName]:
     """Settle engine, device, threads and precision; what is left open is as it was when the run began.
 
     Returns:
-        The placement, and the engine that was wanted: `auto` can still give way to eager.
+        The engine, and the name that was wanted: `auto` can still give way to eager.
 
     Raises:
         SmidgenError: what is not to be had here.
@@ -130,4 +125,4 @@ def place_again(
             device = "cuda"
         threads = threads or begun.threads
         precision = precision or begun.precision
-    return place(engine, device, threads, precision or "fp32"), engine
+    return choose(engine, device, threads, precision or "fp32"), engine

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from smidgen.engines.native.module import MOST_THREADS
-from smidgen.engines.prepare import DeviceName, EngineName, Precision
+from smidgen.engines.choose import ENGINES
+from smidgen.engines.engine import MOST_THREADS, DeviceName, EngineName, Precision
 from smidgen.errors import SmidgenError
 from smidgen.settings import Json
 
@@ -57,6 +57,6 @@ class RunOptions:
 
     @property
     def identity(self) -> dict[str, Json]:
-        """What can change a run's result, where nothing is left open: the native engine's threads cannot."""
+        """What can change a run's result, where nothing is left open; the threads of some engines cannot."""
         same: dict[str, Json] = {"engine": self.engine, "precision": self.precision, "device": self.device}
-        return {**same, **({"threads": self.threads} if self.engine == "eager" else {})}
+        return {**same, **({"threads": self.threads} if ENGINES[self.engine].threads_change_results else {})}

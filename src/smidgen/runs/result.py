@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from smidgen.engines.choose import ENGINES
 from smidgen.errors import RunError
 
 _MEASURED = ("accuracy_last", "accuracy_best", "loss_last")
@@ -19,7 +20,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 }
 """Types in JSON, by a field's annotation."""
 _ALLOWED = {
-    "engine": ("native", "eager"),
+    "engine": tuple(ENGINES),
     "precision": ("fp32", "bf16"),
     "device": ("cpu", "cuda"),
     "held_out": ("test", "validation"),

@@ -13,11 +13,12 @@ import torch
 
 from smidgen.anatomy.layers import Anatomy, examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
-from smidgen.engines.prepare import Placement, fit
+from smidgen.engines.choose import choose_for
+from smidgen.engines.engine import Engine
 from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError, TrialError
 from smidgen.randomness import MOST_SEED
 from smidgen.runs.directory import RunDirectory, RunFiles
-from smidgen.runs.environment import RunOrigin, place_again
+from smidgen.runs.environment import RunOrigin, choose_again
 from smidgen.runs.interruption import deferred
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Progress, best_progress
@@ -152,15 +153,15 @@ class _RunRequest:
         begun = self._same_run(there) if there and there.begun else None
         if there and begun and there.finished:
             return self._finished(there, begun)
-        placement, engine = place_again(begun, options.engine, options.device, options.threads, options.precision)
+        engine, wanted = choose_again(begun, options.engine, options.device, options.threads, options.precision)
         dataset = load_trial_data(trial)
         anatomy = examine_trial(trial, dataset.input_shape, dataset.classes)
         trial.check_budgets(anatomy.parameters)
         _check_last_batch(trial, dataset, anatomy)
-        with _torch_settings(placement):
+        with _torch_settings(engine):
             network = new_network(trial, dataset, seed)
-            placement = fit(placement, engine, network, dataset.input_shape)
-            torch.set_num_threads(placement.torch_threads)
+            engine = choose_for(engine, wanted, trial, network, dataset.input_shape)
+            torch.set_num_threads(engine.torch_threads)
             with deferred() as interruption, self._reserved() as directory:
                 if directory.finished or directory.begun != (begun is not None):
                     if interruption.requested:
@@ -168,7 +169,7 @@ class _RunRequest:
                     return None
                 try:
                     finished = Runner(
-                        trial, seed, dataset, placement, anatomy, directory, self.progress, interruption,
+                        trial, seed, dataset, engine, anatomy, directory, self.progress, interruption,
                         options.checkpoint_seconds,
                     ).run(network, began)  # fmt: skip
                     if interruption.requested:  # too late for this run, but not for what the caller does next
@@ -283,10 +284,10 @@ def load_trial_data(trial: Trial) -> Dataset:
 
 
 @contextlib.contextmanager
-def _torch_settings(placement: Placement) -> Iterator[None]:
+def _torch_settings(engine: Engine) -> Iterator[None]:
     """PyTorch set up for a run, and as it was afterwards: threads, generator, determinism on a GPU."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.set_num_threads(placement.torch_threads)
+    torch.set_num_threads(engine.torch_threads)
     torch.backends.cudnn.deterministic = True
     try:
         with torch.random.fork_rng(devices=[]):

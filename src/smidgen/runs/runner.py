@@ -9,7 +9,7 @@ from torch import nn
 
 from smidgen.anatomy.layers import Anatomy
 from smidgen.data.dataset import Dataset
-from smidgen.engines.prepare import Placement, without_engine
+from smidgen.engines.engine import Engine
 from smidgen.errors import RunError
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.environment import MOST_RESUMPTIONS, changes, changes_text, environment
@@ -21,7 +21,7 @@ from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, to_bytes, weights_sha256
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import DamagedCheckpointError, Origin
-from smidgen.training.evaluation import evaluate
+from smidgen.training.evaluation import HeldOut, evaluate
 from smidgen.training.loop import EpochRecord, Training, start, steps_per_epoch, train
 from smidgen.trial import Trial
 from smidgen.verdict import Verdict, judge
@@ -36,7 +36,7 @@ class Runner:
         trial: the recipe.
         seed: 0 to 2**63 - 1.
         dataset: the trial's.
-        placement: engine, device, threads.
+        engine: that trains.
         anatomy: of the network.
         directory: of the run; a run that was begun there is resumed.
         progress: receives progress callbacks.
@@ -47,7 +47,7 @@ class Runner:
     trial: Trial
     seed: int
     dataset: Dataset
-    placement: Placement
+    engine: Engine
     anatomy: Anatomy
     directory: RunDirectory
     progress: Progress
@@ -69,11 +69,11 @@ class Runner:
             TrainingError: training diverged, or there is not enough memory.
         """
         trial, dataset, directory = self.trial, self.dataset, self.directory
-        training = start(trial, network, self.placement)
+        training = start(trial, network, self.engine)
         if directory.begun:
             self._resume(training)
         else:
-            directory.write_json(RunFiles.ENVIRONMENT, environment(self.placement, dataset, self.seed))
+            directory.write_json(RunFiles.ENVIRONMENT, environment(self.engine, dataset, self.seed))
             directory.write_json(RunFiles.TRIAL, trial.to_json())
         header = self._header(training)
         log = Lines(directory.log)
@@ -85,7 +85,7 @@ class Runner:
             self.progress.begin(header, trial.epochs, len(dataset.train), dataset.held_out_name)
             for record in training.history:
                 self.progress.epoch(record)
-            for record in train(training, trial, dataset, self.seed, self.placement, watcher):
+            for record in train(training, trial, dataset, self.seed, watcher):
                 watcher.save()
                 directory.append_epoch(record.to_json())
                 log.epoch(record)
@@ -120,7 +120,7 @@ class Runner:
             )
         self._restore(training)
         directory.write_epochs([record.to_json() for record in training.history])
-        now = environment(self.placement, self.dataset, self.seed)
+        now = environment(self.engine, self.dataset, self.seed)
         changed = changes(there, now)
         if changed:
             self._notes.append(changes_text(changed))
@@ -158,7 +158,7 @@ class Runner:
         dataset, history = self.dataset, tuple(training.history)
         last = history[-1]
         predictions = self._predictions(training)  # on the engine, which is left next
-        network = without_engine(training.judged).eval().requires_grad_(False)
+        network = self.engine.plain(training.judged).eval().requires_grad_(False)
         trained = TrainedNetwork(
             network, self.trial, dataset.input_shape, dataset.classes, dataset.mean, dataset.std,
             dataset.class_names, dataset.form,
@@ -189,9 +189,8 @@ class Runner:
         """
         evaluation, dataset = training.evaluation, self.dataset
         if evaluation is None:
-            evaluation = evaluate(
-                training.judged, dataset.held_out.to(self.placement.device), dataset.mean, dataset.std
-            )
+            held_out = HeldOut(self.engine, dataset.held_out, dataset.mean, dataset.std)
+            evaluation = evaluate(training.judged, held_out)
         if evaluation.correct != training.history[-1].test_correct:
             return None
         return Predictions.from_logits(evaluation.logits)
@@ -202,10 +201,10 @@ class Runner:
         return Result(
             trial=self.trial.name,
             seed=self.seed,
-            engine=self.placement.engine,
-            precision=self.placement.precision,
-            device=str(self.placement.device),
-            threads=self.placement.threads,
+            engine=self.engine.name,
+            precision=self.engine.precision,
+            device=str(self.engine.device),
+            threads=self.engine.threads,
             parameters=self.anatomy.parameters,
             macs=self.anatomy.macs,
             epochs=len(history),
@@ -230,7 +229,7 @@ class Runner:
 
     def _header(self, training: Training) -> str:
         trial, goal = self.trial, self.trial.goal
-        notes = [*([self.placement.note] if self.placement.note else []), *self._notes]
+        notes = [*([self.engine.note] if self.engine.note else []), *self._notes]
         return "\n".join(
             [
                 f"{trial.name}, seed {self.seed}" + (f": {trial.note}" if trial.note else ""),
@@ -242,8 +241,8 @@ class Runner:
                 f"budgets: {self.anatomy.parameters:,} of at most {goal.parameters:,} parameters, "
                 f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:.2f} % by the last",
                 *[f"note: {note}" for note in notes],
-                f"engine {self.placement.engine}, {self.placement.device}, {self.placement.precision}, "
-                f"{self.placement.threads} thread(s); run directory {self.directory.path}",
+                f"engine {self.engine.name}, {self.engine.device}, {self.engine.precision}, "
+                f"{self.engine.threads} thread(s); run directory {self.directory.path}",
                 *([self._resumed_text(training)] if self._resumptions else []),
                 "",
             ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, first_line
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.sweeps.executor import MOST_ATTEMPTS, Outcome, run_job
 from smidgen.sweeps.jobs import Job
@@ -114,7 +114,7 @@ class RayWorkers:
         try:
             outcome, files = self._ray.get(reference)
         except self._ray.exceptions.RayError as lost:
-            return Outcome(job, f"{type(lost).__name__}: {str(lost).splitlines()[0]}")
+            return Outcome(job, f"{type(lost).__name__}: {first_line(lost)}")
         if outcome.error:
             return outcome  # type: ignore[no-any-return] # Ray's results have no type
         try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from smidgen.engines.prepare import place
+from smidgen.engines.choose import choose
 from smidgen.errors import SmidgenError
 from smidgen.runs.options import RunOptions
 from smidgen.sweeps.cluster import RayWorkers
@@ -23,12 +23,12 @@ def settled(options: RunOptions) -> RunOptions:
         SmidgenError: the engine, device or precision is not available here.
     """
     threads, precision = options.threads or 1, options.precision or "fp32"
-    placement = place(options.engine, options.device, threads, precision)
+    engine = choose(options.engine, options.device, threads, precision)
     return replace(
         options,
-        engine=options.engine if options.engine != "auto" else placement.engine,
+        engine=options.engine if options.engine != "auto" else engine.name,
         precision=precision,
-        device="cuda" if placement.device.type == "cuda" else "cpu",
+        device="cuda" if engine.device.type == "cuda" else "cpu",
         threads=threads,
     )
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
 from torch import nn
 
-from smidgen.engines.native.module import NativeNetwork
-from smidgen.engines.native.vectors import move_towards
-from smidgen.training.flat import FlatState
+from smidgen.engines.engine import Average
 
 
 class WeightAverage:
@@ -19,31 +14,23 @@ class WeightAverage:
     the initial weights early on (the ramp of TensorFlow's ExponentialMovingAverage).
 
     Args:
-        network: to be averaged.
-        state: that network's, flat.
+        average: of the network, as its engine makes it.
         decay: 0 to 1, a step.
-
-    Attributes:
-        network: a copy of the network with the averaged weights and statistics, in evaluation mode.
     """
 
-    def __init__(self, network: nn.Module, state: FlatState, decay: float) -> None:
+    def __init__(self, average: Average, decay: float) -> None:
         self.decay = decay
-        self.network = copy.deepcopy(network)
-        self._mean, self._state = FlatState(self.network), state
-        for parameter in self.network.parameters():
-            parameter.grad = None
-        self.network.eval().requires_grad_(False)
+        self._average = average
 
-    @torch.no_grad()
+    @property
+    def network(self) -> nn.Module:
+        """A copy of the network with the averaged weights and statistics, in evaluation mode."""
+        return self._average.network
+
     def update(self, steps: int) -> None:
         """Take in the weights after `steps` optimizer steps."""
-        weight = 1 - min(self.decay, (1 + steps) / (10 + steps))
-        if isinstance(self.network, NativeNetwork):
-            move_towards(self._mean.floats, self._state.floats, weight)
-        else:
-            self._mean.floats.lerp_(self._state.floats, weight)
+        self._average.move(1 - min(self.decay, (1 + steps) / (10 + steps)))
 
     def settle(self) -> None:
         """Take over the counters, which are not averaged; after the steps, before the network is used."""
-        self._mean.integers.copy_(self._state.integers)
+        self._average.settle()

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smidgen.engines.native.vectors import FlatSGD
 from smidgen.errors import RunError, TrainingError
 from smidgen.files import cannot_read
 from smidgen.tensorfile import TensorFileError, read_header, read_tensors, sealed_bytes
 from smidgen.training.loop import EpochRecord, EpochSums, Training
-from smidgen.trial import SGD, Trial
+from smidgen.trial import Trial
 
-_FORMAT = 2
+_FORMAT = 3
 _OUR_TROUBLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """Errors in reading that say nothing about the file."""
 _HISTORY = "history"
@@ -93,10 +92,8 @@ def restore(training: Training, path: Path, origin: Origin, trial: Trial, images
             raise ValueError("its history has another form")
         step, sums = _position(header.about, trial, images, finished=rows[1][0])
         taken = rows[1][0] * math.ceil(images / trial.batch_size) + step
-        states = _optimizer_states(training, trial, taken)
-        named = _network_tensors(training) | {
-            f"optimizer.{i}.{n}": t for i, state in enumerate(states) for n, t in state.items()
-        }
+        state = training.optimizer.state_after(taken)
+        named = _network_tensors(training) | _optimizer_tensors(state)
         if header.tensors != {name: (t.dtype, tuple(t.shape)) for name, t in named.items()}:
             raise DamagedCheckpointError(f"{path} does not fit the trial's network and optimizer")
         header.tensors[_HISTORY] = rows
@@ -113,9 +110,7 @@ def restore(training: Training, path: Path, origin: Origin, trial: Trial, images
     with torch.no_grad():
         for name, tensor in named.items():
             tensor.copy_(tensors[name])
-    for parameter, state in zip(_parameters(training), states, strict=True):
-        if state:
-            training.optimizer.state[parameter].update(state)
+    training.optimizer.restore(state)
     training.history, training.step, training.sums = history, step, sums
 
 
@@ -125,11 +120,11 @@ def _tensors(training: Training) -> dict[str, Tensor]:
 
 def _live(training: Training) -> dict[str, Tensor]:
     """The tensors that hold the state, not copies, by name."""
-    named = _network_tensors(training)
-    for index, parameter in enumerate(_parameters(training)):
-        state = training.optimizer.state.get(parameter, {})
-        named |= {f"optimizer.{index}.{n}": t for n, t in state.items() if isinstance(t, Tensor)}
-    return named
+    return _network_tensors(training) | _optimizer_tensors(training.optimizer.state())
+
+
+def _optimizer_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"optimizer.{name}": tensor for name, tensor in state.items()}
 
 
 def _network_tensors(training: Training) -> dict[str, Tensor]:
@@ -137,28 +132,6 @@ def _network_tensors(training: Training) -> dict[str, Tensor]:
     if training.average:
         named |= {f"average.{name}": t for name, t in training.average.network.state_dict().items()}
     return named
-
-
-def _parameters(training: Training) -> list[Tensor]:
-    return [p for group in training.optimizer.param_groups for p in group["params"]]
-
-
-def _optimizer_states(training: Training, trial: Trial, taken: int) -> list[dict[str, Tensor]]:
-    """Room for each parameter's state after so many steps; PyTorch makes its own only in the first step."""
-    match training.optimizer, trial.optimizer:
-        case FlatSGD(), _:
-            names: tuple[str, ...] = ("momentum_buffer",)
-        case _, SGD(momentum=momentum):
-            names = ("momentum_buffer",) if taken and momentum else ()
-        case _:
-            names = ("step", "exp_avg", "exp_avg_sq") if taken else ()
-    return [
-        {
-            n: torch.zeros((), device=p.device) if n == "step" else torch.zeros_like(p, requires_grad=False)
-            for n in names
-        }
-        for p in _parameters(training)
-    ]
 
 
 def _check_values(tensors: dict[str, Tensor], taken: int) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smidgen.data.augment import normalize, to_float
 from smidgen.data.dataset import Examples
-from smidgen.engines.batches import evaluation_batch
+from smidgen.engines.engine import Batch, Engine
 from smidgen.errors import SmidgenError, TrainingError
 
 BATCH = 500
+"""Images that are classified at once."""
+KEPT_BYTES = 2**28
+"""Images that take no more than this as float32 are normalized and laid out once, not in each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,54 @@ class Evaluation:
         return 100 * self.correct / self.total
 
 
+class HeldOut:
+    """Held-out images as an engine's networks take them.
+
+    Args:
+        engine: that evaluates.
+        examples: images and labels, on any device.
+        mean: the training set's, 0 to 1.
+        std: the training set's.
+
+    Attributes:
+        labels: int64 [images], on the engine's device.
+    """
+
+    def __init__(self, engine: Engine, examples: Examples, mean: float, std: float) -> None:
+        examples = examples.to(engine.device)
+        self.labels = examples.labels
+        self._images, self._engine, self._mean, self._std = examples.images, engine, mean, std
+        self._kept = list(self._batches()) if 4 * self._images.numel() <= KEPT_BYTES else None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The images, in batches."""
+        return self._batches() if self._kept is None else iter(self._kept)
+
+    def _batches(self) -> Iterator[Batch]:
+        for part in self._images.split(BATCH):
+            yield self._engine.batch(part, self._mean, self._std)
+
+
+def evaluate(network: nn.Module, held_out: HeldOut) -> Evaluation:
+    """Loss and accuracy of a network over all the held-out images.
+
+    Args:
+        network: on the engine that the images are for.
+        held_out: the images.
+
+    Raises:
+        TrainingError: a score is not a finite number.
+        SmidgenError: there is not enough memory.
+    """
+    logits = _scores(network, held_out)
+    # In double precision, so that the mean does not depend on how the sum is cut into pieces.
+    loss = F.cross_entropy(logits.double(), held_out.labels)
+    correct = (logits.argmax(1) == held_out.labels).sum()
+    return Evaluation(float(loss), int(correct), len(logits), logits)
+
+
 def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
-    """Scores (logits) of a network in evaluation mode.
+    """Scores (logits) of a plain PyTorch network in evaluation mode.
 
     Args:
         network: takes float32 [count, channels, height, width], normalized.
@@ -53,12 +104,15 @@ def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tenso
         TrainingError: a score is not a finite number.
         SmidgenError: there is not enough memory.
     """
+    return _scores(network, (normalize(to_float(part), mean, std) for part in images.split(BATCH)))
+
+
+def _scores(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
     was_training = network.training
     network.eval()
     try:
         with torch.inference_mode():
-            parts = [network(evaluation_batch(network, part, mean, std)) for part in images.split(BATCH)]
-            joined = torch.cat(parts)
+            joined = torch.cat([network(batch) for batch in batches])
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -68,12 +122,3 @@ def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tenso
     if not bool(torch.isfinite(joined).all()):
         raise TrainingError("the network's scores are not all finite numbers")
     return joined
-
-
-def evaluate(network: nn.Module, examples: Examples, mean: float, std: float) -> Evaluation:
-    """Loss and accuracy of a network over all the examples."""
-    logits = scores(network, examples.images, mean, std)
-    # In double precision, so that the mean does not depend on how the sum is cut into pieces.
-    loss = F.cross_entropy(logits.double(), examples.labels)
-    correct = (logits.argmax(1) == examples.labels).sum()
-    return Evaluation(float(loss), int(correct), len(examples), logits)

@@ -18,16 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.batches import Loader, make_loader
-from smidgen.engines.native.vectors import FlatSGD
-from smidgen.engines.prepare import Placement, loss_and_gradients, prepare
+from smidgen.engines.engine import Engine, Loader, Optimizer
 from smidgen.errors import TrainingError, TrialError
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
-from smidgen.training.evaluation import Evaluation, evaluate
-from smidgen.training.flat import FlatState
-from smidgen.training.optimizer import make_optimizer
+from smidgen.training.evaluation import Evaluation, HeldOut, evaluate
 from smidgen.training.recalibration import norms, recalibrate
 from smidgen.training.schedule import rate_factor
 from smidgen.trial import Augmentation, Trial
@@ -121,6 +117,7 @@ class Training:
     """Everything that training changes. With a trial, a seed and data it determines all that follows.
 
     Attributes:
+        engine: that trains and evaluates.
         network: the network, on its engine.
         optimizer: over its parameters.
         average: of its weights, or None where the trial has no averaging.
@@ -130,8 +127,9 @@ class Training:
         evaluation: of the network after the last finished epoch; None where this process has finished none.
     """
 
+    engine: Engine
     network: nn.Module
-    optimizer: torch.optim.Optimizer | FlatSGD
+    optimizer: Optimizer
     average: WeightAverage | None
     history: list[EpochRecord] = field(default_factory=list)
     step: int = 0
@@ -167,26 +165,20 @@ def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
         return network
 
 
-def start(trial: Trial, network: nn.Module, placement: Placement, *, prepared: bool = False) -> Training:
+def start(trial: Trial, network: nn.Module, engine: Engine) -> Training:
     """A training before its first step.
 
     Args:
         trial: the recipe.
-        network: plain, or on its engine already.
-        placement: engine, device, threads.
-        prepared: the network is on its engine.
+        network: plain; its parameters are trained where they are.
+        engine: that trains and evaluates.
     """
-    if not prepared:
-        network = prepare(network, placement)
-    state = FlatState(network)
-    optimizer = make_optimizer(trial.optimizer, [state.weights], [state.vectors], flat=placement.engine == "native")
-    average = WeightAverage(network, state, trial.averaging) if trial.averaging else None
-    return Training(network, optimizer, average)
+    network = engine.prepare(network)
+    optimizer, average = engine.optimizer(trial.optimizer, network, averaged=trial.averaging > 0)
+    return Training(engine, network, optimizer, WeightAverage(average, trial.averaging) if average else None)
 
 
-def train(
-    training: Training, trial: Trial, dataset: Dataset, seed: int, placement: Placement, watcher: Watcher
-) -> Iterator[EpochRecord]:
+def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher: Watcher) -> Iterator[EpochRecord]:
     """Train from where `training` stands to the trial's last epoch; yields after each epoch.
 
     Args:
@@ -194,20 +186,21 @@ def train(
         trial: the recipe.
         dataset: images are drawn from its training examples, each once an epoch.
         seed: 0 to 2**63 - 1.
-        placement: engine, device, threads.
         watcher: told after each step.
 
     Raises:
         TrainingError: the loss is no longer a finite number; names epoch and step.
     """
-    examples, held_out = dataset.train.to(placement.device), dataset.held_out.to(placement.device)
-    loader = make_loader(examples, trial.augmentation, seed, dataset.mean, dataset.std, placement)
+    engine, mean, std = training.engine, dataset.mean, dataset.std
+    examples = dataset.train.to(engine.device)
+    held_out = HeldOut(engine, dataset.held_out, mean, std)
+    loader = engine.loader(examples, trial.augmentation, seed, mean, std)
     steps = steps_per_epoch(trial, dataset)
     for epoch in range(len(training.history) + 1, trial.epochs + 1):
         clock = time.perf_counter()
         training.network.train()
         order = torch.from_numpy(Stream(seed, Purpose.ORDER, epoch).permutation(len(examples)))
-        batches = order.to(placement.device).split(trial.batch_size)
+        batches = order.to(engine.device).split(trial.batch_size)
         sums = training.sums
         learning = steps - (recalibration_steps(trial, steps) if epoch == trial.epochs else 0)
         for step in range(training.step, learning):
@@ -229,11 +222,11 @@ def train(
         if training.average:
             training.average.settle()
         if learning < steps:
-            plain = make_loader(examples, Augmentation(), seed, dataset.mean, dataset.std, placement)
+            plain = engine.loader(examples, Augmentation(), seed, mean, std)
             recalibrate(training.judged, (plain.load(picks, epoch, 0)[0] for picks in batches[learning:]))
         trained = time.perf_counter()
         with _divergence_named(trial, epoch, steps - 1, steps):
-            judged = evaluate(training.judged, held_out, dataset.mean, dataset.std)
+            judged = evaluate(training.judged, held_out)
             if not math.isfinite(judged.loss):
                 raise TrainingError(f"the {dataset.held_out_name} loss is {judged.loss}")
         record = EpochRecord(
@@ -317,11 +310,10 @@ def take_step(
     Returns:
         The batch's mean loss, and how many images were classified correctly.
     """
-    for group in training.optimizer.param_groups:
-        group["lr"] = rate
+    training.optimizer.set_rate(rate)
     images, labels = loader.load(picks, epoch, step)
     stream = Stream(seed, Purpose.TORCH, epoch, step + 1)
-    loss, hits = loss_and_gradients(training.network, images, labels, trial.label_smoothing, stream)
+    loss, hits = training.engine.gradients(training.network, images, labels, trial.label_smoothing, stream)
     training.optimizer.step()
     if training.average:
         training.average.update(taken)

@@ -9,31 +9,56 @@ import os
 import sys
 from types import ModuleType
 
-from smidgen.errors import SmidgenError
+from smidgen.errors import SmidgenError, first_line
 
 LEVELS = ("baseline", "avx2", "avx512", "avx512bf16")
 """Instruction levels, ascending; a machine has those that its CPU and the build have."""
 LEVEL_VARIABLE = "SMIDGEN_ISA"
 CORE_VARIABLE = "SMIDGEN_NATIVE_CORE"
 """Path of another build of the compiled part to use instead, as the sanitizer tests do."""
+_MODULE = "smidgen.engines.native._core"
+
+NOT_BUILT = (
+    "the native engine is not installed, as no C++ compiler was found when smidgen was; install g++ or clang and "
+    "smidgen again"
+)
+
+
+class BrokenCoreError(SmidgenError):
+    """The compiled part is there, but cannot be loaded."""
 
 
 @functools.cache
 def find_core() -> ModuleType | None:
-    """The compiled part, or None where smidgen was installed without it."""
+    """The compiled part, or None where smidgen was installed without it.
+
+    Raises:
+        BrokenCoreError: it was built, but does not load here.
+    """
     other = os.environ.get(CORE_VARIABLE)
-    if other:
-        spec = importlib.util.spec_from_file_location("smidgen.engines.native._core", other)
-        if spec is None or spec.loader is None:
-            raise SmidgenError(f"{CORE_VARIABLE} is {other}, which is no extension module; unset it")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
     try:
-        return importlib.import_module("smidgen.engines.native._core")
-    except ImportError:
-        return None
+        if other:
+            spec = importlib.util.spec_from_file_location(_MODULE, other)
+            if spec is None or spec.loader is None:
+                raise BrokenCoreError(f"{CORE_VARIABLE} is {other}, which is no extension module; unset it")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+            return module
+        if importlib.util.find_spec(_MODULE) is None:
+            return None
+        return importlib.import_module(_MODULE)
+    except (ImportError, OSError) as error:
+        where = f"{CORE_VARIABLE} is {other}, which" if other else "the native engine was built, but"
+        raise BrokenCoreError(f"{where} cannot be loaded ({first_line(error)}); install smidgen again") from None
+
+
+def why_missing() -> str:
+    """Why the compiled part is not to be had, in one line; nothing where it is."""
+    try:
+        return "" if find_core() else NOT_BUILT
+    except BrokenCoreError as error:
+        return str(error)
 
 
 def level() -> str:
@@ -55,5 +80,5 @@ def level() -> str:
 
 def has_bfloat16() -> bool:
     """Whether the level to run at has bfloat16 products."""
-    core = find_core()
+    core = None if why_missing() else find_core()
     return core is not None and bool(dict(core.levels())[level()])

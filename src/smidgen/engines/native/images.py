@@ -15,6 +15,10 @@ from smidgen.trial import Augmentation
 LANES = 16
 """Images of a block."""
 
+_STRENGTHS = ("rotation", "translation", "scale", "shear", "elastic", "elastic_smoothness", "flip")
+KNOWN_SETTINGS = frozenset({*_STRENGTHS, "interpolation"})
+"""The settings of an `Augmentation` that the loader follows; it must not be given others."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -104,14 +108,7 @@ class NativeLoader:
             count=len(images),
             shape=self._shape,
             augmentation=core.Augmentation(
-                rotation=settings.rotation,
-                translation=settings.translation,
-                scale=settings.scale,
-                shear=settings.shear,
-                elastic=settings.elastic,
-                elastic_smoothness=settings.elastic_smoothness,
-                flip=settings.flip,
-                nearest=settings.interpolation == "nearest",
+                **{name: getattr(settings, name) for name in _STRENGTHS}, nearest=settings.interpolation == "nearest"
             ),
             seed=seed,
             affine_purpose=int(Purpose.AUGMENTATION),

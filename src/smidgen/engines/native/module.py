@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from smidgen.engines.native.core import find_core, level
+from smidgen.engines.native.fuse import Fused, UnsupportedError, fuse
 from smidgen.engines.native.images import Blocks
-from smidgen.engines.native.lower import CannotLowerError, Lowered, Shape, lower
 from smidgen.errors import TrainingError
+from smidgen.graph.ops import ModuleTensor, Shape
+from smidgen.graph.trace import TraceError, trace
 from smidgen.randomness import Stream
 
 MOST_THREADS = 256
@@ -34,7 +36,7 @@ class NativeNetwork(nn.Module):
         bfloat16: multiply in bfloat16, add in float32.
 
     Raises:
-        CannotLowerError: at the first call, or by `check`: the network has a layer that the engine
+        UnsupportedError: at the first call, or by `check`: the network has a layer that the engine
             lacks.
     """
 
@@ -44,7 +46,7 @@ class NativeNetwork(nn.Module):
         self.__dict__["original"] = network
         for name, child in network.named_children():
             if hasattr(type(self), name) or name in ("original", "threads", "products16"):
-                raise CannotLowerError(name, "a layer of this name would hide a part of the engine")
+                raise UnsupportedError(name, "a layer of this name would hide a part of the engine")
             self.add_module(name, child)
         for name, parameter in network.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
@@ -61,12 +63,12 @@ class NativeNetwork(nn.Module):
     original: nn.Module
 
     def check(self, input_shape: Shape) -> None:
-        """Raise `CannotLowerError` if the engine cannot run this network on images of this shape, in either mode."""
+        """Raise `UnsupportedError` if the engine cannot run this network on images of this shape, in either mode."""
         modes = [part.training for part in self._parts]
         try:
             for mode in (True, False):
                 self.original.train(mode)
-                lower(self.original, input_shape, keep=mode)
+                _fused(self.original, input_shape, keep=mode)
         finally:
             for part, mode in zip(self._parts, modes, strict=True):
                 part.training = mode
@@ -87,7 +89,7 @@ class NativeNetwork(nn.Module):
         Raises:
             TypeError: the input is neither blocks nor a float32 tensor on the CPU.
             ValueError: a tensor does not have four dimensions, or blocks are not aligned to 64 bytes.
-            CannotLowerError: the number of channels or the size is not the network's.
+            UnsupportedError: the number of channels or the size is not the network's.
             TrainingError: a value is no longer a finite number; names the layer, or the input.
         """
         _check_input(images)
@@ -128,7 +130,7 @@ class NativeNetwork(nn.Module):
         if labels.dtype != torch.int64 or labels.device.type != "cpu" or labels.shape != (count,) or not count:
             raise ValueError(f"labels: they must be int64 [{count}] on the CPU, at least one")
         program = self._program((channels, height, width), keep=True, input_gradient=False)
-        if not program.lowered.flat and program.output_shape[1:] != (1, 1):
+        if not program.graph.flat and program.output_shape[1:] != (1, 1):
             raise ValueError("output: for a loss the network must give one score a class")
         for parameter in program.parameters:
             if parameter.requires_grad and not _can_take_gradient(parameter):
@@ -175,6 +177,13 @@ class NativeNetwork(nn.Module):
         return NativeNetwork(copy.deepcopy(self.original, memo), self.threads, bfloat16=self.products16)
 
 
+def _fused(network: nn.Module, input_shape: Shape, *, keep: bool) -> Fused:
+    try:
+        return fuse(trace(network, input_shape), keep=keep)
+    except TraceError as error:
+        raise UnsupportedError(error.layer, error.reason) from error
+
+
 def _check_input(images: object) -> None:
     if isinstance(images, Blocks):
         return
@@ -193,57 +202,56 @@ def _location(images: Tensor | Blocks) -> dict[str, Any]:
 
 
 class _Program:
-    """A network lowered for one mode and one size of images."""
+    """A network made ready for one mode and one size of images."""
 
     def __init__(self, network: NativeNetwork, shape: Shape, *, keep: bool, input_gradient: bool) -> None:
         core = find_core()
         assert core is not None
-        lowered = lower(network.original, shape, keep=keep)
-        self.lowered = lowered
+        fused = _fused(network.original, shape, keep=keep)
+        graph = self.graph = fused.graph
         self.core = core.Program(
-            shapes=lowered.shapes,
-            operations=[op.to_core(core) for op in lowered.operations],
-            tensor_sizes=[t.numel() for t in lowered.tensors],
-            output=lowered.output,
+            shapes=list(graph.shapes),
+            operations=fused.to_core(core),
+            tensor_sizes=[entry.tensor.numel() for entry in graph.tensors],
+            output=graph.output,
             keep=keep,
             input_gradient=input_gradient,
             bfloat16=network.products16,
             level=level(),
         )
         self.threads = network.threads
-        self.parameters = [t for t, learns in zip(lowered.tensors, lowered.learns, strict=True) if learns]
+        self.parameters = [entry.tensor for entry in graph.tensors if entry.is_parameter]
         self.sizes = [p.numel() for p in self.parameters]
         self.floats = sum(self.sizes)
-        self.output_shape = lowered.shapes[lowered.output]
+        self.output_shape = graph.shapes[graph.output]
         self.features = self.output_shape[0] * self.output_shape[1] * self.output_shape[2]
-        self.random = lowered.random
+        self.random = fused.is_random
+        self.uses_batch_statistics = fused.uses_batch_statistics
         self.state = core.State()
         self.free: list[Any] = []
         self._checked: tuple[list[int], list[int]] = [], []
-        self._shapes = [t.shape for t in lowered.tensors]
+        self._shapes = [entry.tensor.shape for entry in graph.tensors]
         self._new_state: Callable[[], Any] = core.State
 
     def is_current(self) -> bool:
         """Whether the modules still hold the tensors that were there when they were traced."""
-        return all(
-            home.get(name) is t for (home, name), t in zip(self.lowered.homes, self.lowered.tensors, strict=True)
-        )
+        return all(entry.owner.get(entry.key) is entry.tensor for entry in self.graph.tensors)
 
     def addresses(self) -> list[int]:
         """Where the parameters and buffers lie; what they are is checked when that changes."""
-        tensors = self.lowered.tensors
-        addresses = [t.data_ptr() for t in tensors]
-        found = addresses, [t.numel() for t in tensors]
+        tensors = self.graph.tensors
+        addresses = [entry.tensor.data_ptr() for entry in tensors]
+        found = addresses, [entry.tensor.numel() for entry in tensors]
         if found != self._checked:
-            _check_tensors(self.lowered, self._shapes)
+            _check_tensors(tensors, self._shapes)
             self._checked = found
         return addresses
 
     def gradient_addresses(self, gradients: Sequence[Tensor | None]) -> list[int]:
-        """For each tensor of `lowered` where its gradient goes: 0 for buffers and for what does not learn."""
+        """For each tensor of the graph where its gradient goes: 0 for buffers and for what does not learn."""
         addresses = [0 if g is None else g.data_ptr() for g in gradients]
         filled = iter(addresses)
-        return [next(filled) if learns else 0 for learns in self.lowered.learns]
+        return [next(filled) if entry.is_parameter else 0 for entry in self.graph.tensors]
 
     def key(self, stream: Stream | None = None) -> int:
         """What dropout is drawn by: of the stream, or PyTorch's generator, which follows `torch.manual_seed`."""
@@ -267,9 +275,9 @@ class _Program:
                 )
             except RuntimeError as error:
                 raise TrainingError(str(error)) from None
-        elif self.lowered.batch:
+        elif self.uses_batch_statistics:
             raise TrainingError("input: normalization in training needs at least one image")
-        return output if self.lowered.flat else output.view(count, *self.output_shape)
+        return output if self.graph.flat else output.view(count, *self.output_shape)
 
     def take_state(self) -> Any:
         return self.free.pop() if self.free else self._new_state()
@@ -281,8 +289,9 @@ def _can_take_gradient(parameter: Tensor) -> bool:
     return grad is not None and grad.dtype == torch.float32 and grad.is_contiguous() and grad.device.type == "cpu"
 
 
-def _check_tensors(lowered: Lowered, shapes: list[torch.Size]) -> None:
-    for name, tensor, shape in zip(lowered.names, lowered.tensors, shapes, strict=True):
+def _check_tensors(tensors: Sequence[ModuleTensor], shapes: list[torch.Size]) -> None:
+    for entry, shape in zip(tensors, shapes, strict=True):
+        name, tensor = entry.name, entry.tensor
         if tensor.shape != shape:
             raise ValueError(f"{name}: its shape was {list(shape)} and is now {list(tensor.shape)}")
         wanted = torch.int64 if name.endswith("num_batches_tracked") else torch.float32

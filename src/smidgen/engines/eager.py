@@ -1,0 +1,160 @@
+"""The eager engine: PyTorch, operation by operation, on any device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smidgen.data.augment import KNOWN_SETTINGS, augment, changed_settings, normalize, to_float
+from smidgen.data.dataset import Examples
+from smidgen.engines.engine import Batch, LayerTimes, Precision, Support
+from smidgen.engines.flat import FlatAverage, FlatState
+from smidgen.engines.optimizers import OPTIMIZERS, TorchOptimizer
+from smidgen.graph.ops import Shape
+from smidgen.randomness import Purpose, Stream
+from smidgen.settings import Json
+from smidgen.trial import Augmentation, Trial
+from smidgen.trial import Optimizer as OptimizerSettings
+
+
+@dataclass(frozen=True)
+class EagerEngine:
+    """Runs networks by PyTorch.
+
+    Attributes:
+        device: of the images and the parameters.
+        threads: of PyTorch's operations on the CPU.
+        note: as `Engine` says.
+        layout: how images and weights lie in memory; None: what is fastest with so many threads, by the
+            measurements in docs/log.md.
+    """
+
+    name: ClassVar[Literal["native", "eager"]] = "eager"
+    threads_change_results: ClassVar[bool] = True
+
+    device: torch.device
+    threads: int
+    note: str = ""
+    layout: torch.memory_format | None = None
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images and weights lie in memory."""
+        if self.layout is not None:
+            return self.layout
+        return torch.channels_last if self.threads == 1 else torch.contiguous_format
+
+    @property
+    def precision(self) -> Precision:
+        """As `Engine` says."""
+        return "fp32"
+
+    @property
+    def torch_threads(self) -> int:
+        """As `Engine` says."""
+        return self.threads
+
+    @property
+    def identity(self) -> dict[str, Json]:
+        """As `Engine` says."""
+        return {
+            "engine": self.name,
+            "precision": self.precision,
+            "device": str(self.device),
+            "threads": self.threads,
+            "instruction_level": None,
+        }
+
+    def supports(self, trial: Trial, network: nn.Module, input_shape: Shape) -> Support:  # noqa: ARG002 - any will do
+        """As `Engine` says: whatever PyTorch runs."""
+        return training_support(trial, network)
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        """As `Engine` says."""
+        return laid_out(network.to(self.device), self.memory_format)
+
+    def plain(self, network: nn.Module) -> nn.Module:
+        """As `Engine` says."""
+        return laid_out(network.cpu(), torch.contiguous_format)
+
+    def loader(self, examples: Examples, augmentation: Augmentation, seed: int, mean: float, std: float) -> EagerLoader:
+        """As `Engine` says."""
+        return EagerLoader(examples, augmentation, seed, mean, std, self.memory_format)
+
+    def batch(self, images: Tensor, mean: float, std: float) -> Tensor:
+        """As `Engine` says."""
+        return normalize(to_float(images), mean, std)
+
+    def gradients(
+        self, network: nn.Module, images: Batch, labels: Tensor, label_smoothing: float, stream: Stream
+    ) -> tuple[float, int]:
+        """As `Engine` says."""
+        # Not torch.manual_seed, which also sees to devices that are not used, and takes its time.
+        torch.default_generator.manual_seed(stream.torch_seed())
+        if labels.is_cuda:
+            torch.cuda.manual_seed_all(stream.torch_seed())
+        logits = network(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        network.zero_grad(set_to_none=False)
+        loss.backward()
+        return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+
+    def optimizer(
+        self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
+    ) -> tuple[TorchOptimizer, FlatAverage | None]:
+        """As `Engine` says."""
+        flat = FlatState(network)
+        return TorchOptimizer(settings, network, flat), FlatAverage(network, flat, Tensor.lerp_) if averaged else None
+
+    def time_layers(self, network: nn.Module) -> LayerTimes | None:  # noqa: ARG002 - the interface's
+        """As `Engine` says: it has no times."""
+        return None
+
+    def peak(self) -> float | None:
+        """As `Engine` says: it is not known."""
+        return None
+
+
+class EagerLoader:
+    """Batches by PyTorch's operations, on any device."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        augmentation: Augmentation,
+        seed: int,
+        mean: float,
+        std: float,
+        layout: torch.memory_format,
+    ) -> None:
+        self._examples, self._augmentation, self._seed = examples, augmentation, seed
+        self._mean, self._std, self._layout = mean, std, layout
+
+    def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """As `Loader` says."""
+        stream = Stream(self._seed, Purpose.AUGMENTATION, epoch, step)
+        images = augment(to_float(self._examples.images[picks]), self._augmentation, stream)
+        images = normalize(images, self._mean, self._std).contiguous(memory_format=self._layout)
+        return images, self._examples.labels[picks]
+
+
+def training_support(trial: Trial, network: nn.Module) -> Support:
+    """Whether there is everything that a training needs besides the network's operations."""
+    if type(trial.optimizer) not in OPTIMIZERS:
+        return Support(f"no engine has the optimizer {type(trial.optimizer).__name__}")
+    unknown = changed_settings(trial.augmentation) - KNOWN_SETTINGS
+    if unknown:
+        return Support(f"no engine has the augmentation {min(unknown)}")
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            return Support(f"{name} has the dtype {parameter.dtype}; only float32 parameters can be trained")
+    return Support()
+
+
+def laid_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network with its weights in a memory layout, in place."""
+    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return] # missing in torch's stubs
