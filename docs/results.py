@@ -25,7 +25,7 @@ from smidgen.trials.listing import MEASURED
 
 FLAGSHIP, SPRINT = "mnist-4-strict", "mnist-sprint"
 SEEDS = {
-    "native": {
+    "float32": {
         "mnist-1-skeleton": range(5),
         "mnist-2-regularized": range(5),
         "mnist-3-augmented": range(5),
@@ -38,7 +38,7 @@ SEEDS = {
     "eager": {FLAGSHIP: range(4)},
 }
 OPTIONS = {
-    "native": ["--engine", "native", "--threads", "1"],
+    "float32": ["--engine", "native", "--threads", "1"],
     "sprint": ["--engine", "native", "--precision", "bf16", "--threads", "2"],
     "bf16": ["--engine", "native", "--precision", "bf16", "--threads", "1"],
     "eager": ["--engine", "eager", "--threads", "1"],
@@ -54,7 +54,7 @@ def main() -> None:
     """Make what is missing, then print the tables and write the measured figures beside the trials."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs"), help="its results, results-bf16, results-eager")
-    parser.add_argument("--engines", nargs="+", choices=list(SEEDS), default=["native", "sprint", "bf16"])
+    parser.add_argument("--engines", nargs="+", choices=list(SEEDS), default=["float32", "sprint", "bf16"])
     parser.add_argument("--table", action="store_true", help="make no runs")
     options = parser.parse_args()
     jobs = {engine: _jobs(engine, options.root) for engine in SEEDS}
@@ -80,7 +80,7 @@ def main() -> None:
                     f"\nseconds of the {len(seconds)} runs of {SPRINT}, training and evaluations: median "
                     f"{statistics.median(seconds):.2f}, {min(seconds):.2f} to {max(seconds):.2f}"
                 )
-        if engine in ("native", "sprint"):
+        if engine in ("float32", "sprint"):
             # Trials on other data are measured elsewhere, and stay.
             measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
             measured |= {name: _measured(found) for name, found in results.items() if len(found) >= 3}
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _jobs(engine: str, root: Path) -> list[Job]:
-    folder = root / ("results" if engine == "native" else f"results-{engine}")
+    folder = root / ("results" if engine == "float32" else f"results-{engine}")
     return [
         (engine, name, seed, folder / f"{name}-seed{seed}") for name, seeds in SEEDS[engine].items() for seed in seeds
     ]
