@@ -1,4 +1,4 @@
-"""The graph behind the exports: the same scores as the network, for every kind of network that can be lowered."""
+"""The graph behind the exports: the same scores as the network, for every kind of network that can be expressed."""
 
 from __future__ import annotations
 

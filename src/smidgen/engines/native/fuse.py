@@ -5,6 +5,7 @@ The classes here have the names and fields of those in `native/operations.h`, wh
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -187,13 +188,14 @@ def _to_core(core: ModuleType, value: Any) -> Any:
     return getattr(core, type(value).__name__)(**given)
 
 
-def fuse(graph: Graph, *, keep: bool) -> Fused:
+def fuse(graph: Graph, *, keep: bool, activations: Collection[str]) -> Fused:
     """The operations of the compiled part for a graph.
 
     Args:
         graph: traced in the mode in which it is to run.
         keep: values are kept for a backward pass; otherwise normalization by running statistics is folded
             into the convolution before it.
+        activations: names of those that the kernels have.
 
     Raises:
         UnsupportedError: an operation that the kernels do not have.
@@ -202,6 +204,8 @@ def fuse(graph: Graph, *, keep: bool) -> Fused:
     readers = graph.readers()
     fused: dict[int, Operation] = {}  # by the value that they write, in the order in which they run
     for source in graph.operations:
+        if isinstance(source, ops.Activation) and source.kind.name not in activations:
+            raise UnsupportedError(source.name, f"{source.kind.title} is not among its activations")
         operation = _plain(source, positions)
         value = source.inputs[0]
         before = fused.get(value)

@@ -178,8 +178,10 @@ class NativeNetwork(nn.Module):
 
 
 def _fused(network: nn.Module, input_shape: Shape, *, keep: bool) -> Fused:
+    core = find_core()
+    assert core is not None
     try:
-        return fuse(trace(network, input_shape), keep=keep)
+        return fuse(trace(network, input_shape), keep=keep, activations=core.activations())
     except TraceError as error:
         raise UnsupportedError(error.layer, error.reason) from error
 
