@@ -20,10 +20,11 @@ from smidgen.randomness import Purpose, Stream
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import weights_sha256
+from smidgen.schedules import Cosine, OneCycle, Step
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
-from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Cosine, Network, OneCycle, Step, Trial
+from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Network, Trial
 
 ENGINE = choose(threads=1)
 

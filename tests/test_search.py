@@ -24,6 +24,7 @@ from smidgen.errors import RunError, SettingError, SmidgenError
 from smidgen.graph.cost import count_parameters
 from smidgen.nets.build import build_network, measure
 from smidgen.runs.options import RunOptions
+from smidgen.schedules import Cosine
 from smidgen.searches import ask
 from smidgen.searches.ask import Asker, Limits
 from smidgen.searches.candidate import Candidate, front, ranked, read_candidates, rungs, survivors
@@ -32,7 +33,7 @@ from smidgen.searches.search import SearchInterruptedError, SearchPlan, search
 from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
 from smidgen.sweeps.executor import Outcome, run_job
 from smidgen.sweeps.jobs import Job
-from smidgen.trial import AdamW, Cosine, Trial
+from smidgen.trial import AdamW, Trial
 from smidgen.trials.find import find_trial
 
 SPACE = Space(

@@ -17,17 +17,17 @@ from smidgen.engines.choose import choose
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import EngineName
 from smidgen.randomness import Purpose, Stream
+from smidgen.schedules import Constant, Cosine, OneCycle, Schedule, Step
 from smidgen.training import evaluation
 from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import BATCH, HeldOut, evaluate, scores
-from smidgen.training.schedule import rate_factor
-from smidgen.trial import SGD, Adam, AdamW, Constant, Cosine, OneCycle, Optimizer, Schedule, Step
+from smidgen.trial import SGD, Adam, AdamW, Optimizer
 
 EPOCHS, STEPS = 6, 9
 
 
 def ours(schedule: Schedule) -> list[float]:
-    return [0.4 * rate_factor(schedule, step, STEPS, EPOCHS) for step in range(EPOCHS * STEPS)]
+    return [0.4 * schedule.fraction(step, STEPS, EPOCHS) for step in range(EPOCHS * STEPS)]
 
 
 def torchs(make: Callable[..., LRScheduler], per_epoch: bool = False, **options: float) -> list[float]:
@@ -81,12 +81,12 @@ def test_constant_is_constant() -> None:
 )
 def test_every_factor_is_between_0_and_1(schedule: Schedule, steps: int, epochs: int) -> None:
     for step in range(steps * epochs):
-        assert 0 <= rate_factor(schedule, step, steps, epochs) <= 1
+        assert 0 <= schedule.fraction(step, steps, epochs) <= 1
 
 
 def test_a_peak_in_the_first_step() -> None:
     """Where PyTorch's own schedule divides by zero."""
-    assert rate_factor(OneCycle(rise=1 / 3, start=0.1), 0, 1, 3) == 1.0
+    assert OneCycle(rise=1 / 3, start=0.1).fraction(0, 1, 3) == 1.0
 
 
 def small_network() -> nn.Module:

@@ -11,8 +11,9 @@ import pytest
 from smidgen.anatomy.layers import examine
 from smidgen.errors import SettingError, SmidgenError, TrialError
 from smidgen.nets.build import build_network
+from smidgen.schedules import Cosine, Step
 from smidgen.settings import with_settings
-from smidgen.trial import SGD, AdamW, AvgPool, Conv, Cosine, Linear, Network, Step, Trial, separable
+from smidgen.trial import SGD, AdamW, AvgPool, Conv, Linear, Network, Trial, separable
 from smidgen.trials.builtin import BUILTIN
 from smidgen.trials.find import find_trial, find_trial_or_network
 from smidgen.trials.listing import changes, listing

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from smidgen.runs.result import Result as Result
     from smidgen.runs.run import RunInterruptedError as RunInterruptedError
     from smidgen.runs.run import run as run
+    from smidgen.schedules import Constant as Constant
+    from smidgen.schedules import Cosine as Cosine
+    from smidgen.schedules import OneCycle as OneCycle
+    from smidgen.schedules import Step as Step
     from smidgen.searches.ask import Limits as Limits
     from smidgen.searches.found import Search as Search
     from smidgen.searches.search import SearchInterruptedError as SearchInterruptedError
@@ -75,17 +79,13 @@ if TYPE_CHECKING:
     from smidgen.trial import AdamW as AdamW
     from smidgen.trial import Augmentation as Augmentation
     from smidgen.trial import AvgPool as AvgPool
-    from smidgen.trial import Constant as Constant
     from smidgen.trial import Conv as Conv
-    from smidgen.trial import Cosine as Cosine
     from smidgen.trial import Data as Data
     from smidgen.trial import Goal as Goal
     from smidgen.trial import Linear as Linear
     from smidgen.trial import MaxPool as MaxPool
     from smidgen.trial import Module as Module
     from smidgen.trial import Network as Network
-    from smidgen.trial import OneCycle as OneCycle
-    from smidgen.trial import Step as Step
     from smidgen.trial import Trial as Trial
     from smidgen.trial import separable as separable
     from smidgen.trials.find import find_trial as find_trial
@@ -128,6 +128,7 @@ _HOMES = {
     "searches.found": ("Search",),
     "searches.search": ("SearchInterruptedError", "SearchPlan", "search"),
     "searches.space": ("Integers", "Numbers", "Reals", "Space", "Words"),
+    "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
     "settings": ("differences", "with_settings"),
     "statistics": ("Comparison", "Summary"),
     "sweeps.sweep": ("Sweep", "SweepInterruptedError", "sweep"),
@@ -138,17 +139,13 @@ _HOMES = {
         "AdamW",
         "Augmentation",
         "AvgPool",
-        "Constant",
         "Conv",
-        "Cosine",
         "Data",
         "Goal",
         "Linear",
         "MaxPool",
         "Module",
         "Network",
-        "OneCycle",
-        "Step",
         "Trial",
         "separable",
     ),

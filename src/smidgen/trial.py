@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from smidgen.errors import SettingError, TrialError
+from smidgen.schedules import Constant, Schedule
 from smidgen.settings import Settings, setting
 
 ActivationName = Literal["relu", "leaky_relu", "relu6", "hardswish", "gelu", "silu", "sigmoid", "tanh"]
@@ -251,38 +252,6 @@ class AdamW(Adam):
 
 Optimizer = SGD | Adam | AdamW
 
-
-@dataclass(frozen=True)
-class Constant(Settings):
-    """The learning rate stays as it is."""
-
-
-@dataclass(frozen=True)
-class Step(Settings):
-    """The learning rate is multiplied by `factor` after every `every` epochs."""
-
-    every: int = setting(least=1, help="epochs")
-    factor: float = setting(0.1, above=0, most=1)
-
-
-@dataclass(frozen=True)
-class Cosine(Settings):
-    """Linear warm-up from 0, then half a cosine down to `final` times the learning rate."""
-
-    warmup: float = setting(0.0, least=0, below=1, help="fraction of all steps")
-    final: float = setting(0.0, least=0, most=1, help="last learning rate, as a fraction of the highest")
-
-
-@dataclass(frozen=True)
-class OneCycle(Settings):
-    """Half a cosine up to the peak, another down (Smith 2018), step for step as PyTorch's OneCycleLR."""
-
-    rise: float = setting(0.2, above=0, below=1, help="fraction of all steps on the way up")
-    start: float = setting(0.1, above=0, most=1, help="first learning rate, as a fraction of the peak")
-    final: float = setting(1e-4, least=0, most=1, help="last learning rate, as a fraction of the peak")
-
-
-Schedule = Constant | Step | Cosine | OneCycle
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

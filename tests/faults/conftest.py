@@ -15,22 +15,8 @@ import pytest
 
 from conftest import write_folder
 from smidgen.data.dataset import Dataset
-from smidgen.trial import (
-    SGD,
-    Adam,
-    AdamW,
-    Augmentation,
-    AvgPool,
-    Conv,
-    Cosine,
-    Data,
-    Goal,
-    Linear,
-    Network,
-    OneCycle,
-    Step,
-    Trial,
-)  # fmt: skip
+from smidgen.schedules import Cosine, OneCycle, Step
+from smidgen.trial import SGD, Adam, AdamW, Augmentation, AvgPool, Conv, Data, Goal, Linear, Network, Trial  # fmt: skip
 
 
 @dataclass

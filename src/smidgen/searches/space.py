@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from smidgen.errors import SettingError
+from smidgen.schedules import Cosine, OneCycle, Schedule
 from smidgen.settings import Settings, setting
 from smidgen.trial import (
     SGD,
@@ -15,13 +16,10 @@ from smidgen.trial import (
     AvgPool,
     Block,
     Conv,
-    Cosine,
     Linear,
     MaxPool,
     Network,
-    OneCycle,
     Optimizer,
-    Schedule,
     Trial,
     separable,
 )

@@ -25,7 +25,6 @@ from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import Evaluation, HeldOut, evaluate
 from smidgen.training.recalibration import norms, recalibrate
-from smidgen.training.schedule import rate_factor
 from smidgen.trial import Augmentation, Trial
 
 
@@ -262,7 +261,7 @@ def recalibration_steps(trial: Trial, steps: int) -> int:
 
 def _rate(trial: Trial, steps: int, epoch: int, step: int) -> float:
     """The learning rate of a step, counted from 0 in its epoch."""
-    return trial.optimizer.lr * rate_factor(trial.schedule, (epoch - 1) * steps + step, steps, trial.epochs)
+    return trial.optimizer.lr * trial.schedule.fraction((epoch - 1) * steps + step, steps, trial.epochs)
 
 
 @contextlib.contextmanager

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from smidgen.trial import (
-    SGD,
-    Augmentation,
-    AvgPool,
-    Conv,
-    Data,
-    Goal,
-    Linear,
-    MaxPool,
-    Network,
-    OneCycle,
-    Trial,
-    separable,
-)
+from smidgen.schedules import OneCycle
+from smidgen.trial import SGD, Augmentation, AvgPool, Conv, Data, Goal, Linear, MaxPool, Network, Trial, separable
 
 
 def small() -> Trial:

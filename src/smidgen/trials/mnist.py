@@ -8,21 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from smidgen.trial import (
-    SGD,
-    Augmentation,
-    AvgPool,
-    Block,
-    Conv,
-    Goal,
-    Linear,
-    MaxPool,
-    Network,
-    OneCycle,
-    Step,
-    Trial,
-    separable,
-)
+from smidgen.schedules import OneCycle, Step
+from smidgen.trial import SGD, Augmentation, AvgPool, Block, Conv, Goal, Linear, MaxPool, Network, Trial, separable
 
 SEED_NETWORK = Network(
     order="activation-norm",
