@@ -9,11 +9,12 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from smidgen import trial as recipe
 from smidgen.data.dataset import Examples
 from smidgen.graph.ops import Shape
 from smidgen.randomness import Stream
 from smidgen.settings import Json
+from smidgen.trial import Augmentation, Trial
+from smidgen.trial import Optimizer as OptimizerSettings
 
 EngineName = Literal["auto", "native", "eager"]
 Precision = Literal["fp32", "bf16"]
@@ -130,7 +131,7 @@ class Engine(Protocol):
     def identity(self) -> dict[str, Json]:
         """Engine, precision, device, threads and instruction level, as `environment.json` has them."""
 
-    def supports(self, trial: recipe.Trial, network: nn.Module, input_shape: Shape) -> Support:
+    def supports(self, trial: Trial, network: nn.Module, input_shape: Shape) -> Support:
         """Whether it can train this network by this recipe, all of it: layers, augmentation, optimizer.
 
         Args:
@@ -145,9 +146,7 @@ class Engine(Protocol):
     def plain(self, network: nn.Module) -> nn.Module:
         """The PyTorch module behind a prepared one, on the CPU, with the same weights."""
 
-    def loader(
-        self, examples: Examples, augmentation: recipe.Augmentation, seed: int, mean: float, std: float
-    ) -> Loader:
+    def loader(self, examples: Examples, augmentation: Augmentation, seed: int, mean: float, std: float) -> Loader:
         """Batches for training.
 
         Args:
@@ -187,7 +186,7 @@ class Engine(Protocol):
         """
 
     def optimizer(
-        self, settings: recipe.Optimizer, network: nn.Module, *, averaged: bool
+        self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
     ) -> tuple[Optimizer, Average | None]:
         """What changes a prepared network's trained parameters, and an average that begins at their values.
 
