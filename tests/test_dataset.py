@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from conftest import Command, idx_bytes, write_folder
 from smidgen.data import dataset as module
 from smidgen.data.dataset import FILES, MNIST_SHA256, Dataset, load_dataset
+from smidgen.data.known import KNOWN
 from smidgen.errors import DataError
 
 
@@ -158,6 +160,23 @@ def test_too_large_a_validation_split_is_named(small_folder: Path) -> None:
         load_dataset(small_folder, validation=599)
 
 
+def test_published_files_are_named_each_by_its_own_hash(
+    small_folder: Path, smidgen: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file of another set among them is seen."""
+    hashes = load_dataset(small_folder).sha256
+    monkeypatch.setitem(KNOWN, "small", replace(KNOWN["mnist"], title="Small Set", sha256=dict(hashes)))
+    found = smidgen("data", small_folder, "--json").json["datasets"][0]
+    assert set(found["published"].values()) == {"Small Set"}
+    assert not found["is_mnist"]
+    assert smidgen("data", small_folder, "--check").out.count("as published: Small Set") == 4
+    odd = {**hashes, "test_labels": KNOWN["mnist"].sha256["test_labels"]}
+    monkeypatch.setitem(KNOWN, "small", replace(KNOWN["mnist"], title="Small Set", sha256=odd))
+    found = smidgen("data", small_folder, "--json").json["datasets"][0]
+    assert [found["published"][name] for name in hashes].count("Small Set") == 3
+    assert found["published"]["test_labels"] == ""
+
+
 def test_the_data_command(smidgen: Command, small_folder: Path) -> None:
     bundled = smidgen("data", "--check", "--json").json["datasets"][0]
     assert (bundled["name"], bundled["train_images"], bundled["test_images"]) == ("mnist", 60_000, 10_000)
@@ -167,5 +186,5 @@ def test_the_data_command(smidgen: Command, small_folder: Path) -> None:
     assert (mine["train_images"], mine["is_mnist"]) == (600, False)
     text = smidgen("data", small_folder, "--check").out
     assert "600 training and 200 test images" in text
-    assert text.count("not MNIST's") == 4
+    assert text.count("not a published file") == 4
     assert smidgen("data", small_folder / "nothing").is_mistake("nothing", "no data")

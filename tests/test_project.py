@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "smidgen"
 
 LAYERS = [
-    ["errors", "version"],
+    ["errors", "version", "machine"],
     ["settings", "tables", "files", "statistics"],
     ["tensorfile"],
     ["schedules", "randomness"],

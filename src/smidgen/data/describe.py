@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smidgen.data.dataset import BUNDLED, MNIST_SHA256, Dataset, load_dataset
+from smidgen.data.dataset import BUNDLED, Dataset, load_dataset
+from smidgen.data.known import KNOWN
 from smidgen.data.parts import Examples, label_name
 from smidgen.data.pictures import NoTestImagesError
 from smidgen.data.sheet import contact_sheet
@@ -31,9 +32,12 @@ class Description:
     validation: Examples | None = None
 
     @property
-    def known(self) -> dict[str, bool]:
-        """For each file whether it is MNIST's, by its hash."""
-        return {name: MNIST_SHA256.get(name) == sha256 for name, sha256 in self.dataset.sha256.items()}
+    def published(self) -> dict[str, str]:
+        """For each file the published data set whose file of that name has the same SHA-256, or nothing."""
+        return {
+            name: next((known.title for known in KNOWN.values() if known.sha256.get(name) == sha256), "")
+            for name, sha256 in self.dataset.sha256.items()
+        }
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -61,7 +65,8 @@ class Description:
             "duplicates": dict(d.survey.duplicates),
             "notes": list(d.survey.notes),
             "sha256": d.sha256,
-            "is_mnist": all(self.known.values()),
+            "published": self.published,
+            "is_mnist": set(self.published.values()) == {KNOWN["mnist"].title},
         }
 
     def text(self, hashes: bool = False) -> str:
@@ -74,7 +79,8 @@ class Description:
         ]
         if hashes:
             for name, sha256 in d.sha256.items():
-                verdict = "MNIST's own" if self.known[name] else "not MNIST's"
+                title = self.published[name]
+                verdict = f"as published: {title}" if title else "not a published file"
                 lines.append(f"  {name:<12}  sha256 {sha256}  {verdict}")
         if d.name not in BUNDLED:
             lines += ["", self._classes(), "", self._sizes(), *d.survey.lines]

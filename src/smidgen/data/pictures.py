@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 import statistics
 import threading
 from collections import Counter
@@ -27,6 +26,7 @@ from smidgen.data.parts import Examples, Parts, Survey
 from smidgen.data.splits import TEST_SHARE, by_content, is_test
 from smidgen.data.tree import Entry, Listing, class_names, list_folder, list_table, shown
 from smidgen.errors import DataError, ImageError
+from smidgen.machine import usable_cores
 
 Show = Callable[[str], None]
 """Is told how it goes, now and then."""
@@ -258,7 +258,7 @@ def _mapped(
     Python itself is most of the work, and two threads that wait for it take longer than one does
     (docs/results.md).
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if large else 1) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores()) if large else 1) as pool:
         for start in range(0, len(items), _STEPS):
             part = items[start : start + _STEPS]
             yield from pool.map(function, part) if large else map(function, part)

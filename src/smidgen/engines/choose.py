@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +13,7 @@ from smidgen.engines.native.core import has_bfloat16, level, why_missing
 from smidgen.engines.native.engine import NativeEngine
 from smidgen.errors import SmidgenError
 from smidgen.graph.ops import Shape
+from smidgen.machine import usable_cores
 from smidgen.trial import Trial
 
 ENGINES: Mapping[str, type[NativeEngine] | type[EagerEngine]] = {
@@ -55,7 +55,7 @@ def choose(
             raise SmidgenError(
                 "this CPU, or the instruction level asked for, has no bfloat16 products (avx512bf16); use fp32"
             )
-    threads = threads or min(8, _usable_cores())
+    threads = threads or min(8, usable_cores())
     if native:
         return NativeEngine(threads, precision)
     note = missing if engine == "auto" and device != "cuda" else ""
@@ -84,9 +84,3 @@ def choose_for(chosen: Engine, wanted: EngineName, trial: Trial, network: nn.Mod
     if wanted != "auto" or chosen.precision != fallback.precision:
         raise SmidgenError(f"{support.reason}; use --engine {fallback.name}")
     return fallback
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.errors import SmidgenError, first_line
+from smidgen.machine import usable_cores
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.sweeps.executor import MOST_ATTEMPTS, Outcome, run_job
 from smidgen.sweeps.jobs import Job
@@ -75,7 +76,7 @@ class RayWorkers:
             if self.address == LOCAL:
                 # Loopback only, and no dashboard: nothing that listens beyond this machine.
                 self._ray.init(
-                    num_cpus=min(self.workers, os.cpu_count() or 1) if self.workers else None,
+                    num_cpus=min(self.workers, usable_cores()) if self.workers else None,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
                     log_to_driver=False,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 from smidgen.engines.choose import choose
 from smidgen.errors import SmidgenError
+from smidgen.machine import usable_cores
 from smidgen.runs.options import RunOptions
 from smidgen.sweeps.cluster import RayWorkers
 from smidgen.sweeps.executor import Executor, LocalWorkers
@@ -53,10 +53,6 @@ def executor_for(workers: int | Executor | None, cluster: str | None, threads: i
     if cluster is not None:
         executor: Executor = RayWorkers(cluster, workers)
     else:
-        executor = LocalWorkers(workers or max(1, _cores() // (threads or 1)))
+        executor = LocalWorkers(workers or max(1, usable_cores() // (threads or 1)))
     with contextlib.closing(executor):
         yield executor
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

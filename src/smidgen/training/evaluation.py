@@ -13,6 +13,7 @@ from smidgen.data.augment import normalize, to_float
 from smidgen.data.dataset import Examples
 from smidgen.engines.engine import Batch, Engine
 from smidgen.errors import SmidgenError, TrainingError
+from smidgen.machine import is_out_of_memory
 
 BATCH = 500
 """Images that are classified at once."""
@@ -114,7 +115,7 @@ def _scores(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
         with torch.inference_mode():
             joined = torch.cat([network(batch) for batch in batches])
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise SmidgenError(f"there is not enough memory to classify {BATCH} images at once") from None
     finally:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from smidgen.data.dataset import Dataset
 from smidgen.engines.engine import Engine, Loader, Optimizer
 from smidgen.errors import TrainingError, TrialError
+from smidgen.machine import is_out_of_memory
 from smidgen.nets.build import build_network
 from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
@@ -275,7 +276,7 @@ def _divergence_named(trial: Trial, epoch: int, step: int, steps: int) -> Iterat
             f"lower optimizer.lr (it is {trial.optimizer.lr:g})"
         ) from None
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"there is not enough memory for a step over {trial.batch_size:,} images; lower batch_size"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
+from smidgen.machine import usable_cores
 
 STRICT = shlex.split(
     "-std=c99 -O2 -Wall -Wextra -Wpedantic -Wconversion -Wdouble-promotion -Wshadow -Wstrict-prototypes -Werror"
@@ -126,7 +127,7 @@ def classify(program: Path, images: Tensor) -> Classified:
     Raises:
         SmidgenError: it failed.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = usable_cores()
     parts = [part for part in images.chunk(workers) if len(part)]
     files = [program.with_name(f"images{i}") for i in range(len(parts))]
     for file, part in zip(files, parts, strict=True):
