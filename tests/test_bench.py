@@ -50,7 +50,13 @@ def test_the_bench_command_measures_both_ways(smidgen: Command) -> None:
 
 
 def test_variants_are_measured_beside_them() -> None:
-    results = benchmark(threads=1, rounds=1, variants=True)
+    seen: list[tuple[str, str, float]] = []
+    results = benchmark(1, 1, True, lambda *at: seen.append(at))
+    fractions = [fraction for _, _, fraction in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert 0.7 < fractions[-1] < 1
+    assert {trial for trial, _, _ in seen} == {network.trial for network in results.networks}
     variants = results.networks[0].variants
     assert len(variants) == 5
     text = str(results)

@@ -9,7 +9,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from smidgen.runs import progress
-from smidgen.runs.progress import Bar, Lines, Notebook, Silent, best_progress
+from smidgen.runs.progress import Bar, Lines, Notebook, Silent, best_progress, progress_bar
 from smidgen.runs.run import run
 from smidgen.trial import Trial
 
@@ -96,3 +96,19 @@ def test_what_suits_a_file_is_lines() -> None:
     assert isinstance(best_progress(io.StringIO()), Lines)
     assert not isinstance(best_progress(io.StringIO()), Bar)
     Silent().begin("", 1, 1, "test")
+
+
+def test_work_without_epochs_has_a_bar_on_a_terminal_and_a_line_a_stage_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "140")
+    stages = [("first", "a", 0.0), ("first", "b", 0.25), ("second", "a", 0.5)]
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        with progress_bar(stream) as report:
+            for stage in stages:
+                report(*stage)
+    assert pipe.getvalue().splitlines() == ["first ...", "second ..."]
+    assert "second: a" in terminal.getvalue()
+    assert "\x1b[" in terminal.getvalue()

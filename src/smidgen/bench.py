@@ -49,9 +49,13 @@ STEPS = 25
 WARM_UP = 8
 """Steps before each measurement that do not count; they also empty what a loader has prefetched."""
 
+ROUNDS = 5
+"""Measurements of each way, unless more are asked for."""
 EPOCH_IMAGES, CHECKPOINT_SECONDS = 60_000, 30
 
 Step = Callable[[], object]
+Report = Callable[[str, str, float], object]
+"""Receives, before each measurement, the trial, what is measured, and the fraction of all work that is done."""
 
 
 @dataclass(frozen=True)
@@ -253,13 +257,16 @@ class Results:
         )
 
 
-def benchmark(threads: int | None = None, rounds: int = 7, variants: bool = False) -> Results:
+def benchmark(
+    threads: int | None = None, rounds: int = ROUNDS, variants: bool = False, report: Report = lambda *_: None
+) -> Results:
     """Measure the seed's way and smidgen's engines in turn.
 
     Args:
         threads: None takes the usable cores, at most 8.
         rounds: measurements of each way.
         variants: also measure other memory layouts, dropouts and thread counts of the eager engine.
+        report: receives progress.
 
     Raises:
         SmidgenError: no rounds, or a number of threads that is not allowed.
@@ -270,15 +277,22 @@ def benchmark(threads: int | None = None, rounds: int = 7, variants: bool = Fals
     before = torch.get_num_threads()
     try:
         networks = [
-            _measure(augmented(), dataset, threads, rounds, variants),
-            _measure(strict(), dataset, threads, rounds, variants=False),
+            _measure(augmented(), dataset, threads, rounds, variants, lambda *at: report(*_overall(0, *at))),
+            _measure(strict(), dataset, threads, rounds, False, lambda *at: report(*_overall(1, *at))),
         ]
     finally:
         torch.set_num_threads(before)
     return Results(tuple(networks), threads, rounds)
 
 
-def _measure(trial: Trial, dataset: Images, threads: int, rounds: int, variants: bool) -> NetworkResults:
+def _overall(network: int, trial: str, what: str, fraction: float) -> tuple[str, str, float]:
+    """Progress over both networks, from the progress within one of them."""
+    return trial, what, (network + fraction) / 2
+
+
+def _measure(
+    trial: Trial, dataset: Images, threads: int, rounds: int, variants: bool, report: Report
+) -> NetworkResults:
     ways: dict[str, Way] = {"loader": Way("loader (the seed's way)")}
     steps: list[tuple[Way, Step, int]] = []
     trainings: dict[str, Training] = {}
@@ -299,10 +313,12 @@ def _measure(trial: Trial, dataset: Images, threads: int, rounds: int, variants:
                 add("native_1_thread", "native, 1 thread", single)
         others = _variants(trial, dataset, threads) if variants else []
         steps += others
-        for _ in range(rounds):
-            for way, step, count in steps:
-                torch.set_num_threads(count)
-                way.rates.append(_rate(step, trial.batch_size))
+        measurements = [measured for _ in range(rounds) for measured in steps]
+        for done, (way, step, count) in enumerate(measurements):
+            report(trial.name, way.name, done / (len(measurements) + 2))
+            torch.set_num_threads(count)
+            way.rates.append(_rate(step, trial.batch_size))
+    report(trial.name, "time by layer, checkpoints", 1 - 2 / (len(measurements) + 2))
     torch.set_num_threads(1)
     fastest = trainings.get("native", trainings["eager"])
     return NetworkResults(

@@ -264,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench, _ = command("bench", _bench, "measure training speed of the engines, in turn in one run")
     bench.add_argument("--threads", type=int, metavar="N", help=_CORES)
-    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each; default 7")
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each; default 5")
     bench.add_argument("--profile", action="store_true", help="also show where the native engine's time goes")
     bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
     return parser
@@ -476,8 +476,10 @@ def _report(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from smidgen.bench import benchmark
+    from smidgen.runs.progress import progress_bar
 
-    results = benchmark(threads=options.threads, rounds=options.rounds, variants=options.variants)
+    with progress_bar(sys.stderr) as report:
+        results = benchmark(options.threads, options.rounds, options.variants, report)
     if options.json:
         _print_json(results.to_json())
     else:

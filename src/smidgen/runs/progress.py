@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
 from smidgen.training.loop import EpochRecord
@@ -123,6 +124,33 @@ class Bar(Lines):
     def end(self, verdict: str | None) -> None:
         self._bar.stop()
         super().end(verdict)
+
+
+@contextlib.contextmanager
+def progress_bar(stream: TextIO) -> Iterator[Callable[[str, str, float], None]]:
+    """Progress of work other than training: a live bar on a terminal, elsewhere a line for each stage.
+
+    Yields:
+        A function of the stage, what is being done in it, and the fraction of all work that is done, 0 to 1.
+    """
+    if not stream.isatty():
+        stages: list[str] = []
+
+        def line(stage: str, what: str, fraction: float) -> None:  # noqa: ARG001 - the stage is enough
+            if stage not in stages:
+                stages.append(stage)
+                print(f"{stage} ...", file=stream, flush=True)
+
+        yield line
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TimeRemainingColumn())
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda stage, what, fraction: bar.update(task, completed=fraction, description=f"{stage}: {what}")
 
 
 class Notebook(Silent):
