@@ -75,7 +75,7 @@ def small_search(base: Trial, out: Path, **changes: Any) -> Search:
     plan: dict[str, Any] = {"candidates": 6, "batch": 3, "seeds": 2, "finalists": 2}
     plan |= {field.name: changes.pop(field.name) for field in fields(SearchPlan) if field.name in changes}
     limits = Limits(**{"parameters": 600, "epochs": 1, **changes.pop("limits", {})})
-    about: dict[str, Any] = {"space": SPACE, "workers": Here(), "options": RunOptions("native"), **changes}
+    about: dict[str, Any] = {"space": SPACE, "workers": Here(), "options": RunOptions(), **changes}
     return search(base, plan=SearchPlan(**plan), limits=limits, out=out, **about)
 
 
@@ -401,7 +401,7 @@ def test_another_search_in_the_folder_is_refused(whole: Search, small_trial: Tri
         ({"seeds": 3}, r"another plan\.seeds \(2, here 3\)"),
         ({"settings": ["width.high=6"]}, r"another space\.width\.high \(8, here 6\)"),
         ({"limits": {"parameters": 500}}, "another base.goal.parameters"),
-        ({"options": RunOptions("eager")}, "another engine"),
+        ({"options": RunOptions("eager", threads=2)}, "another (engine|threads)"),
     ):
         with pytest.raises(RunError, match=f"holds a search with {words}") as caught:
             small_search(small_trial, root, **changes)

@@ -22,9 +22,11 @@ from smidgen.sweeps import executor
 from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, Outcome, run_job
 from smidgen.sweeps.jobs import Job, make_jobs, parse_seeds, parse_shard
 from smidgen.sweeps.sweep import Sweep, SweepInterruptedError, sweep
+from smidgen.sweeps.workers import settled
 from smidgen.trial import SGD, Trial
 
-SETTLED = RunOptions("native", "fp32", "cpu", 1)
+SETTLED = settled(RunOptions())
+"""With the engine that is here."""
 
 
 def digests(finished: Sweep) -> dict[tuple[str, int], str]:
@@ -58,19 +60,20 @@ def test_seeds_and_shards_are_parsed() -> None:
 
 
 def test_a_job_is_addressed_by_what_shapes_its_result(small_trial: Trial) -> None:
-    job = make_jobs([small_trial], [3], SETTLED)[0]
+    native = RunOptions("native", "fp32", "cpu", 1)
+    job = make_jobs([small_trial], [3], native)[0]
     assert job.place == Path(f"small-{job.key[:8]}/seed3")
-    same = make_jobs([replace(small_trial, note="another note")], [3], replace(SETTLED, threads=8))[0]
+    same = make_jobs([replace(small_trial, note="another note")], [3], replace(native, threads=8))[0]
     assert same.key == job.key
     others = [
-        make_jobs([replace(small_trial, epochs=1)], [3], SETTLED)[0],
-        make_jobs([small_trial], [3], replace(SETTLED, engine="eager"))[0],
-        make_jobs([small_trial], [3], replace(SETTLED, engine="eager", threads=2))[0],
-        make_jobs([small_trial], [3], replace(SETTLED, precision="bf16"))[0],
+        make_jobs([replace(small_trial, epochs=1)], [3], native)[0],
+        make_jobs([small_trial], [3], replace(native, engine="eager"))[0],
+        make_jobs([small_trial], [3], replace(native, engine="eager", threads=2))[0],
+        make_jobs([small_trial], [3], replace(native, precision="bf16"))[0],
         replace(job, data_sha256="0" * 64),
     ]
     assert len({other.key for other in others} | {job.key}) == 6
-    assert len(make_jobs([small_trial, replace(small_trial, name="copy")], [0, 1], SETTLED)) == 2
+    assert len(make_jobs([small_trial, replace(small_trial, name="copy")], [0, 1], native)) == 2
 
 
 def test_the_runs_are_those_that_run_makes(whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_a_bad_seed_does_not_lose_the_others(trials: list[Trial], tmp_path: Path
     bad = make_jobs(trials, [1], SETTLED)[0]
     (tmp_path / bad.place).parent.mkdir()
     (tmp_path / bad.place).write_text("in the way")
-    finished = sweep(trials, "0-2", workers=2, options=RunOptions("native"), out=tmp_path)
+    finished = sweep(trials, "0-2", workers=2, options=RunOptions(SETTLED.engine), out=tmp_path)
     assert [str(job) for job, _ in finished.failures] == ["small, seed 1"]
     assert "is a file" in finished.failures[0][1]
     assert len(digests(finished)) == 5
