@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks import unsettled
 from smidgen.errors import RunError
 from smidgen.exports.fused import Affine, Convolution, fused_graph
 from smidgen.nets.build import build_network
@@ -20,14 +21,7 @@ from smidgen.trials.mnist import SEED_NETWORK, strict
 def trained(network: nn.Module, classes: int = 10) -> TrainedNetwork:
     """A network whose weights and statistics are as different from their beginnings as after training."""
     torch.manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.3, 2)
-            nn.init.normal_(module.weight, 0.8, 0.5)  # some negative
-            nn.init.normal_(module.bias, 0, 0.3)
+    unsettled(network)
     return TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 28, 28), classes, 0.13, 0.31)
 
 

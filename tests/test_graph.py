@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import Command
+from networks import unsettled
 from smidgen.engines.engine import EngineName
 from smidgen.engines.native.core import why_missing
 from smidgen.engines.native.fuse import UnsupportedError, fuse
@@ -34,19 +35,6 @@ from smidgen.runs.run import run as run_trial
 from smidgen.trial import ActivationName, AvgPool, Conv, Linear, MaxPool, Network, Trial
 
 by_title = pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: kind.name)
-
-
-def unsettled(network: nn.Module) -> nn.Module:
-    """With statistics, scales and shifts as after training, some scales negative."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.3, 2)
-            nn.init.normal_(module.weight, 0.8, 0.5)
-            nn.init.normal_(module.bias, 0, 0.3)
-    return network
 
 
 class Branches(nn.Module):
