@@ -95,6 +95,12 @@ def flagship_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def reference_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One epoch of the reference notebooks' second trial on the real data."""
+    return run("mnist-2-regularized", epochs=1, out=tmp_path_factory.mktemp("runs") / "reference", progress=Silent())
+
+
+@pytest.fixture(scope="session")
 def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of 12 x 12 pixels in three classes, whose names have spaces, a newline and other letters."""
     return write_images(tmp_path_factory.mktemp("data") / "my pictures", 60, classes=CLASSES)

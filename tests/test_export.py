@@ -33,7 +33,7 @@ from smidgen.trial import Trial
 
 ROOT = Path(__file__).parents[1]
 TRIALS = ["mnist-4-strict", "mnist-2-regularized"]
-"""The flagship and the seed's network."""
+"""The flagship and the reference network."""
 compiler = pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
 WAYS: list[Any] = [
     pytest.param({"to": "safetensors"}, id="safetensors"),
@@ -44,10 +44,9 @@ WAYS: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def runs(flagship_run: Run, reference_run: Run) -> dict[str, Run]:
     """An epoch each, on all of MNIST."""
-    folder = tmp_path_factory.mktemp("trained")
-    return {name: run(name, epochs=1, out=folder / name) for name in TRIALS}
+    return {made.trial.name: made for made in (flagship_run, reference_run)}
 
 
 @pytest.mark.parametrize("trial", TRIALS)

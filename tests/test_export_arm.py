@@ -24,6 +24,7 @@ from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.source import About, files
 from smidgen.exports.fused import FusedGraph, fused_graph
 from smidgen.exports.quantize import quantize
+from smidgen.runs.record import Run
 from smidgen.runs.run import run
 
 HERE = Path(__file__).parent / "arm"
@@ -60,9 +61,9 @@ AT_ONCE = 2000
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> FusedGraph:
+def graph(flagship_run: Run) -> FusedGraph:
     """The flagship's network, hardly trained."""
-    return fused_graph(run("mnist-4-strict", epochs=1, out=tmp_path_factory.mktemp("trained") / "run").trained)
+    return fused_graph(flagship_run.trained)
 
 
 @pytest.fixture(scope="module")
