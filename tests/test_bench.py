@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from conftest import Command
-from smidgen import bench
-from smidgen.bench import Way, benchmark
+from smidgen.bench import measure as bench
+from smidgen.bench.measure import benchmark
+from smidgen.bench.reference import PillowImages
+from smidgen.bench.results import Way
 from smidgen.data.dataset import Dataset
 from smidgen.engines.choose import choose
 from smidgen.engines.engine import EngineName
@@ -72,12 +74,12 @@ def test_a_ratio_is_the_median_of_ratios_in_turn() -> None:
 
 
 def test_the_seeds_way_gives_images_like_those_of_the_batched_way(mnist: Dataset) -> None:
-    images = bench._PillowImages(mnist, augmented().augmentation)
+    images = PillowImages(mnist, augmented().augmentation)
     image, label = images[0]
     assert image.shape == (1, 28, 28)
     assert image.dtype == torch.float32
     assert label == 5
-    plain = bench._PillowImages(mnist, Augmentation())
+    plain = PillowImages(mnist, Augmentation())
     expected = (mnist.train.images[7].float() / 255 - mnist.mean) / mnist.std
     assert torch.allclose(plain[7][0], expected)
     sums = torch.stack([images[i][0] for i in range(300)]).mean()
@@ -85,7 +87,7 @@ def test_the_seeds_way_gives_images_like_those_of_the_batched_way(mnist: Dataset
 
 
 def test_the_seeds_way_turns_about_the_centre(mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = bench._PillowImages(mnist, Augmentation(rotation=20))
+    images = PillowImages(mnist, Augmentation(rotation=20))
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high: self.fill_(high))
     image = Image.fromarray(mnist.train.images[0, 0].numpy())
     ours = np.asarray(images._affine(image), dtype=float)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import Command
-from smidgen.bench import LayerTime, NetworkResults, Profile, Results, Way
+from smidgen.bench.results import LayerTime, NetworkResults, Profile, Results, Way
 from smidgen.reports.collect import Collection, TrialRuns
 from smidgen.reports.document import Bullets, Table
 from smidgen.reports.markdown import _block
@@ -60,7 +60,7 @@ def test_the_epochs(golden: Golden) -> None:
 
 def test_the_bench(golden: Golden) -> None:
     loader, eager = (
-        Way("loader (the seed's way)", [1000.0, 1200.0, 1100.0]),
+        Way("DataLoader, reference", [1000.0, 1200.0, 1100.0]),
         Way("eager (smidgen)", [3000.0, 3600.0, 3100.0]),
     )
     native = Way("native", [20000.0, 21000.0, 22000.0])
@@ -68,7 +68,7 @@ def test_the_bench(golden: Golden) -> None:
     profile = Profile(times, gflop_per_image=0.005, peak=200.0)
     ways = {"loader": loader, "eager": eager, "native": native}
     network = NetworkResults("a-trial", 128, ways, profile, 0.0042, (Way("another", [1500.0, 1800.0, 1700.0]),))
-    results = Results((network,), threads=2, rounds=3)
+    results = Results((network,), threads=2, rounds=3, steps=25)
     text = f"{results.profiles()}\n\n{results}"
     golden("bench.txt", text.rsplit("\n", 1)[0] + "\n")
 

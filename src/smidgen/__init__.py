@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smidgen.anatomy.layers import Anatomy as Anatomy
     from smidgen.anatomy.layers import Layer as Layer
-    from smidgen.bench import benchmark as benchmark
+    from smidgen.bench.measure import benchmark as benchmark
     from smidgen.data.augment import augment as augment
     from smidgen.data.dataset import Dataset as Dataset
     from smidgen.data.dataset import Examples as Examples
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "inspection": ("Inspection", "inspect"),
     "anatomy.layers": ("Anatomy", "Layer"),
-    "bench": ("benchmark",),
+    "bench.measure": ("benchmark",),
     "data.augment": ("augment",),
     "data.dataset": ("Dataset", "Examples", "load_dataset"),
     "data.describe": ("describe",),

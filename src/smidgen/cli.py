@@ -475,7 +475,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from smidgen.bench import benchmark
+    from smidgen.bench.measure import benchmark
     from smidgen.runs.progress import progress_bar
 
     with progress_bar(sys.stderr) as report:

@@ -1,0 +1,1 @@
+"""`smidgen bench`: training speed, in images/s over whole training steps."""

@@ -1,0 +1,223 @@
+"""Measuring: whole training steps, each way in turn in one run.
+
+Every way trains a built-in trial's network with the trial's settings on bundled MNIST. A step is
+everything from picking the images to the optimizer and the average. Machines are noisy: what counts
+is the ratio of two ways measured in turn, and of that the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from smidgen.anatomy.layers import examine
+from smidgen.bench.reference import Step, loader_step, network_of
+from smidgen.bench.results import LayerTime, NetworkResults, Profile, Results, Way
+from smidgen.data.dataset import Dataset, load_dataset
+from smidgen.engines.choose import choose
+from smidgen.engines.eager import EagerEngine
+from smidgen.engines.engine import Engine, Precision
+from smidgen.errors import SmidgenError
+from smidgen.files import cannot_write, write_atomic
+from smidgen.training import checkpoint
+from smidgen.training.checkpoint import Origin
+from smidgen.training.loop import Training, start, take_step
+from smidgen.trial import Trial
+from smidgen.trials.mnist import augmented, strict
+
+STEPS = 25
+"""Steps of one measurement."""
+WARM_UP = 8
+"""Steps before each measurement that do not count; they also empty what a loader has prefetched."""
+
+ROUNDS = 5
+"""Measurements of each way, unless more are asked for."""
+
+Report = Callable[[str, str, float], object]
+"""Receives, before each measurement, the trial, what is measured, and the fraction of all work that is done."""
+
+
+def benchmark(
+    threads: int | None = None, rounds: int = ROUNDS, variants: bool = False, report: Report = lambda *_: None
+) -> Results:
+    """Measure the reference way and smidgen's engines in turn.
+
+    Args:
+        threads: None takes the usable cores, at most 8.
+        rounds: measurements of each way.
+        variants: also measure other memory layouts, dropouts and thread counts of the eager engine.
+        report: receives progress.
+
+    Raises:
+        SmidgenError: no rounds, or a number of threads that is not allowed.
+    """
+    if rounds < 1:
+        raise SmidgenError(f"--rounds is {rounds}; allowed: a whole number at least 1")
+    threads, dataset = choose("eager", threads=threads).threads, load_dataset()
+    before = torch.get_num_threads()
+    try:
+        networks = [
+            _measure(augmented(), dataset, threads, rounds, variants, lambda *at: report(*_overall(0, *at))),
+            _measure(strict(), dataset, threads, rounds, False, lambda *at: report(*_overall(1, *at))),
+        ]
+    finally:
+        torch.set_num_threads(before)
+    return Results(tuple(networks), threads, rounds, STEPS)
+
+
+def _overall(network: int, trial: str, what: str, fraction: float) -> tuple[str, str, float]:
+    """Progress over both networks, from the progress within one of them."""
+    return trial, what, (network + fraction) / 2
+
+
+def _measure(
+    trial: Trial, dataset: Dataset, threads: int, rounds: int, variants: bool, report: Report
+) -> NetworkResults:
+    ways: dict[str, Way] = {"loader": Way("DataLoader, reference")}
+    steps: list[tuple[Way, Step, int]] = []
+    trainings: dict[str, Training] = {}
+
+    def add(key: str, name: str, engine: Engine) -> None:
+        ways[key] = Way(name)
+        trainings[key] = _training(trial, dataset, engine)
+        steps.append((ways[key], _engine_step(trainings[key], trial, dataset), engine.torch_threads))
+
+    with loader_step(trial, dataset) as reference:
+        steps.append((ways["loader"], reference, threads))
+        add("eager", "eager (smidgen)", choose("eager", threads=threads))
+        if native := _native(threads):
+            add("native", "native", native)
+            if rough := _native(threads, "bf16"):
+                add("native_bf16", "native, bfloat16 products", rough)
+            if threads > 1 and (single := _native(1)):
+                add("native_1_thread", "native, 1 thread", single)
+        others = _variants(trial, dataset, threads) if variants else []
+        steps += others
+        measurements = [measured for _ in range(rounds) for measured in steps]
+        for done, (way, step, count) in enumerate(measurements):
+            report(trial.name, way.name, done / (len(measurements) + 2))
+            torch.set_num_threads(count)
+            way.rates.append(_rate(step, trial.batch_size))
+    report(trial.name, "time by layer, checkpoints", 1 - 2 / (len(measurements) + 2))
+    torch.set_num_threads(1)
+    fastest = trainings.get("native", trainings["eager"])
+    return NetworkResults(
+        trial.name,
+        trial.batch_size,
+        ways,
+        _profile(fastest, trial, dataset),
+        _checkpoint_seconds(fastest, rounds),
+        tuple(way for way, _, _ in others),
+    )
+
+
+def _native(threads: int, precision: Precision = "fp32") -> Engine | None:
+    """The native engine, where it is to be had."""
+    try:
+        return choose("native", threads=threads, precision=precision)
+    except SmidgenError:
+        return None
+
+
+def _checkpoint_seconds(training: Training, rounds: int) -> float:
+    """Median of writing a checkpoint, the one before it kept, as a run does."""
+    origin = Origin("0" * 64, "0" * 64, 0)
+    seconds = []
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as name:
+            path = Path(name) / "checkpoint"
+            for _ in range(10 * rounds):
+                began = time.perf_counter()
+                write_atomic(path, checkpoint.to_bytes(training, origin), previous=path.with_name("previous"))
+                seconds.append(time.perf_counter() - began)
+    except OSError as error:
+        raise cannot_write(Path.cwd(), error) from None
+    return statistics.median(seconds)
+
+
+def _training(trial: Trial, dataset: Dataset, engine: Engine, *, torch_dropout: bool = False) -> Training:
+    torch.manual_seed(0)
+    training = start(trial, network_of(trial, dataset, trial.dropout, torch_dropout), engine)
+    training.network.train()
+    return training
+
+
+def _engine_step(training: Training, trial: Trial, dataset: Dataset) -> Step:
+    """A step as the training loop takes it."""
+    loader = training.engine.loader(dataset.train, trial.augmentation, 0, dataset.mean, dataset.std)
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
+    batches = itertools.cycle(order.split(trial.batch_size)[:-1])
+    counter = itertools.count()
+
+    def step() -> None:
+        number = next(counter)
+        take_step(training, loader, next(batches), trial.optimizer.lr, trial, 0, 1, number, number + 1)
+
+    return step
+
+
+def _variants(trial: Trial, dataset: Dataset, threads: int) -> list[tuple[Way, Step, int]]:
+    """Other ways to run PyTorch eagerly, each with one thing changed."""
+    cpu = torch.device("cpu")
+    usual, single = EagerEngine(cpu, threads), EagerEngine(cpu, 1)
+    plain = replace(trial, dropout=0.0)
+
+    def relaid(engine: EagerEngine) -> EagerEngine:
+        other = {torch.channels_last: torch.contiguous_format, torch.contiguous_format: torch.channels_last}
+        return replace(engine, layout=other[engine.memory_format])
+
+    def way(name: str, trial: Trial, engine: EagerEngine, *, torch_dropout: bool = False) -> tuple[Way, Step, int]:
+        training = _training(trial, dataset, engine, torch_dropout=torch_dropout)
+        return Way(f"eager, {name}"), _engine_step(training, trial, dataset), engine.threads
+
+    return [
+        way("the other memory layout", trial, relaid(usual)),
+        way("PyTorch's dropout", trial, usual, torch_dropout=True),
+        way("no dropout", plain, usual),
+        way("1 thread", trial, single),
+        way("1 thread, the other memory layout", trial, relaid(single)),
+    ]
+
+
+PROFILED = 40
+"""Steps over which the layers' times are taken."""
+
+
+def _profile(training: Training, trial: Trial, dataset: Dataset) -> Profile | None:
+    """Where a step's time goes, as far as the engine can tell."""
+    engine, network = training.engine, training.network
+    step = _engine_step(training, trial, dataset)
+    for _ in range(WARM_UP):
+        step()
+    times, multiply_adds = engine.time_layers(network), engine.peak()
+    if times is None or multiply_adds is None:
+        return None
+    peak = 2e-9 * multiply_adds
+    for _ in range(PROFILED):
+        step()
+    macs = {layer.name: layer.macs for layer in examine(engine.plain(network), dataset.input_shape).layers}
+    layers = []
+    flop = 0.0
+    for name, run, seconds in times():
+        each = seconds / PROFILED
+        products = 0 if run == "statistics" else macs.get(name, 0)
+        gflops = 2e-9 * products * trial.batch_size / each
+        flop += 2e-9 * products
+        layers.append(LayerTime(name, run, 1e3 * each, gflops, gflops / (peak / engine.threads)))
+    return Profile(tuple(layers), flop, peak)
+
+
+def _rate(step: Step, batch_size: int) -> float:
+    for _ in range(WARM_UP):
+        step()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return STEPS * batch_size / (time.perf_counter() - began)
