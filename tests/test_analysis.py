@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from smidgen.reports import analysis
-from smidgen.reports.analysis import compare, fit_sentence, goal_sentence, held_from, pairs_sentence
+from smidgen.reports.analysis import fit_sentence, goal_sentence, held_from, pairs_sentence
 from smidgen.reports.collect import binomial_sd
 from smidgen.training.loop import EpochRecord
 from smidgen.trials.mnist import skeleton
@@ -91,45 +91,3 @@ class TestAnalysis:
         assert "2.0 images are wrong in a run" in sentence
         assert "4 and 9 (1.5), 3 and 5 (0.5): 100% of all errors" in sentence
         assert pairs_sentence([(labels, labels)]) == "No image is classified wrong."
-
-    def test_a_comparison_of_one_run_each_is_the_paired_one_over_images(self) -> None:
-        """With one run a side: the paired standard error, by hand."""
-        rng = np.random.default_rng(0)
-        a, b = rng.random(2_000) < 0.95, rng.random(2_000) < 0.93
-        found = compare([a], [b])
-        difference = a.astype(float) - b
-        half = 196 * difference.std(ddof=1) / 2_000**0.5
-        assert found.difference == pytest.approx(100 * difference.mean())
-        assert (found.low95, found.high95) == pytest.approx((found.difference - half, found.difference + half))
-
-    def test_a_comparison_of_several_runs_adds_the_spread_over_seeds(self) -> None:
-        """Two variances of means, by hand: of the paired difference over images, and over the runs of each side."""
-        rng = np.random.default_rng(2)
-        ours = [rng.random(500) < share for share in (0.99, 0.80, 0.95)]
-        theirs = [rng.random(500) < share for share in (0.90, 0.70)]
-        a, b = np.mean(ours, axis=0), np.mean(theirs, axis=0)
-        variance = (a - b).var(ddof=1) / 500
-        variance += np.var([x.mean() for x in ours], ddof=1) / 3 + np.var([x.mean() for x in theirs], ddof=1) / 2
-        found = compare(ours, theirs)
-        assert found.high95 - found.low95 == pytest.approx(2 * 196 * variance**0.5)
-
-    def test_better_worse_and_not_distinguishable(self) -> None:
-        base = np.ones(1_000, dtype=bool)
-        worse = base.copy()
-        worse[:20] = False
-        barely = base.copy()
-        barely[:2] = False
-        assert compare([base], [worse]).verdict == "better"
-        assert compare([worse], [base]).verdict == "worse"
-        assert compare([barely], [base]).verdict == "not distinguishable"
-        assert compare([base], [base]).verdict == "not distinguishable"
-
-    def test_the_interval_covers_what_it_should(self) -> None:
-        """Two trials of equal quality, 4 seeds each, 2,000 images, drawn 300 times: 95 % or more hold 0."""
-        rng = np.random.default_rng(1)
-        covered = 0
-        for _ in range(300):
-            hard = rng.beta(0.1, 3, 2_000)
-            ours, theirs = ([rng.random(2_000) > hard for _ in range(4)] for _ in range(2))
-            covered += compare(ours, theirs).verdict == "not distinguishable"
-        assert covered >= 285

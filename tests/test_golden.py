@@ -77,9 +77,9 @@ def test_the_reports_tables(golden: Golden, small_run: Run, small_trial: Trial) 
     """From figures written down here, so that they are the same on every machine."""
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 10
-    groups = []
+    groups: list[TrialRuns] = []
     for name, seeds in (("first", (0, 1)), ("second", (0,))):
-        trial = replace(small_trial, name=name, batch_size=50 if name == "first" else 64)
+        trial = replace(groups[0].trial if groups else small_trial, name=name, batch_size=50 if name == "first" else 64)
         runs = [
             replace(
                 small_run,

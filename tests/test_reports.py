@@ -77,7 +77,7 @@ def test_everything_that_it_promises_is_there(page: str) -> None:
         "Summary", "What changed from small", "augmentation.rotation: 0 -> 10", "epochs: 2 -> 3", "Analysis", "Curves",
         "Layers", "Receptive fields", "Epochs", "Mistakes", "Confusion", "Reliability", "Training images",
         "First layer", "Environment", "weights_sha256, seed 1", "smidgen run", "--seed 1", "678", "epoch 3/3",
-        "goal met by 2 of 2 runs", "label → prediction", "Against small on the same images", "7x7",
+        "goal met by 2 of 2 runs", "label → prediction", "longer against small on the same 200 images", "7x7",
     ):  # fmt: skip
         assert words in text, words
     for part in ("curves-small", "curves-longer", "distribution"):

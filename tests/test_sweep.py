@@ -221,7 +221,7 @@ def test_the_command(smidgen: Command, whole: Sweep, trials: list[Trial], tmp_pa
     other = smidgen(
         "compare", Path(first["run_dirs"][0]).parent, "--with", Path(done.json["trials"][1]["run_dirs"][0]).parent
     )
-    assert "3 and 3 runs, paired by seed" in other.out
+    assert "3 runs against 3, paired by seed" in other.out
     assert smidgen("compare", root, "--with", root).is_mistake("is of several trials")
     reported = smidgen("report", root, "-o", tmp_path / "x.html", "--json")
     assert [trial["seeds"] for trial in reported.json["trials"]] == [[0, 1, 2], [0, 1, 2]]

@@ -12,7 +12,7 @@ from smidgen.anatomy.layers import examine
 from smidgen.errors import SettingError, SmidgenError, TrialError
 from smidgen.nets.build import build_network
 from smidgen.schedules import Cosine, Step
-from smidgen.settings import with_settings
+from smidgen.settings import differences, with_settings
 from smidgen.trial import SGD, AdamW, AvgPool, Conv, Linear, Network, Trial, separable
 from smidgen.trials.builtin import BUILTIN
 from smidgen.trials.find import find_trial, find_trial_or_network
@@ -34,6 +34,43 @@ def test_the_digest_is_of_the_recipe_not_of_its_name() -> None:
     assert replace(trial, name="other", note="").recipe_digest == trial.recipe_digest
     assert replace(trial, batch_size=65).recipe_digest != trial.recipe_digest
     assert len({make.make().recipe_digest for make in BUILTIN.values()}) == len(BUILTIN)
+
+
+class TestLineage:
+    def test_replace_with_a_new_name_records_the_old_one(self) -> None:
+        first = skeleton()
+        second = replace(first, name="second", epochs=3)
+        third = replace(replace(second, dropout=0.1), name="third")
+        assert (first.base, second.base, third.base) == (None, "mnist-1-skeleton", "second")
+        assert third.lineage == ("mnist-1-skeleton", "second", "third")
+        assert with_settings(second, ["name=fourth", "epochs=4"]).base == "second"
+        assert with_settings(second, ["epochs=4"]).base == "mnist-1-skeleton"
+        assert Trial.from_json(json.loads(json.dumps(third.to_json()))).lineage == third.lineage
+
+    def test_it_is_no_part_of_the_recipe(self) -> None:
+        trial = replace(skeleton(), name="other")
+        data = trial.to_json()
+        del data["lineage"]  # as files of older versions
+        old = Trial.from_json(data)
+        assert old.base is None
+        assert old == trial
+        assert old.recipe_digest == trial.recipe_digest == skeleton().recipe_digest
+        assert differences(old, trial) == []
+
+    def test_it_does_not_grow_without_end_and_holds_names_only(self) -> None:
+        trial = skeleton()
+        for i in range(100):
+            trial = replace(trial, name=f"n{i}")
+        assert len(trial.lineage) < 20
+        assert trial.base == "n98"
+        with pytest.raises(SettingError, match="lineage"):
+            replace(trial, lineage=("<b>",))
+
+    def test_of_the_builtin_trials(self) -> None:
+        bases = {"mnist-2-regularized": "mnist-1-skeleton", "mnist-3-augmented": "mnist-2-regularized"}
+        bases |= {"mnist-4-strict": "mnist-3-augmented", "mnist-tiny": "mnist-4-strict"}
+        bases |= {"mnist-tiny-99": "mnist-tiny", "mnist-sprint": "mnist-4-strict"}
+        assert {name: builtin.make().base for name, builtin in BUILTIN.items()} == {n: bases.get(n) for n in BUILTIN}
 
 
 def test_the_seeds_settings() -> None:

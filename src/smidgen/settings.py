@@ -37,14 +37,18 @@ def setting(
     below: float | None = None,
     help: str = "",
     later: bool = False,
+    record: bool = False,
 ) -> Any:
     """A dataclass field with limits: `least` and `most` inclusive, `above` and `below` exclusive.
 
     For a tuple the limits hold for each item. A field that came `later` than the values whose digests
     are on disk counts in a digest only where it is not at its default, so that those stay valid.
+    A `record` tells where a value comes from: it is kept in JSON, and left out of digests, differences and equality.
     """
-    metadata = {"least": least, "most": most, "above": above, "below": below, "help": help, "later": later}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {
+        "least": least, "most": most, "above": above, "below": below, "help": help, "later": later, "record": record
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata, compare=not record)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def with_settings(value: AnySettings, assignments: typing.Iterable[str]) -> AnyS
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, Json, Json]]:
     """Where two values differ: `(path, old, new)`, a whole part at once where its kind differs."""
-    return _differences(old.to_json(), new.to_json(), "")
+    return _differences(_without_records(old), _without_records(new), "")
 
 
 def suggestion(name: str, known: typing.Iterable[str]) -> str:
@@ -250,11 +254,20 @@ def _allowed(annotation: Any, limits: typing.Mapping[str, Any]) -> str:
 
 
 def _identity(value: Settings) -> dict[str, Json]:
-    """As `Settings.to_json`, without later fields that are at their defaults."""
+    """As `Settings.to_json`, without records and without later fields that are at their defaults."""
     return {
         name: _to_json(getattr(value, name), annotation, _identity)
         for name, (field, annotation) in _fields(type(value)).items()
-        if not (field.metadata.get("later") and getattr(value, name) == field.default)
+        if not (field.metadata.get("record") or (field.metadata.get("later") and getattr(value, name) == field.default))
+    }
+
+
+def _without_records(value: Settings) -> dict[str, Json]:
+    """As `Settings.to_json`, without fields that are records."""
+    return {
+        name: _to_json(getattr(value, name), annotation, _without_records)
+        for name, (field, annotation) in _fields(type(value)).items()
+        if not field.metadata.get("record")
     }
 
 

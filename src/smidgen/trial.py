@@ -1,7 +1,7 @@
 """A trial: the full recipe of a training with its goal, as one frozen value.
 
-A later trial is made from an earlier one with `dataclasses.replace`, so what changed is visible
-in the code and can be printed (`smidgen.settings.differences`).
+A later trial is made from an earlier one with `dataclasses.replace` and a new name, so what changed is
+visible in the code and can be printed (`smidgen.settings.differences`); `Trial.base` records the earlier one.
 """
 
 from __future__ import annotations
@@ -253,6 +253,7 @@ class AdamW(Adam):
 Optimizer = SGD | Adam | AdamW
 
 
+LONGEST_LINEAGE = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -262,6 +263,9 @@ class Trial(Settings):
 
     Two runs of one trial with one seed, on one machine with one engine and the same versions,
     give the same weights to the last byte.
+
+    `dataclasses.replace(trial, name="new", ...)` records the name of the trial that the new one was made
+    from; reports compare the two.
     """
 
     name: str = setting(help="letters, digits, '.', '_' and '-'; names the run directory")
@@ -289,17 +293,29 @@ class Trial(Settings):
     initial_weights: Literal["pytorch", "he"] = setting(
         "pytorch", later=True, help="of convolutions: PyTorch's default, or normal with variance 2 / fan-in"
     )
+    lineage: tuple[str, ...] = setting(
+        (), record=True, help="names of the trials that it was made from, oldest first, and its own; kept by itself"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _NAME.fullmatch(self.name):
-            raise SettingError("Trial.name", self.name, "1 to 64 letters, digits, '.', '_' and '-'")
+        for path, name in (("name", self.name), *((f"lineage.{i}", name) for i, name in enumerate(self.lineage))):
+            if not _NAME.fullmatch(name):
+                raise SettingError(f"Trial.{path}", name, "1 to 64 letters, digits, '.', '_' and '-'")
+        # `replace` hands on the lineage of the old trial, which ends in the old name.
+        if self.lineage[-1:] != (self.name,):
+            object.__setattr__(self, "lineage", (*self.lineage, self.name)[-LONGEST_LINEAGE:])
         if len(self.note) > 1_000 or not self.note.isprintable():
             raise SettingError("Trial.note", self.note, "one line of at most 1,000 characters")
 
     @property
+    def base(self) -> str | None:
+        """The name of the trial that it was made from, if any."""
+        return self.lineage[-2] if len(self.lineage) > 1 else None
+
+    @property
     def recipe_digest(self) -> str:
-        """SHA-256 (hex) of everything that shapes the weights or the verdict: all but name and note."""
+        """SHA-256 (hex) of everything that shapes the weights or the verdict: all but name, note and lineage."""
         return self.digest(leave_out=frozenset({"name", "note"}))
 
     def check_budgets(self, parameters: int) -> None:

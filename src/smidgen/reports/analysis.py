@@ -5,16 +5,16 @@ Each rule is a function of plain figures, so that its boundary can be tested.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from smidgen.data.parts import label_name
+from smidgen.errors import RunError
 from smidgen.reports.collect import TrialRuns, binomial_sd
+from smidgen.reports.compare import bases, compare_trials
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Trial
 from smidgen.verdict import images_needed
@@ -35,12 +35,12 @@ STEADY_RATE = 0.99
 """A learning rate of at least this share of the last epoch's is steady."""
 
 
-def analyse(group: TrialRuns, before: TrialRuns | None = None) -> list[str]:
+def analyse(group: TrialRuns, base: TrialRuns | None = None) -> list[str]:
     """Sentences on one trial's runs.
 
     Args:
         group: the runs.
-        before: the trial that came before it, to be compared with.
+        base: the runs of the trial that it was made from, to be compared with.
     """
     trial = group.trial
     train = statistics.mean(run.history[-1].train_accuracy for run in group.runs)
@@ -56,11 +56,10 @@ def analyse(group: TrialRuns, before: TrialRuns | None = None) -> list[str]:
     if group.predictions:
         names = group.runs[0].trained.class_names
         sentences.append(pairs_sentence([(group.labels, p.classes) for p in group.predictions], names))
-    if before is not None and before.predictions and group.predictions:
-        same = np.array_equal(before.labels, group.labels)
-        if same:
-            comparison = compare(list(group.correct), list(before.correct))
-            sentences.append(comparison_sentence(comparison, before.label, len(group.runs), len(before.runs)))
+    if base is not None:
+        sentences.append(comparison_sentence(group, base))
+    elif made_from := bases(trial):
+        sentences.append(f"{made_from[0]}, the trial that it was made from, is not in this report: no comparison.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -192,58 +191,12 @@ def pairs_sentence(
     )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two trials on the same images.
-
-    Attributes:
-        difference: mean accuracy of the first less that of the second, points.
-        low95: lower end of the 95 % interval.
-        high95: upper end.
-    """
-
-    difference: float
-    low95: float
-    high95: float
-
-    @property
-    def verdict(self) -> str:
-        """`better`, `worse` or `not distinguishable`, by whether the interval holds 0."""
-        if self.low95 > 0:
-            return "better"
-        if self.high95 < 0:
-            return "worse"
-        return "not distinguishable"
-
-
-def compare(ours: Sequence[npt.NDArray[np.bool_]], theirs: Sequence[npt.NDArray[np.bool_]]) -> Comparison:
-    """Compare two sets of runs on the same images, paired by image.
-
-    The standard error has two parts, added as variances: of the mean over images of the paired
-    difference (each image's share of runs that are right), and of the means over seeds (Welch),
-    where there are at least two runs. The sum is on the careful side.
-
-    Args:
-        ours: which images each run of the one set has right, bool [images].
-        theirs: the same of the other set.
-    """
-    a, b = np.stack(ours).astype(float), np.stack(theirs).astype(float)
-    paired = a.mean(0) - b.mean(0)
-    variance = paired.var(ddof=1) / len(paired)
-    for runs in (a.mean(1), b.mean(1)):
-        if len(runs) > 1:
-            variance += runs.var(ddof=1) / len(runs)
-    difference, half = 100 * float(paired.mean()), 196 * math.sqrt(variance)
-    return Comparison(difference, difference - half, difference + half)
-
-
-def comparison_sentence(comparison: Comparison, name: str, ours: int, theirs: int) -> str:
-    """The comparison in words."""
-    interval = f"95 % interval {comparison.low95:+.2f} to {comparison.high95:+.2f}"
-    return (
-        f"Against {name} on the same images: {comparison.difference:+.2f} points ({interval}; "
-        f"{_count(ours, 'run')} against {theirs}): {comparison.verdict}."
-    )
+def comparison_sentence(group: TrialRuns, base: TrialRuns) -> str:
+    """How a trial does against the one that it was made from."""
+    try:
+        return str(compare_trials(group, base))
+    except RunError as error:
+        return f"Not compared with {base.label}: {error}."
 
 
 def _needed(record: EpochRecord, trial: Trial) -> int:

@@ -14,6 +14,7 @@ from smidgen.anatomy.layers import examine_trial
 from smidgen.reports import charts, pictures
 from smidgen.reports.analysis import analyse
 from smidgen.reports.collect import Collection, TrialRuns
+from smidgen.reports.compare import base_of, bases
 from smidgen.reports.document import (
     Block,
     Bullets,
@@ -58,8 +59,8 @@ def write(collection: Collection) -> Document:
         blocks.append(Chart("distribution", charts.distribution(groups), f"{caption}. {rows}.", caption))
     if len(groups) > 2:
         blocks.append(_front(groups))
-    for index, group in enumerate(groups):
-        blocks += _chapter(group, groups[index - 1] if index else None)
+    for group in groups:
+        blocks += _chapter(group, base_of(group, groups))
     return document
 
 
@@ -117,17 +118,17 @@ def _summary(groups: Sequence[TrialRuns]) -> Table:
     return Table("The trials: targets and results", columns, rows, left=3)
 
 
-def _chapter(group: TrialRuns, before: TrialRuns | None) -> list[Block]:
+def _chapter(group: TrialRuns, base_runs: TrialRuns | None) -> list[Block]:
     trial = group.trial
     blocks: list[Block] = [Heading(group.label)]
     blocks += _story(trial)
-    base = before.trial if before else _base(trial)
+    base = base_runs.trial if base_runs else _builtin_base(trial)
     if base is not None:
         differences = changes(base, trial)
-        name = before.label if before else f"the built-in {base.name}"
+        name = base_runs.label if base_runs else f"the built-in {base.name}"
         blocks.append(Heading(f"What changed from {name}", 3))
         blocks.append(Bullets(differences) if differences else Paragraph("Nothing but the name."))
-    blocks += [Heading("Analysis", 3), Bullets(analyse(group, before))]
+    blocks += [Heading("Analysis", 3), Bullets(analyse(group, base_runs))]
     blocks += [Heading("Curves", 3), _curves(group)]
     blocks += _network(group)
     blocks += [Heading("Epochs", 3)]
@@ -153,14 +154,10 @@ def _story(trial: Trial) -> list[Block]:
     return [Paragraph(" ".join(paragraph.split())) for paragraph in paragraphs]
 
 
-def _base(trial: Trial) -> Trial | None:
-    builtin = BUILTIN.get(trial.name)
-    if builtin is None:
-        return None
-    made = builtin.make()
-    if made.recipe_digest != trial.recipe_digest:
-        return made
-    return BUILTIN[builtin.base].make() if builtin.base else None
+def _builtin_base(trial: Trial) -> Trial | None:
+    """The built-in trial that a trial was made from, if it is one."""
+    names = bases(trial)
+    return BUILTIN[names[0]].make() if names and names[0] in BUILTIN else None
 
 
 def _curves(group: TrialRuns) -> Chart:

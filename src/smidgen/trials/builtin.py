@@ -18,11 +18,9 @@ class Builtin:
 
     Attributes:
         make: builds it; its docstring tells target, result and analysis.
-        base: the name of the trial that it was made from, if any.
     """
 
     make: Callable[[], Trial]
-    base: str | None = None
 
     @property
     def story(self) -> str:
@@ -32,12 +30,12 @@ class Builtin:
 
 BUILTIN = {
     "mnist-1-skeleton": Builtin(mnist.skeleton),
-    "mnist-2-regularized": Builtin(mnist.regularized, base="mnist-1-skeleton"),
-    "mnist-3-augmented": Builtin(mnist.augmented, base="mnist-2-regularized"),
-    FLAGSHIP: Builtin(mnist.strict, base="mnist-3-augmented"),
-    "mnist-tiny": Builtin(mnist.tiny, base=FLAGSHIP),
-    "mnist-tiny-99": Builtin(mnist.tiny_99, base="mnist-tiny"),
-    "mnist-sprint": Builtin(mnist.sprint, base=FLAGSHIP),
+    "mnist-2-regularized": Builtin(mnist.regularized),
+    "mnist-3-augmented": Builtin(mnist.augmented),
+    FLAGSHIP: Builtin(mnist.strict),
+    "mnist-tiny": Builtin(mnist.tiny),
+    "mnist-tiny-99": Builtin(mnist.tiny_99),
+    "mnist-sprint": Builtin(mnist.sprint),
     "fashion-small": Builtin(fashion.small),
 }
-"""The built-in trials; those for MNIST each made from the one before it."""
+"""The built-in trials."""

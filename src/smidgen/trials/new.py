@@ -19,6 +19,9 @@ EPOCHS = 14
 _TEMPLATE = '''"""A trial for {about}.
 
 Written by `smidgen new`; change what you like. To run it: smidgen run {file}:trial
+
+A variant is a function that returns `dataclasses.replace(trial(), name="variant", dropout=0.05)`. It records
+what it was made from: `smidgen report` compares the runs of both.
 """
 
 from smidgen import SGD, Augmentation, AvgPool, Conv, Data, Goal, Linear, MaxPool, Network, OneCycle, Trial
