@@ -11,7 +11,7 @@ from pathlib import Path
 
 import smidgen
 from smidgen.reports.charts import Point, front
-from smidgen.trials.listing import MEASURED
+from smidgen.trials.measured import MEASURED
 
 PUBLIC = [
     Point(7_752, 99.55, "School of AI", False),

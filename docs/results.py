@@ -21,7 +21,7 @@ from typing import Any
 
 import smidgen
 from smidgen.tables import render
-from smidgen.trials.listing import MEASURED
+from smidgen.trials.measured import MEASURED
 
 FLAGSHIP, SPRINT = "mnist-4-strict", "mnist-sprint"
 SEEDS = {

@@ -145,12 +145,11 @@ def _chapter(group: TrialRuns, before: TrialRuns | None) -> list[Block]:
 
 
 def _story(trial: Trial) -> list[Block]:
-    """What the trial's author wrote of it: for a built-in trial its docstring, otherwise its note."""
+    """What its author says of the trial: of a built-in trial target, result and analysis, of another its note."""
     builtin = BUILTIN.get(trial.name)
     if builtin is None or builtin.make().recipe_digest != trial.recipe_digest:
         return [Paragraph(trial.note)] if trial.note else []
-    paragraphs = builtin.story.split("\n\n")
-    return [Paragraph(" ".join(paragraph.split())) for paragraph in paragraphs]
+    return [Paragraph(paragraph) for paragraph in builtin.story.paragraphs]
 
 
 def _base(trial: Trial) -> Trial | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from smidgen.trial import Trial
 from smidgen.trials import fashion, mnist
+from smidgen.trials.measured import measured
+from smidgen.trials.story import Story
 
 FLAGSHIP = "mnist-4-strict"
 
@@ -17,27 +18,29 @@ class Builtin:
     """A built-in trial.
 
     Attributes:
-        make: builds it; its docstring tells target, result and analysis.
+        make: builds it.
+        untold: target, result and analysis, without the measured figures.
         base: the name of the trial that it was made from, if any.
     """
 
     make: Callable[[], Trial]
+    untold: Story
     base: str | None = None
 
     @property
-    def story(self) -> str:
-        """Target, result and analysis, as written beside the trial."""
-        return inspect.getdoc(self.make) or ""
+    def story(self) -> Story:
+        """Target, result and analysis, with the figures measured of this recipe."""
+        return self.untold.told(measured(self.make()))
 
 
 BUILTIN = {
-    "mnist-1-skeleton": Builtin(mnist.skeleton),
-    "mnist-2-regularized": Builtin(mnist.regularized, base="mnist-1-skeleton"),
-    "mnist-3-augmented": Builtin(mnist.augmented, base="mnist-2-regularized"),
-    FLAGSHIP: Builtin(mnist.strict, base="mnist-3-augmented"),
-    "mnist-tiny": Builtin(mnist.tiny, base=FLAGSHIP),
-    "mnist-tiny-99": Builtin(mnist.tiny_99, base="mnist-tiny"),
-    "mnist-sprint": Builtin(mnist.sprint, base=FLAGSHIP),
-    "fashion-small": Builtin(fashion.small),
+    "mnist-1-skeleton": Builtin(mnist.skeleton, mnist.SKELETON),
+    "mnist-2-regularized": Builtin(mnist.regularized, mnist.REGULARIZED, base="mnist-1-skeleton"),
+    "mnist-3-augmented": Builtin(mnist.augmented, mnist.AUGMENTED, base="mnist-2-regularized"),
+    FLAGSHIP: Builtin(mnist.strict, mnist.STRICT, base="mnist-3-augmented"),
+    "mnist-tiny": Builtin(mnist.tiny, mnist.TINY, base=FLAGSHIP),
+    "mnist-tiny-99": Builtin(mnist.tiny_99, mnist.TINY_99, base="mnist-tiny"),
+    "mnist-sprint": Builtin(mnist.sprint, mnist.SPRINT, base=FLAGSHIP),
+    "fashion-small": Builtin(fashion.small, fashion.SMALL),
 }
 """The built-in trials; those for MNIST each made from the one before it."""
