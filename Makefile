@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench throughput results golden clean demo test-arm export-table ablation gap corruptions front
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -47,10 +47,6 @@ test-arm: $(VENV)/installed-dev
 	    { echo "make test-arm needs gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm"; exit 2; }
 	$(BIN)/python -m pytest -s -m '' tests/test_export_arm.py
 
-# The table of docs/export.md, measured here: trains what is missing of its two runs first.
-export-table: $(VENV)/installed-dev
-	$(BIN)/python docs/exports.py
-
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
@@ -81,22 +77,15 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed
 	$(BIN)/smidgen bench
 
-# Jobs an hour of a sweep with one worker and with two: about 5 minutes on 2 cores.
-throughput: $(VENV)/installed
-	$(BIN)/python docs/throughput.py
+# The figures of docs/, each by the program of its name in benchmarks/, which says what it does (`--help`). Those that
+# need runs train what is missing: `results` takes about two hours on 2 cores, `ablation` one, `trials` 15 minutes a
+# seed. A quick try: make results ARGS='--seeds 0-1 --epochs 1 --runs /tmp/runs'
+results trials ablation gap corruptions front throughput: $(VENV)/installed
+	$(BIN)/python benchmarks/$@.py $(ARGS)
 
-# The runs behind docs/results.md: about two hours on 2 cores. Repeating it does what is missing.
-results: $(VENV)/installed
-	$(BIN)/python docs/results.py
-
-# What the tables of docs/results.md beyond the accuracies come from: an ingredient left out at a time (about an hour on
-# 2 cores), held-out images against test images, spoilt test images (of the runs of `make results`), and the chart.
-ablation gap corruptions front: $(VENV)/installed
-	$(BIN)/python docs/$@.py
-
-# docs/demo.html and its picture, from the flagship, which is trained unless RUN names a finished run.
-demo: $(VENV)/installed-dev
-	$(BIN)/python docs/demo.py $(RUN)
+# docs/demo.html is made from the flagship, which is trained unless ARGS names a finished run.
+exports demo: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/$@.py $(ARGS)
 
 golden: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/test_golden.py --overwrite

@@ -15,7 +15,7 @@ from smidgen.exports.fused import Affine, Convolution, fused_graph
 from smidgen.nets.build import build_network
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.trial import AvgPool, Conv, Linear, MaxPool, Network
-from smidgen.trials.mnist import SEED_NETWORK, strict
+from smidgen.trials.mnist import REFERENCE_NETWORK, strict
 
 
 def trained(network: nn.Module, classes: int = 10) -> TrainedNetwork:
@@ -72,8 +72,8 @@ PLAIN = Network(
 NETWORKS = {
     "plain": build(PLAIN),
     "flagship": build(cast("Network", strict().network)),
-    "seed": build(SEED_NETWORK),
-    "seed, activation first": build(Network(SEED_NETWORK.blocks, order="activation-norm")),
+    "reference": build(REFERENCE_NETWORK),
+    "reference, activation first": build(Network(REFERENCE_NETWORK.blocks, order="activation-norm")),
     "padded, activation first": build(PADDED),
     "branches": Branches,
 }
@@ -101,7 +101,7 @@ def test_shapes_are_those_of_the_values(name: str) -> None:
 
 
 def test_norms_are_folded_away_where_that_is_exact() -> None:
-    graph = fused_graph(trained(NETWORKS["seed"]()))
+    graph = fused_graph(trained(NETWORKS["reference"]()))
     assert not [node for node in graph.operations if isinstance(node, Affine)]
     assert all(node.scale is None for node in graph.operations if isinstance(node, Convolution))
     kept = fused_graph(trained(NETWORKS["padded, activation first"]()))

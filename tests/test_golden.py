@@ -37,7 +37,7 @@ def test_inspect(smidgen: Command, golden: Golden, format: str) -> None:
 
 
 def test_trials(smidgen: Command, golden: Golden, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("smidgen.trials.listing.MEASURED", tmp_path / "none")
+    monkeypatch.setattr("smidgen.trials.measured.MEASURED", tmp_path / "none")
     golden("trials.txt", smidgen("trials").out)
 
 

@@ -21,6 +21,7 @@ from smidgen.data.dataset import Dataset
 from smidgen.errors import RunError
 from smidgen.reports import charts, pictures
 from smidgen.reports.collect import TrialRuns, collect
+from smidgen.reports.document import Chart
 from smidgen.reports.markdown import to_markdown
 from smidgen.reports.page import to_html
 from smidgen.reports.report import report
@@ -75,9 +76,9 @@ def test_everything_that_it_promises_is_there(page: str) -> None:
     text = " ".join(Elements(page).words)
     for words in (
         "Summary", "What changed from small", "augmentation.rotation: 0 -> 10", "epochs: 2 -> 3", "Analysis", "Curves",
-        "Layers", "Receptive fields", "Epochs", "Mistakes", "Confusion", "Reliability", "Training images",
+        "Layers", "Receptive fields", "Epochs", "Misclassified images", "Confusion", "Reliability", "Training images",
         "First layer", "Environment", "weights_sha256, seed 1", "smidgen run", "--seed 1", "678", "epoch 3/3",
-        "goal met by 2 of 2 runs", "label → prediction", "longer against small on the same 200 images", "7x7",
+        "goal met by 2 of 2 runs", "true class → predicted class", "longer against small on the same 200 images", "7x7",
     ):  # fmt: skip
         assert words in text, words
     for part in ("curves-small", "curves-longer", "distribution"):
@@ -102,7 +103,7 @@ def test_it_is_accessible(page: str) -> None:
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all(len(image["alt"] or "") > 10 for image in elements.all("img"))
     charts_shown = [svg for svg in elements.all("svg") if svg.get("role") == "img"]
-    assert len(charts_shown) == len(elements.all("svg")) == 7
+    assert len(charts_shown) == len(elements.all("svg")) == 9
     assert all(len(svg["aria-label"] or "") > 30 for svg in charts_shown)
     assert len(elements.all("caption")) == len(elements.all("table"))
     assert all(cell.get("scope") in ("col", "row") for cell in elements.all("th"))
@@ -122,21 +123,40 @@ def test_the_figures_are_the_runs(page: str, runs: Path) -> None:
         assert line in page
 
 
-def test_the_mistakes_are_the_networks(runs: Path) -> None:
+def test_the_misclassified_images_are_the_networks(runs: Path) -> None:
     group = collect([runs / "b0"]).trials[0]
+    assert group.dataset is not None
     predictions, correct = group.predictions[0], group.correct[0]
     assert int(correct.sum()) == group.runs[0].history[-1].test_correct
     document = write(collect([runs / "b0"]))
-    shown = [p for block in document.blocks if isinstance(block, write.__globals__["Gallery"]) for p in block.pictures]
-    mistakes = [p for p in shown if p.name.startswith("mistake")]
-    sure = []
-    for picture in mistakes:
-        index, label, guess, probability = re.findall(r"[\d.]+", picture.alt)
+    (sheet,) = [b for b in document.blocks if isinstance(b, Chart) and b.name.startswith("misclassified")]
+    root = ET.fromstring(sheet.svg)
+    pixels = [
+        image.get("{http://www.w3.org/1999/xlink}href") for image in root.iter("{http://www.w3.org/2000/svg}image")
+    ]
+    captions = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    described = re.findall(r"image (\d+): (\d) classified as (\d), ([\d.]+) %", sheet.alt)
+    assert len(described) == len(pixels) == min(48, int((~correct).sum()))
+    for number, (index, label, guess, probability) in enumerate(described):
         assert int(group.labels[int(index)]) == int(label)
         assert int(predictions.classes[int(index)]) == int(guess) != int(label)
-        sure.append(float(probability))
-    assert len(mistakes) == min(48, int((~correct).sum()))
+        assert captions[2 * number : 2 * number + 2] == [f"{label} → {guess}", f"{probability} %"]
+        image = group.dataset.held_out.images[int(index)].numpy()
+        assert pixels[number] == pictures.data_uri(pictures.small(image))
+    sure = [float(probability) for *_, probability in described]
     assert sure == sorted(sure, reverse=True)
+
+
+def test_a_contact_sheet_keeps_names_within_it_and_without_markup() -> None:
+    image = np.zeros((3, 12, 24), np.uint8)
+    svg = charts.contact_sheet([image] * 3, [("<b>&", "a very long name of a class", "99.9 %")] * 3)
+    root = ET.fromstring(svg)
+    _, _, width, height = map(float, (root.get("viewBox") or "").split())
+    texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
+    assert [text.text for text in texts[:2]] == ["<b>& → a very long nam…", "99.9 %"]
+    for element in (*texts, *root.iter("{http://www.w3.org/2000/svg}image")):
+        assert 0 <= float(element.get("x") or -1) < width
+        assert 0 <= float(element.get("y") or -1) < height
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md"])
@@ -158,11 +178,11 @@ def test_markdown_shows_the_same_and_its_pictures_exist(runs: Path, tmp_path: Pa
     text = (tmp_path / "r.md").read_text()
     rendered = Elements(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
     words = " ".join(rendered.words)
-    for part in ("Summary", "Receptive fields", "Mistakes", "Analysis", "epoch 3/3", "conv1 (Conv2d)"):
+    for part in ("Summary", "Receptive fields", "Misclassified images", "Analysis", "epoch 3/3", "conv1 (Conv2d)"):
         assert part in words, part
     assert len(rendered.all("table")) == 2 * 5 + 1
     images = rendered.all("img")
-    assert len(images) > 20
+    assert len(images) == len(list((tmp_path / "r-images").iterdir())) == 15
     for image in images:
         assert (tmp_path / str(image["src"])).is_file()
     for svg in (tmp_path / "r-images").glob("*.svg"):

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from smidgen.nets.build import build_network
 from smidgen.schedules import Cosine, Step
 from smidgen.settings import differences, with_settings
 from smidgen.trial import SGD, AdamW, AvgPool, Conv, Linear, Network, Trial, separable
-from smidgen.trials.builtin import BUILTIN
+from smidgen.trials.builtin import BUILTIN, Builtin
 from smidgen.trials.find import find_trial, find_trial_or_network
 from smidgen.trials.listing import changes, listing
+from smidgen.trials.measured import MEASURED, measured, read_measured, write_measured
 from smidgen.trials.mnist import augmented, skeleton, strict
 
 
@@ -122,10 +125,44 @@ def test_changes_show_what_a_trial_changed() -> None:
     assert entries["mnist-1-skeleton"]["parameters"] == 8_000
 
 
-def test_every_builtin_trial_tells_target_result_and_analysis() -> None:
-    for builtin in BUILTIN.values():
-        for word in ("Target:", "Result", "Analysis:"):
-            assert word in builtin.story, (builtin, word)
+def test_every_builtin_trial_has_its_story_also_without_docstrings() -> None:
+    code = "import dataclasses, json; from smidgen import listing; print(json.dumps([e['story'] for e in listing()]))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True)
+    stories = json.loads(done.stdout)
+    assert stories == [asdict(builtin.story) for builtin in BUILTIN.values()]
+    assert all(text and "{" not in text for story in stories for text in story.values())
+
+
+def test_the_figures_of_a_story_are_those_measured() -> None:
+    for name, builtin in BUILTIN.items():
+        result = json.loads(MEASURED.read_text())[name]
+        figures = f"{result['mean']:.3f} ± {result['sd']:.3f} % (n = {result['n']}), min {result['min']:.2f} %"
+        assert figures in builtin.story.result
+        assert f"{result['goal_share'] * result['n']:.0f} of {result['n']} runs" in builtin.story.result
+    assert f"{read_measured()['mnist-4-strict'].train_mean:.2f} %" in BUILTIN["mnist-4-strict"].story.analysis
+    assert f"{read_measured()['mnist-sprint'].seconds_median:.1f} s" in BUILTIN["mnist-sprint"].story.result
+
+
+def test_a_recipe_that_changed_since_has_no_measured_figures() -> None:
+    changed = Builtin(lambda: replace(strict(), batch_size=128), BUILTIN["mnist-4-strict"].untold)
+    result = read_measured()["mnist-4-strict"]
+    assert "Not measured" in changed.story.result
+    assert f"{result.mean:.3f}" not in changed.story.result
+    assert f"{result.train_mean:.2f}" not in changed.story.analysis
+    assert changed.story.target == BUILTIN["mnist-4-strict"].story.target
+
+
+def test_measured_results_are_written_beside_those_of_other_trials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = read_measured()
+    monkeypatch.setattr("smidgen.trials.measured.MEASURED", tmp_path / "measured.json")
+    assert read_measured() == {}
+    write_measured(before)
+    newer = replace(before["mnist-tiny"], n=3)
+    write_measured({"mnist-tiny": newer})
+    assert read_measured() == before | {"mnist-tiny": newer}
+    assert (measured(find_trial("mnist-tiny")), measured(replace(strict(), dropout=0.5))) == (newer, None)
 
 
 def test_budgets_are_checked_at_their_edges() -> None:

@@ -2,4 +2,4 @@
 
 from importlib.metadata import version
 
-VERSION = version("smidgen")
+__version__ = VERSION = version("smidgen")

@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from smidgen.reports.collect import TrialRuns
+from smidgen.reports.pictures import data_uri, small
 from smidgen.training.loop import EpochRecord
 
 TRAIN, HELD_OUT, RATE, GOAL = "#2f8f83", "#d1603d", "#8a6fc2", "#7a7a7a"
@@ -201,7 +203,11 @@ def confusion(matrix: npt.NDArray[np.float64], class_names: Sequence[str], split
 
 def _tick(label: str) -> str:
     """A class's name on an axis: short, and nothing in it taken for mathematics."""
-    return (label if len(label) <= 16 else label[:15] + "…").replace("$", r"\$")
+    return _short(label).replace("$", r"\$")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 16 else label[:15] + "…"
 
 
 def reliability(
@@ -235,6 +241,33 @@ def reliability(
         panel.set_xlabel("probability given to the prediction")
         panel.set_ylabel("share of predictions that are right")
         return _svg(figure, name)
+
+
+def contact_sheet(images: Sequence[npt.NDArray[np.uint8]], captions: Sequence[tuple[str, str, str]]) -> str:
+    """Misclassified images in rows, each with its true class, predicted class and confidence below it.
+
+    Args:
+        images: at least one, each uint8 [channels, height, width].
+        captions: the texts below each image.
+    """
+    lines = [(f"{_short(true)} → {_short(guess)}", sure) for true, guess, sure in captions]
+    cell = max(72.0, 6.5 * max(len(text) for text, _ in lines) + 8)
+    columns = min(len(images), max(1, int(900 / cell)))
+    rows = -(-len(images) // columns)
+    longest = max(images[0].shape[1:])
+    height, width = (64 * side / longest for side in images[0].shape[1:])
+    parts = []
+    for index, (image, texts) in enumerate(zip(images, lines, strict=True)):
+        x, y = cell * (index % columns), (height + 40) * (index // columns)
+        place = f'x="{x + (cell - width) / 2:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+        uri = data_uri(small(image))
+        parts.append(f'<image {place} style="image-rendering:pixelated" xlink:href="{uri}"/>')
+        parts += [
+            f'<text x="{x + cell / 2:g}" y="{y + height + 14 * line:g}">{escape(text)}</text>'
+            for line, text in enumerate(texts, start=1)
+        ]
+    font = 'font-family="sans-serif" font-size="11" text-anchor="middle" fill="currentColor"'
+    return f"{_opening(columns * cell, rows * (height + 40))}<g {font}>{''.join(parts)}</g></svg>"
 
 
 def for_file(svg: str) -> str:
@@ -286,6 +319,9 @@ def _svg(figure: Figure, name: str) -> str:
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    return re.sub(r"<svg [^>]*>", _opening(float(width), float(height)), svg, count=1, flags=re.DOTALL).strip()
+
+
+def _opening(width: float, height: float) -> str:
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    opening = f'<svg {names} viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return re.sub(r"<svg [^>]*>", opening, svg, count=1, flags=re.DOTALL).strip()
+    return f'<svg {names} viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">'

@@ -53,8 +53,6 @@ def _block(block: Block, folder: str, files: dict[str, bytes]) -> str:
             return f"![{_text(alt)}]({folder}/{name}.svg)\n\n*{_text(caption)}*"
         case Picture():
             return _picture(block, folder, files)
-        case Gallery(pictures=pictures) if all(p.width < 200 for p in pictures):
-            return " ".join(_image(p, folder, files) for p in pictures)
         case Gallery(pictures=pictures):
             return "\n\n".join(_picture(p, folder, files) for p in pictures)
         case Code(text=text, title=title):
@@ -63,13 +61,9 @@ def _block(block: Block, folder: str, files: dict[str, bytes]) -> str:
 
 
 def _picture(picture: Picture, folder: str, files: dict[str, bytes]) -> str:
-    return f"{_image(picture, folder, files)}\n\n*{_text(picture.caption)}*"
-
-
-def _image(picture: Picture, folder: str, files: dict[str, bytes]) -> str:
     files[f"{picture.name}.png"] = picture.content
     attributes = f'width="{picture.width}" alt="{_attribute(picture.alt)}" title="{_attribute(picture.caption)}"'
-    return f'<img src="{folder}/{picture.name}.png" {attributes}>'
+    return f'<img src="{folder}/{picture.name}.png" {attributes}>\n\n*{_text(picture.caption)}*'
 
 
 def _text(text: str) -> str:

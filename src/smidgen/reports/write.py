@@ -36,8 +36,8 @@ from smidgen.trials.builtin import BUILTIN
 from smidgen.trials.listing import changes
 from smidgen.verdict import percent
 
-MOST_MISTAKES = 48
-"""Wrongly classified images shown for a trial."""
+MOST_MISCLASSIFIED = 48
+"""Misclassified images shown for a trial."""
 
 
 def write(collection: Collection) -> Document:
@@ -146,12 +146,11 @@ def _chapter(group: TrialRuns, base_runs: TrialRuns | None) -> list[Block]:
 
 
 def _story(trial: Trial) -> list[Block]:
-    """What the trial's author wrote of it: for a built-in trial its docstring, otherwise its note."""
+    """What its author says of the trial: of a built-in trial target, result and analysis, of another its note."""
     builtin = BUILTIN.get(trial.name)
     if builtin is None or builtin.make().recipe_digest != trial.recipe_digest:
         return [Paragraph(trial.note)] if trial.note else []
-    paragraphs = builtin.story.split("\n\n")
-    return [Paragraph(" ".join(paragraph.split())) for paragraph in paragraphs]
+    return [Paragraph(paragraph) for paragraph in builtin.story.paragraphs]
 
 
 def _builtin_base(trial: Trial) -> Trial | None:
@@ -223,7 +222,7 @@ def _network(group: TrialRuns) -> list[Block]:
 def _images(group: TrialRuns) -> list[Block]:
     if group.dataset is None:
         return [Paragraph(f"Without the data there are no images to show: {group.dataset_problem}.")]
-    blocks: list[Block] = [*_data(group), *_mistakes(group), *_confusion(group), *_reliability(group)]
+    blocks: list[Block] = [*_data(group), *_misclassified(group), *_confusion(group), *_reliability(group)]
     typical = group.typical
     before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
     blocks.append(Heading("Training images", 3))
@@ -267,34 +266,32 @@ def _data(group: TrialRuns) -> list[Block]:
     return [Heading("Data", 3), Bullets(lines)]
 
 
-def _mistakes(group: TrialRuns) -> list[Block]:
+def _misclassified(group: TrialRuns) -> list[Block]:
+    """A contact sheet of the images that the typical run classifies wrongly, the most confident errors first."""
     typical = group.typical
     index_of_run = group.runs.index(typical)
     predictions = group.predictions[index_of_run]
     assert group.dataset is not None
     wrong = np.flatnonzero(~group.correct[index_of_run])
-    order = wrong[np.argsort(-predictions.probabilities[wrong], kind="stable")]
-    shown = []
+    heading = Heading("Misclassified images", 3)
+    if not len(wrong):
+        return [heading, Paragraph("None.")]
+    shown = wrong[np.argsort(-predictions.probabilities[wrong], kind="stable")][:MOST_MISCLASSIFIED]
     name = typical.trained.label_name
-    for index in order[:MOST_MISTAKES]:
-        label, guess = int(group.labels[index]), int(predictions.classes[index])
-        sure = f"{100 * predictions.probabilities[index]:.1f} %"
-        shown.append(
-            Picture(
-                f"mistake-{group.label}-{index}",
-                pictures.small(group.dataset.held_out.images[int(index)].numpy()),
-                f"{group.held_out} image {index}: a {name(label)} taken for a {name(guess)}, with probability {sure}",
-                f"{name(label)} → {name(guess)}, {sure}",
-                84,
-            )
-        )
-    heading = Heading("Mistakes", 3)
-    more = f", the first {MOST_MISTAKES}" if len(order) > MOST_MISTAKES else ""
-    text = (
-        f"The {len(order)} {group.held_out} images that the run nearest to the mean (seed {typical.seed}) has wrong, "
-        f"the most confident mistakes first{more}: label → prediction, probability."
+    errors = [
+        (int(index), name(int(group.labels[index])), name(int(predictions.classes[index])), f"{100 * p:.1f} %")
+        for index, p in zip(shown, predictions.probabilities[shown], strict=True)
+    ]
+    most = f"the {len(shown)} most confident errors" if len(shown) < len(wrong) else "the most confident errors first"
+    caption = (
+        f"{len(wrong)} {group.held_out} images are misclassified by the run nearest to the mean (seed {typical.seed}); "
+        f"{most}, with true class → predicted class and confidence"
     )
-    return [heading, Paragraph(text), Gallery(shown)] if shown else [heading, Paragraph("None.")]
+    alt = "; ".join(f"image {index}: {true} classified as {guess}, {sure}" for index, true, guess, sure in errors)
+    images = [group.dataset.held_out.images[index].numpy() for index, *_ in errors]
+    captions = [(true, guess, sure) for _, true, guess, sure in errors]
+    sheet = charts.contact_sheet(images, captions)
+    return [heading, Chart(f"misclassified-{group.label}", sheet, f"Contact sheet. {alt}.", caption)]
 
 
 def _confusion(group: TrialRuns) -> list[Block]:

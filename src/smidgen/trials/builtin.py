@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from smidgen.trial import Trial
 from smidgen.trials import fashion, mnist
+from smidgen.trials.measured import measured
+from smidgen.trials.story import Story
 
 FLAGSHIP = "mnist-4-strict"
 
@@ -17,25 +18,27 @@ class Builtin:
     """A built-in trial.
 
     Attributes:
-        make: builds it; its docstring tells target, result and analysis.
+        make: builds it.
+        untold: target, result and analysis, without the measured figures.
     """
 
     make: Callable[[], Trial]
+    untold: Story
 
     @property
-    def story(self) -> str:
-        """Target, result and analysis, as written beside the trial."""
-        return inspect.getdoc(self.make) or ""
+    def story(self) -> Story:
+        """Target, result and analysis, with the figures measured of this recipe."""
+        return self.untold.told(measured(self.make()))
 
 
 BUILTIN = {
-    "mnist-1-skeleton": Builtin(mnist.skeleton),
-    "mnist-2-regularized": Builtin(mnist.regularized),
-    "mnist-3-augmented": Builtin(mnist.augmented),
-    FLAGSHIP: Builtin(mnist.strict),
-    "mnist-tiny": Builtin(mnist.tiny),
-    "mnist-tiny-99": Builtin(mnist.tiny_99),
-    "mnist-sprint": Builtin(mnist.sprint),
-    "fashion-small": Builtin(fashion.small),
+    "mnist-1-skeleton": Builtin(mnist.skeleton, mnist.SKELETON),
+    "mnist-2-regularized": Builtin(mnist.regularized, mnist.REGULARIZED),
+    "mnist-3-augmented": Builtin(mnist.augmented, mnist.AUGMENTED),
+    FLAGSHIP: Builtin(mnist.strict, mnist.STRICT),
+    "mnist-tiny": Builtin(mnist.tiny, mnist.TINY),
+    "mnist-tiny-99": Builtin(mnist.tiny_99, mnist.TINY_99),
+    "mnist-sprint": Builtin(mnist.sprint, mnist.SPRINT),
+    "fashion-small": Builtin(fashion.small, fashion.SMALL),
 }
 """The built-in trials."""

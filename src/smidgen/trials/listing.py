@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from smidgen.anatomy.layers import examine_trial
@@ -12,9 +11,7 @@ from smidgen.settings import Json, differences
 from smidgen.tables import render
 from smidgen.trial import Module, Network, Trial
 from smidgen.trials.builtin import BUILTIN
-
-MEASURED = Path(__file__).parent / "measured.json"
-"""What sweeps of the built-in trials gave; written by `make results`."""
+from smidgen.trials.measured import measured
 
 
 def listing() -> list[dict[str, Any]]:
@@ -22,15 +19,12 @@ def listing() -> list[dict[str, Any]]:
 
     `measured` is None for a trial whose recipe has changed since it was measured.
     """
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     entries = []
     for name, builtin in BUILTIN.items():
         trial = builtin.make()
         known = KNOWN[trial.data.source]
         anatomy = examine_trial(trial, known.shape, known.classes)
-        result = measured.get(name)
-        if result is not None and result["recipe_sha256"] != trial.recipe_digest:
-            result = None
+        result = measured(trial)
         entries.append(
             {
                 "name": name,
@@ -44,8 +38,8 @@ def listing() -> list[dict[str, Any]]:
                 "network": str(trial.network),
                 "base": trial.base,
                 "changes": changes(BUILTIN[trial.base].make(), trial) if trial.base else [],
-                "story": builtin.story,
-                "measured": result,
+                "story": asdict(builtin.story),
+                "measured": asdict(result) if result else None,
                 "recipe_sha256": trial.recipe_digest,
             }
         )
@@ -57,8 +51,8 @@ def listing_text() -> str:
     entries = listing()
     rows = []
     for e in entries:
-        measured = e["measured"]
-        result = f"{measured['mean']:.3f} ± {measured['sd']:.3f}, n = {measured['n']}" if measured else "-"
+        found = e["measured"]
+        result = f"{found['mean']:.3f} ± {found['sd']:.3f}, n = {found['n']}" if found else "-"
         rows.append([e["name"], e["parameters"], e["epochs"], f"{e['target']:.2f} %", result])
     columns = ["trial", "parameters", "epochs", "target", "measured: test %, last epoch"]
     parts = [render(columns, rows)]

@@ -15,14 +15,14 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 import smidgen
+from common import DOCS
 from smidgen.data.dataset import load_dataset
 from smidgen.exports.page import PageTarget
 from smidgen.exports.target import Source
 from smidgen.files import write_atomic
 
-DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
-from strokes import DIGITS, draw  # noqa: E402 - of the tests, which draw the same digits
+from strokes import DIGITS, draw
 
 WIDTH, HEIGHT = 1120, 900
 LAYERS = 2

@@ -1,14 +1,12 @@
-"""Measures the table of docs/export.md and prints it as Markdown: `make export-table`.
+"""Measures the table of docs/export.md and prints it as Markdown: `make exports`.
 
-Exports a run of the flagship, one of the smallest trial at 99.4 % and one of the seed's best to every target, each
-checked over all test images, and times an image at a time on one thread, the ways in turn in one process. The runs are
-those of `make results`; what is missing of the three is trained first. Then, over all runs of `make results` that are
-there, what int8 costs in accuracy.
+Exports a run of the flagship, of the smallest trial at 99.4 % and of the best reference trial to every target, each
+checked over all test images, and times one image at a time on one thread, the targets in turn in one process. Then
+prints what int8 costs in accuracy over seeds. The runs are those of `make results`; what is missing is trained first.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import platform
 import statistics
@@ -16,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,40 +23,40 @@ import onnxruntime
 import torch
 
 import smidgen
-from smidgen.data.dataset import load_dataset
+from common import FLAGSHIP, RESULTS, parser
 from smidgen.exports.c.compiler import STRICT, classify, compiled, require_compiler
 from smidgen.exports.export import Exported, export
 from smidgen.exports.fused import fused_graph
 from smidgen.exports.quantize import quantize
+from smidgen.sweeps.sweep import TrialResult
 from smidgen.tables import render
 from smidgen.training.evaluation import scores
 
-TRIALS = ["mnist-4-strict", "mnist-tiny", "mnist-3-augmented"]
+SETS = (
+    replace(RESULTS["float32"], trials=(FLAGSHIP, "mnist-tiny"), seeds="0-19"),
+    replace(RESULTS["reference"], trials=("mnist-3-augmented",)),
+)
 WAYS = {"safetensors": "safetensors", "onnx": "onnx", "c-float32": "c", "c-int8": "c", "page": "page"}
 IMAGES, ROUNDS = 500, 7
 
 
 def main() -> None:
     """Train what is missing, export, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/results"), help="where the runs of make results are")
-    parser.add_argument(
-        "--seeds", type=int, default=20, help="most seeds a trial for the cost of int8; 0: leave it out"
-    )
-    options = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
+    results = [result for one in SETS for result in one.runs(arguments)]
     torch.set_num_threads(1)
     print(f"{_machine()}\n")
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for trial in TRIALS:
-            run = _run(options.root / f"{trial}-seed0", trial)
-            made = {way: _export(run, way, Path(folder) / f"{trial}-{way}") for way in WAYS}
+        for result in results:
+            name, run = result.trial.name, result.runs[0]
+            made = {way: _export(run, way, Path(folder) / f"{name}-{way}") for way in WAYS}
             times = _times(run, made)
-            rows += [_row(trial, way, exported, times[way]) for way, exported in made.items()]
+            rows += [_row(name, way, exported, times[way]) for way, exported in made.items()]
     columns = ["network", "target", "files, bytes", "weights, bytes", "code on a Cortex-M4, bytes", "RAM, bytes"]
     columns += ["mismatches", "largest difference", "accuracy, %", "an image, µs"]
     print(render(columns, rows, "markdown", left=2))
-    print(f"\n{_losses(options.root, options.seeds)}")
+    print(f"\n{_losses(results)}")
 
 
 def _machine() -> str:
@@ -73,13 +72,6 @@ def _machine() -> str:
     )
 
 
-def _run(directory: Path, trial: str) -> smidgen.Run:
-    if not (directory / "result.json").exists():
-        print(f"training {trial}", file=sys.stderr)
-        return smidgen.run(trial, seed=0, options=smidgen.RunOptions(threads=1), out=directory)
-    return smidgen.load_run(directory)
-
-
 def _export(run: smidgen.Run, way: str, folder: Path) -> Exported:
     kind = way.partition("-")[2] or None
     exported = export(run, WAYS[way], folder, **({"type": kind, "name": "net"} if kind else {}))
@@ -89,7 +81,7 @@ def _export(run: smidgen.Run, way: str, folder: Path) -> Exported:
 
 def _times(run: smidgen.Run, made: dict[str, Exported]) -> dict[str, float]:
     """Microseconds an image, by target; safetensors stands for PyTorch's eager engine."""
-    images, mean, std = load_dataset().held_out.images[:IMAGES], run.trained.mean, run.trained.std
+    images, mean, std = smidgen.load_dataset().held_out.images[:IMAGES], run.trained.mean, run.trained.std
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = 1
     file = next(made["onnx"].directory.glob("*.onnx"))
@@ -144,34 +136,27 @@ def _row(trial: str, way: str, exported: Exported, microseconds: float) -> list[
     ]  # fmt: skip
 
 
-def _losses(root: Path, seeds: int) -> str:
+def _losses(results: Sequence[TrialResult]) -> str:
     """What int8 costs: accuracy of the float32 network and of the integer network, paired by seed."""
-    dataset = load_dataset()
+    dataset = smidgen.load_dataset()
+    images, labels = dataset.held_out.images, dataset.held_out.labels
     rows: list[list[object]] = []
-    for trial in TRIALS:
-        pairs: list[tuple[float, float, int]] = []
-        for seed in range(seeds):
-            directory = root / f"{trial}-seed{seed}"
-            if not (directory / "result.json").exists():
-                continue
-            run = smidgen.load_run(directory)
-            images, labels = dataset.held_out.images, dataset.held_out.labels
-            floats = scores(run.network, images, run.trained.mean, run.trained.std).argmax(1)
-            integers = quantize(fused_graph(run.trained), dataset.train.images).scores(images).argmax(1)
-            right = [100 * int((found == labels).sum()) / len(labels) for found in (floats, integers)]
-            pairs.append((right[0], right[1], int((floats != integers).sum())))
-            print(f"{trial} seed {seed}: {pairs[-1]}", file=sys.stderr)
-        lost = [before - after for before, after, _ in pairs]
-        if len(lost) < 2:
-            continue
+    for result in results:
+        floats, integers, moved = [], [], []
+        for run in result.runs:
+            before = scores(run.network, images, run.trained.mean, run.trained.std).argmax(1)
+            after = quantize(fused_graph(run.trained), dataset.train.images).scores(images).argmax(1)
+            floats.append(100 * float((before == labels).float().mean()))
+            integers.append(100 * float((after == labels).float().mean()))
+            moved.append(int((before != after).sum()))
+        lost = smidgen.summarize([x - y for x, y in zip(floats, integers, strict=True)], 0)
         rows.append([
-            trial, len(lost), f"{statistics.mean(p[0] for p in pairs):.3f}",
-            f"{statistics.mean(p[1] for p in pairs):.3f}",
-            f"{statistics.mean(lost):+.4f} ± {statistics.stdev(lost):.4f}", f"{min(lost):+.2f} to {max(lost):+.2f}",
-            f"{statistics.mean(p[2] for p in pairs):.1f}",
+            result.trial.name, lost.n, f"{statistics.fmean(floats):.3f}", f"{statistics.fmean(integers):.3f}",
+            f"{lost.mean:+.4f}" + ("" if lost.sd is None else f" ± {lost.sd:.4f}"),
+            f"{lost.least:+.2f} to {lost.most:+.2f}", f"{statistics.fmean(moved):.1f}",
         ])  # fmt: skip
-    columns = ["network", "seeds", "float32, %", "int8, %", "lost, points", "least to most"]
-    return render([*columns, "images in another class, of 10,000"], rows, "markdown")
+    columns = ["network", "n", "float32, %", "int8, %", "lost, points", "min to max"]
+    return render([*columns, "images classified differently, of 10,000"], rows, "markdown")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,30 @@
-"""How networks do on test images that nobody tuned on, mildly spoilt: `make corruptions`.
+"""How networks do on corrupted test images, which nobody tuned on: `make corruptions`.
 
-Takes the runs of `make results`, as many seeds of each trial as are there, and prints the accuracy on the test
-images as they are and on four spoilt copies of them, as Markdown. The kinds are those of MNIST-C (Mu and Gilmer,
+Takes the runs of `make results`, trains what is missing of them, and prints the accuracy on the test images as they
+are and on four corrupted copies of them, as Markdown. The kinds are those of MNIST-C (Mu and Gilmer,
 "MNIST-C: A Robustness Benchmark for Computer Vision", 2019) in spirit, and milder; the copies are the same for every
 network and at every call.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import statistics
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import smidgen
-from smidgen.data.dataset import Examples, load_dataset
-from smidgen.engines.choose import choose
+from common import RESULTS, accuracy, parser
+from smidgen.data.dataset import Examples
 from smidgen.tables import render
-from smidgen.training.evaluation import HeldOut, evaluate
 
-TRIALS = ["mnist-3-augmented", "mnist-4-strict", "mnist-tiny", "mnist-tiny-99", "mnist-sprint"]
+SETS = (
+    replace(RESULTS["reference"], trials=("mnist-3-augmented",)),
+    RESULTS["float32"],
+    RESULTS["sprint"],
+)
 
 
 def noise(images: Tensor) -> Tensor:
@@ -68,40 +68,27 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def spoilt(examples: Examples, kind: Callable[[Tensor], Tensor]) -> Examples:
+def corrupted(examples: Examples, kind: Callable[[Tensor], Tensor]) -> Examples:
     """The examples with their images changed: worked out on 0 to 1, cut off there, rounded to 256 levels."""
     changed = kind(examples.images.float() / 255).clamp(0, 1)
     return Examples((255 * changed).round().to(torch.uint8), examples.labels)
 
 
 def main() -> None:
-    """Judge what is there and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the runs of make results are")
-    options = parser.parse_args()
-    engine, held_out = choose(), load_dataset().held_out
-    copies = {name: spoilt(held_out, kind) for name, kind in KINDS.items()}
+    """Make what is missing, evaluate, print the table."""
+    arguments = parser(__doc__).parse_args()
+    held_out = smidgen.load_dataset().held_out
+    copies = [corrupted(held_out, kind) for kind in KINDS.values()]
     rows: list[list[object]] = []
-    for trial in TRIALS:
-        found: dict[str, list[float]] = {name: [] for name in copies}
-        folder = options.root / ("results-sprint" if trial == "mnist-sprint" else "results")
-        for directory in sorted(folder.glob(f"{trial}-seed*")):
-            if not (directory / "result.json").exists():
-                continue
-            run = smidgen.load_run(directory)
-            network = engine.prepare(run.network)
-            for name, copy in copies.items():
-                images = HeldOut(engine, copy, run.trained.mean, run.trained.std)
-                found[name].append(evaluate(network, images).accuracy)
-        seeds = len(found["noise"])
-        if seeds:
-            rows.append([trial, seeds, *map(_mean, found.values())])
-    print(render(["trial", "seeds", *KINDS], rows, "markdown"))
+    for result in (result for one in SETS for result in one.runs(arguments)):
+        cells = [_mean_sd([accuracy(run, copy) for run in result.runs]) for copy in copies]
+        rows.append([result.trial.name, len(result.runs), *cells])
+    print(render(["trial", "n", *KINDS], rows, "markdown"))
 
 
-def _mean(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+def _mean_sd(values: list[float]) -> str:
+    summary = smidgen.summarize(values, 0)
+    return f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ± {summary.sd:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""What each ingredient of the flagship gives: `make ablation`.
+
+Trains the flagship and copies of it that lack one thing each, with the same seeds, on two thirds of the training
+images, and evaluates them on the last third, a third in turn for each seed (never on the test images). Prints a table
+with the paired differences. Runs that are there already are kept, so an interrupted call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+import smidgen
+from common import FLAGSHIP, FOLDS, difference, on_held_out, parser, swept
+from smidgen import Augmentation, AvgPool, Conv, Linear, Network, Step, Trial
+from smidgen.tables import render
+
+
+def variants() -> dict[str, Trial]:
+    """The flagship first, then what lacks something, by what it lacks or has instead."""
+    whole = on_held_out(smidgen.find_trial(FLAGSHIP))
+    full = (*(Conv(10),) * 3, AvgPool(2), Conv(14), Conv(14), Conv(16), AvgPool(), Linear())
+    made = {
+        "the flagship": whole,
+        "full convolutions, 10-10-10, 14-14-16": replace(whole, network=Network(full)),
+        "no augmentation": replace(whole, augmentation=Augmentation()),
+        "rate falls in steps, every 4 epochs to a third": replace(whole, schedule=Step(every=4, factor=1 / 3)),
+        "no averaging of weights": replace(whole, averaging=0.0),
+        "no recalibration": replace(whole, recalibration=0.0),
+    }
+    return {
+        text: replace(trial, name=f"ablation-{number}" if number else trial.name)
+        for number, (text, trial) in enumerate(made.items())
+    }
+
+
+def main() -> None:
+    """Make what is missing and print the table."""
+    options = parser(__doc__)
+    options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster where supported")
+    arguments = options.parse_args()
+    trials = variants()
+    run_options = smidgen.RunOptions(precision=arguments.precision)
+    results = swept(tuple(trials.values()), arguments, "0-7", run_options, folds=FOLDS)
+    base = [run.accuracy for run in results[0].runs]
+    rows: list[list[object]] = []
+    for text, result in zip(trials, results, strict=True):
+        summary = result.summary
+        assert summary is not None
+        differences = [run.accuracy - before for run, before in zip(result.runs, base, strict=True)]
+        rows.append([
+            text, result.runs[0].result.parameters, summary.n, f"{summary.mean:.3f}",
+            "-" if summary.sd is None else f"{summary.sd:.3f}", f"{summary.least:.2f}",
+            difference(differences) if rows else "",
+            f"{statistics.fmean(run.result.train_accuracy_last for run in result.runs):.2f}",
+        ])  # fmt: skip
+    columns = ["", "parameters", "n", "mean", "s.d.", "min", "difference ± standard error", "train"]
+    print(render(columns, rows, "markdown"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The programs that make the figures of docs/: every one starts, and the results are those of its runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import common
+import results
+from smidgen.runs.options import RunOptions
+from smidgen.runs.record import Run
+from smidgen.trials.measured import read_measured
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_program_has_a_target_of_its_name_and_can_be_loaded(name: str) -> None:
+    module = importlib.import_module(name)
+    if name != "common":
+        assert callable(module.main)
+        assert f" {name} " in (BENCHMARKS.parent / "Makefile").read_text().replace(":", " ").replace("\n", " ")
+
+
+@pytest.fixture
+def root(small_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    trial = str(small_run.directory / "trial.json")
+    runs = common.RunSet((trial,), "3-4", RunOptions(engine="eager", threads=1), workers=1)
+    monkeypatch.setitem(common.RESULTS, "float32", runs)
+    monkeypatch.setattr("smidgen.trials.measured.MEASURED", tmp_path / "measured.json")
+    return tmp_path
+
+
+def made(root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["results.py", "--sets", "float32", "--runs", str(root / "runs"), *arguments])
+    results.main()
+
+
+def test_the_results_are_those_of_the_runs(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(root, monkeypatch, "--seeds", "3")
+    assert read_measured() == {}
+    assert "| small | 678 | 2 | 1 |" in capsys.readouterr().out
+    made(root, monkeypatch)
+    files = sorted((root / "runs").glob("*/*/result.json"))
+    accuracies = [json.loads(file.read_text())["test_accuracy_last"] for file in files]
+    found = read_measured()["small"]
+    assert (found.n, len(files)) == (2, 2)
+    assert found.mean == pytest.approx(sum(accuracies) / 2)
+    assert (found.min, found.max) == (min(accuracies), max(accuracies))
+    assert f"| 2 | {found.mean:.3f} | {found.sd:.3f} |" in capsys.readouterr().out
