@@ -22,7 +22,7 @@ SEED_TABLE = (Path(__file__).parent / "golden" / "seed-table.txt").read_text()
 
 
 def seed_rows() -> list[tuple[str, tuple[int, ...], int]]:
-    """Type, output shape and parameters of each row of the seed's layer table."""
+    """Type, output shape and parameters of each row of the reference notebooks' layer table."""
     rows = re.findall(r"(\w+)-\d+\s+\[-1, (\d+), (\d+), (\d+)\]\s+([\d,]+)", SEED_TABLE)
     return [(kind, (int(c), int(h), int(w)), int(n.replace(",", ""))) for kind, c, h, w, n in rows]
 
@@ -44,7 +44,7 @@ def test_the_first_trial_is_the_same_without_dropout() -> None:
 
 
 def test_macs_by_hand() -> None:
-    """The seed's convolutions: output pixels × output channels × input channels × taps."""
+    """The reference network's convolutions: output pixels × output channels × input channels × taps."""
     by_hand = (
         26 * 26 * 8 * 9 + 24 * 24 * 14 * 8 * 9 + 24 * 24 * 10 * 14 + 10 * 10 * 14 * 10 * 9
         + 8 * 8 * 16 * 14 * 9 + 6 * 6 * 20 * 16 * 9 + 16 * 20 + 10 * 16

@@ -1,4 +1,4 @@
-"""Exports of the flagship and of the seed's network through every target, over all test images; and what is refused."""
+"""Exports of the flagship and of the reference network through every target, over all test images; and what is refused."""
 
 from __future__ import annotations
 

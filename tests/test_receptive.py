@@ -1,4 +1,4 @@
-"""Receptive fields: the seed's table, published figures, and gradients on generated networks."""
+"""Receptive fields: the reference notebooks' table, published figures, and gradients on generated networks."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class TestLineage:
 
 
 def test_the_seeds_settings() -> None:
-    """The table of the original notebooks' settings."""
+    """The table of the reference notebooks' settings."""
     one, two, three = (find_trial(name) for name in list(BUILTIN)[:3])
     assert (one.batch_size, two.batch_size, three.batch_size) == (512, 128, 128)
     assert one.optimizer == SGD(lr=0.01, momentum=0.9)

@@ -108,14 +108,14 @@ class _Group:
         """Files with the networks of trials."""
         self.add(
             "--code", action="append", default=[], metavar="FILE.py",
-            help="run this file, which defines a trial's network; may be repeated",
+            help="Python file that defines a trial's network, and is executed; repeatable",
         )  # fmt: skip
 
     def trial_changes(self) -> None:
         """Changes to a trial."""
-        self.add("--data", metavar="PATH", help=f"instead of the trial's: {_DATA_HELP}")
-        self.add("--epochs", type=int, metavar="N", help="instead of the trial's")
-        self.settings("change a setting of the trial, as in --set optimizer.lr=0.05; may be repeated")
+        self.add("--data", metavar="PATH", help=f"override the trial's data: {_DATA_HELP}")
+        self.add("--epochs", type=int, metavar="N", help="override the trial's number of epochs")
+        self.settings("override a setting of the trial, e.g. --set optimizer.lr=0.05; repeatable")
 
     def settings(self, help: str) -> None:
         """Typed settings by path."""
@@ -125,23 +125,23 @@ class _Group:
         """How a run is executed, as `RunOptions` holds it."""
         self.add(
             "--engine", choices=["auto", "native", "eager"], default="auto",
-            help="auto: native where it is installed and can run the network, else eager",
+            help="native: C++ kernels on the CPU; eager: PyTorch; auto (default): native if it can run the trial",
         )  # fmt: skip
         self.add(
             "--precision", choices=["fp32", "bf16"],
-            help="of the products; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
+            help="of multiplications; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
         )  # fmt: skip
-        self.add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the CPU")
+        self.add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default auto: the CPU")
         self.add("--threads", type=int, metavar="N", help=threads)
         self.add(
             "--checkpoint-seconds", type=float, default=30, metavar="S",
-            help="time between checkpoints within an epoch; default 30",
+            help="seconds between checkpoints within an epoch; default 30",
         )  # fmt: skip
 
     def workers(self) -> None:
         """Who does many runs."""
-        self.add("--workers", type=int, metavar="N", help="processes; default: the cores divided by --threads")
-        self.add("--cluster", metavar="ADDRESS", help="a Ray cluster: local, auto, or ray://HOST:PORT")
+        self.add("--workers", type=int, metavar="N", help="worker processes; default: usable cores / --threads")
+        self.add("--cluster", metavar="ADDRESS", help="use a Ray cluster: local, auto, or ray://HOST:PORT")
 
     def out(self, what: str, default: str | None = None) -> None:
         """Where files go."""
@@ -149,17 +149,17 @@ class _Group:
 
 
 _TRIAL_HELP = "a built-in name, FILE.py:NAME, or the trial.json of a run"
-_DATA_HELP = "a bundled data set, or a path: images, IDX files, .npz or .csv"
+_DATA_HELP = "name of a bundled data set, or path of an image folder, IDX folder, .npz or .csv file"
 _RUNS_HELP = "run directories, or folders of them"
-_CORES = "default: the usable cores, at most 8"
-_SINGLE = "of each run; default 1"
+_CORES = "CPU threads; default: usable cores, at most 8"
+_SINGLE = "CPU threads per run; default 1"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smidgen",
         description="Trains tiny image classifiers under hard budgets and proves the result.",
-        epilog="exit status: 0 done, every goal met; 1 a goal missed; 2 usage error; 130 interrupted",
+        epilog="exit status: 0 success, every goal met; 1 a goal was missed; 2 usage error; 130 interrupted",
         allow_abbrev=False,
     )
     from smidgen.version import VERSION
@@ -175,98 +175,120 @@ def _parser() -> argparse.ArgumentParser:
 
     run, shared = command("run", _run, "train a trial with one seed and evaluate it")
     run.add_argument("trial", nargs="?", metavar="TRIAL", help=_TRIAL_HELP + "; default: mnist-4-strict, the flagship")
-    run.add_argument("--seed", type=int, metavar="N", help="default 0")
+    run.add_argument("--seed", type=int, metavar="N", help="random seed; default 0")
     shared.trial_changes()
     shared.execution(_CORES)
-    shared.out("run directory: new, or that of this very run, which is resumed; default: runs/TRIAL-seedN, numbered")
+    shared.out("run directory, new or of the same run (which is then resumed); default: runs/TRIAL-seedN")
     run.add_argument("--resume", metavar="RUN", help="resume a run that was interrupted or killed")
     shared.code()
 
     sweep, shared = command("sweep", _sweep, "train trials with many seeds; finished runs are not repeated")
     sweep.add_argument("trials", nargs="+", metavar="TRIAL", help=_TRIAL_HELP)
-    sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="as in 0-31 or 0-3,8; default 0-7")
+    sweep.add_argument("--seeds", default="0-7", metavar="SEEDS", help="random seeds, e.g. 0-31 or 0-3,8; default 0-7")
     shared.trial_changes()
     sweep.add_argument(
-        "--folds", type=int, metavar="N", help="for tuning: evaluate seed i on block i modulo N of the training images"
+        "--folds", type=int, metavar="N", help="for tuning: evaluate seed i on fold i mod N of the training images"
     )
-    sweep.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the runs, for N machines")
+    sweep.add_argument(
+        "--shard", metavar="I/N", help="do only the I-th of N parts of the runs, to divide a sweep over N machines"
+    )
     shared.workers()
     shared.execution(_SINGLE)
-    shared.out("where the run directories go", "runs/sweep")
+    shared.out("folder for the run directories", "runs/sweep")
     shared.code()
 
     compare, shared = command("compare", _compare, "compare two sets of runs on the same test images")
     compare.add_argument("runs", nargs="+", metavar="RUN", help=_RUNS_HELP)
-    compare.add_argument("--with", nargs="+", required=True, metavar="RUN", dest="others", help="the other set")
+    compare.add_argument(
+        "--with", nargs="+", required=True, metavar="RUN", dest="others", help="the runs to compare with"
+    )
     shared.code()
 
-    search, shared = command("search", _search, "find trials within limits that do best on the validation split")
+    search, shared = command("search", _search, "search for the best trials within limits, on the validation split")
     search.add_argument(
         "base", nargs="?", default="mnist-4-strict", metavar="TRIAL",
-        help=f"gives data, epochs and target: {_TRIAL_HELP}; default: mnist-4-strict",
+        help=f"base trial, which sets data, epochs and target: {_TRIAL_HELP}; default: mnist-4-strict",
     )  # fmt: skip
-    search.add_argument("--max-parameters", type=int, metavar="N", help="default: those of the trial's goal")
-    search.add_argument("--max-macs", type=int, metavar="N", help="of one image; default: any number")
-    search.add_argument("--max-epochs", type=int, metavar="N", help="of every candidate; default: the trial's")
-    search.add_argument("--candidates", type=int, default=32, metavar="N", help="how many are trained; default 32")
-    search.add_argument("--seeds", type=int, default=4, metavar="N", help="of those that are not dropped; default 4")
-    search.add_argument("--batch", type=int, default=8, metavar="N", help="candidates at a time; default 8")
     search.add_argument(
-        "--folds", type=int, default=1, metavar="N", help="blocks of 6,000 training images to evaluate on; default 1"
+        "--max-parameters", type=int, metavar="N", help="limit on parameters; default: the goal of the base trial"
     )
-    search.add_argument("--finalists", type=int, default=4, metavar="N", help="that get fresh seeds; default 4")
-    search.add_argument("--pareto", action="store_true", help="look for few parameters as well")
-    search.add_argument("--name", default="found", help="what the candidates' names begin with; default found")
-    search.add_argument("--seed", type=int, default=0, metavar="N", help="of the search's choices; default 0")
-    shared.settings("change what is searched, as in --set width.high=12 (docs/search.md); may be repeated")
+    search.add_argument("--max-macs", type=int, metavar="N", help="limit on MACs per image; default: none")
+    search.add_argument(
+        "--max-epochs", type=int, metavar="N", help="epochs of every candidate; default: those of the base trial"
+    )
+    search.add_argument(
+        "--candidates", type=int, default=32, metavar="N", help="number of candidates to train; default 32"
+    )
+    search.add_argument(
+        "--seeds", type=int, default=4, metavar="N", help="seeds for candidates that survive halving; default 4"
+    )
+    search.add_argument("--batch", type=int, default=8, metavar="N", help="candidates per batch; default 8")
+    search.add_argument(
+        "--folds", type=int, default=1, metavar="N", help="folds of 6,000 training images to evaluate on; default 1"
+    )
+    search.add_argument(
+        "--finalists", type=int, default=4, metavar="N", help="candidates to retrain with fresh seeds; default 4"
+    )
+    search.add_argument("--pareto", action="store_true", help="optimize accuracy and number of parameters together")
+    search.add_argument("--name", default="found", help="prefix of the candidates' names; default found")
+    search.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the search itself; default 0")
+    shared.settings("change the search space, e.g. --set width.high=12 (docs/search.md); repeatable")
     shared.workers()
     shared.execution(_SINGLE)
-    shared.out("the search's folder", "runs/search")
+    shared.out("folder of the search", "runs/search")
 
-    command("trials", _trials, "list the built-in trials: goals, results, and what each changed")
+    command("trials", _trials, "list the built-in trials: goals, results, changes")
 
-    inspect, shared = command("inspect", _inspect, "show a network's layers, totals and budget verdict")
+    inspect, shared = command(
+        "inspect", _inspect, "show layers, costs, receptive fields and budget verdict of a network"
+    )
     inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=_TRIAL_HELP + ", or an nn.Module in a file")
-    inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of an image; default 1x28x28")
-    inspect.add_argument("--max-parameters", type=int, metavar="N", help="a budget; default: that of the trial's goal")
+    inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="input shape; default 1x28x28")
+    inspect.add_argument("--max-parameters", type=int, metavar="N", help="budget; default: the trial's goal")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
     shared.code()
 
-    data, _ = command("data", _data, "describe the bundled data sets, or the data at a path")
+    data, _ = command("data", _data, "describe the bundled data sets or your own data")
     data.add_argument("path", nargs="?", metavar="PATH", help=_DATA_HELP)
-    data.add_argument("--check", action="store_true", help="show each file's hash, and whether it is a known one")
-    data.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet: a row of images for each class")
+    data.add_argument(
+        "--check", action="store_true", help="show the SHA-256 of each file and whether it is a published one"
+    )
+    data.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet with a row of images per class")
 
-    new, _ = command("new", _new, "write a trial file for data of your own, with a network sized to a budget")
-    new.add_argument("file", metavar="FILE.py", help="must not exist yet")
+    new, _ = command("new", _new, "write a trial file for your own data, with a network sized to a budget")
+    new.add_argument("file", metavar="FILE.py", help="file to write; must not exist")
     new.add_argument("--data", required=True, metavar="PATH", help=_DATA_HELP)
-    new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="default 20000")
-    new.add_argument("--epochs", type=int, default=14, metavar="N", help="default 14")
+    new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="budget; default 20000")
+    new.add_argument("--epochs", type=int, default=14, metavar="N", help="epochs; default 14")
 
-    export, shared = command("export", _export, "export a run, and check the export over all test images")
+    export, shared = command("export", _export, "export a run and verify the export on all test images")
     export.add_argument("run", metavar="RUN", help="run directory")
     export.add_argument("--to", required=True, metavar="TARGET", help="safetensors, onnx, c or page")
-    export.add_argument("-o", "--out", metavar="DIR", help="default: named after the run and the target")
-    export.add_argument("--type", choices=["float32", "int8"], help="of the arithmetic in C; default float32")
-    export.add_argument("--name", metavar="NAME", help="how identifiers in C begin; default: after the trial")
-    export.add_argument("--no-check", action="store_false", dest="check", help="write the files and do not check them")
+    export.add_argument(
+        "-o", "--out", metavar="DIR", help="output directory; default: named after the run and the target"
+    )
+    export.add_argument("--type", choices=["float32", "int8"], help="arithmetic of the C code; default float32")
+    export.add_argument("--name", metavar="NAME", help="prefix of the C identifiers; default: from the trial's name")
+    export.add_argument("--no-check", action="store_false", dest="check", help="write the files without verifying them")
     shared.code()
 
     predict, shared = command("predict", _predict, "classify image files with a finished run")
-    predict.add_argument("run", metavar="RUN", help="run directory, or a safetensors file of smidgen export")
+    predict.add_argument("run", metavar="RUN", help="run directory, or a safetensors file written by smidgen export")
     predict.add_argument("files", nargs="+", metavar="FILE")
     shared.code()
 
-    report, shared = command("report", _report, "write a report of runs: results, curves, tables, mistakes, analysis")
+    report, shared = command(
+        "report", _report, "write a report on runs: results, curves, tables, misclassified images, analysis"
+    )
     report.add_argument("runs", nargs="+", metavar="RUN", help=_RUNS_HELP)
     report.add_argument("-o", "--out", metavar="FILE", default="report.html", help="FILE.html or FILE.md")
     shared.code()
 
-    bench, _ = command("bench", _bench, "measure training speed of the engines, in turn in one run")
+    bench, _ = command("bench", _bench, "measure training speed of the engines, in turn, in one process")
     bench.add_argument("--threads", type=int, metavar="N", help=_CORES)
-    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each; default 5")
-    bench.add_argument("--profile", action="store_true", help="also show where the native engine's time goes")
-    bench.add_argument("--variants", action="store_true", help="also compare ways to run PyTorch eagerly")
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each way; default 5")
+    bench.add_argument("--profile", action="store_true", help="also show the native engine's time by layer")
+    bench.add_argument("--variants", action="store_true", help="also compare variants of the eager engine")
     return parser
 
 

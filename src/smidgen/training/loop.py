@@ -143,7 +143,7 @@ class Training:
 
 
 def new_network(trial: Trial, dataset: Dataset, seed: int) -> nn.Module:
-    """The trial's network with the seed's initial weights, on the CPU.
+    """The trial's network with the initial weights of a seed, on the CPU.
 
     Raises:
         TrialError: the network does not fit the data's shape or classes, or has nothing to recalibrate.
