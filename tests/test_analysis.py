@@ -88,6 +88,6 @@ class TestAnalysis:
     def test_the_pairs_that_cost_most(self) -> None:
         labels = np.array([4, 4, 9, 3, 5, 0])
         sentence = pairs_sentence([(labels, np.array([9, 9, 4, 5, 5, 0])), (labels, labels)])
-        assert "2.0 images are wrong in a run" in sentence
+        assert "2.0 images are misclassified per run" in sentence
         assert "4 and 9 (1.5), 3 and 5 (0.5): 100% of all errors" in sentence
         assert pairs_sentence([(labels, labels)]) == "No image is classified wrong."

@@ -312,7 +312,7 @@ def test_a_run_without_a_convolution_has_no_filters() -> None:
 def test_a_goal_judged_on_validation_is_open(small_trial: Trial, tmp_path: Path) -> None:
     run(small_trial, settings=["data.evaluate=validation"], out=tmp_path / "r", progress=Silent())
     document = write(collect([tmp_path / "r"]))
-    assert "goal open, judged on the validation split" in document.verdict
+    assert "goal open, evaluated on the validation split" in document.verdict
     assert "validation accuracy" in to_html(document)
     assert "goal met" not in to_markdown(document, "x")[0]
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(shown))
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has gone; nothing is left to tell it to.
+        # The reader of standard output has closed it; nothing can be reported there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:

@@ -208,7 +208,7 @@ def looked_up(path: Path, kind: type[SmidgenError] = RunError) -> Iterator[None]
 
 
 def cannot_read(path: Path, error: OSError) -> str:
-    """What an error in reading comes to, as text."""
+    """The message for an error while reading a file."""
     return f"{path} cannot be read: {error.strerror or error}"
 
 

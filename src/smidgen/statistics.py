@@ -87,7 +87,7 @@ def summarize(accuracies: Sequence[float], at_goal: int) -> Summary:
     """
     n = len(accuracies)
     if n == 0:
-        raise ValueError("there is no run to summarize")
+        raise ValueError("no runs to summarize")
     sd = statistics.stdev(accuracies) if n > 1 else None
     wilson = scipy.stats.binomtest(at_goal, n).proportion_ci(CONFIDENCE, method="wilson")
     return Summary(

@@ -2,7 +2,7 @@
 
 safetensors keeps its format's promises about names, types, shapes and places, but does not notice
 a changed value. The seal does: SHA-256 over the whole file, with 64 zeros where the digest stands.
-The header is read and judged first; memory for tensors is taken only for shapes that the reader
+The header is read and validated first; memory is allocated only for shapes that the reader
 has agreed to.
 """
 
@@ -58,7 +58,7 @@ class Header:
 
     @property
     def tensor_bytes(self) -> int:
-        """What the tensors come to."""
+        """Total size of the tensors."""
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.tensors.values())
 
 

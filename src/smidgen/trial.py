@@ -17,7 +17,7 @@ from smidgen.settings import Settings, setting
 ActivationName = Literal["relu", "leaky_relu", "relu6", "hardswish", "gelu", "silu", "sigmoid", "tanh"]
 """The activations of a trial's network; `smidgen.graph.activations` says what each is. GELU is the one by tanh."""
 MOST_CHANNELS = 4096
-"""Bound on any layer's width, so that a trial from anywhere cannot ask for endless memory."""
+"""Bound on any layer's width, so that an untrusted trial cannot request unlimited memory."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Goal(Settings):
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """Which images to learn from, and which to be judged on.
+    """Which images to train on and which to evaluate on.
 
-    With `evaluate="validation"` the last `validation` training images are held out and judged on,
+    With `evaluate="validation"` the last `validation` training images are held out for evaluation,
     the rest trained on, and the test images never touched: for tuning. Another `fold` holds out the
     block that lies so many blocks before. With `"test"` all training images are trained on. In image
     folders and the like, "last" is by the hash of each image; data with a validation split of their
@@ -74,7 +74,7 @@ class Conv(Settings):
 
 
 def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> tuple[Conv, Conv]:
-    """A depthwise separable convolution: each channel by itself, then 1×1 across the channels.
+    """A depthwise separable convolution: each channel separately, then 1×1 across channels.
 
     It needs `channels * (kernel² + outputs)` weights where a full convolution needs
     `channels * outputs * kernel²`. Between the two is neither BatchNorm nor an activation, as in
@@ -189,15 +189,15 @@ def _short(block: Block) -> str:
 
 @dataclass(frozen=True)
 class Augmentation(Settings):
-    """Random distortion of each training image, drawn anew for each image and epoch.
+    """Random augmentation of the training images, drawn anew for each image and epoch.
 
     Every strength is the half-width of a uniform distribution around "unchanged"; 0 turns it off.
-    What comes in from outside the image is black (0). Images are mirrored only where `flip` asks for
+    Pixels from outside the image are black (0). Images are mirrored only where `flip` asks for
     it: a mirrored shoe is a shoe, but a mirrored digit is another sign.
     """
 
     rotation: float = setting(0.0, least=0, most=180, help="degrees")
-    translation: float = setting(0.0, least=0, most=1, help="fraction of the side, each axis by itself")
+    translation: float = setting(0.0, least=0, most=1, help="fraction of the side, drawn separately per axis")
     scale: float = setting(0.0, least=0, below=1, help="0.1 draws a factor from 0.9 to 1.1")
     shear: float = setting(0.0, least=0, most=2, help="pixels sideways for each pixel of height")
     elastic: float = setting(0.0, least=0, most=64, help="root-mean-square displacement on each axis, pixels")
@@ -207,7 +207,7 @@ class Augmentation(Settings):
 
     @property
     def affine(self) -> bool:
-        """Whether any affine distortion is on; a mirroring is one."""
+        """Whether any affine augmentation is on, mirroring included."""
         return bool(self.rotation or self.translation or self.scale or self.shear or self.flip)
 
     @property
@@ -280,7 +280,7 @@ class Trial(Settings):
     batch_size: int = setting(128, least=2, most=60_000)
     epochs: int = setting(least=1, most=100_000)
     averaging: float = setting(
-        0.0, least=0, below=1, help="decay a step of the averaged weights that are judged; 0: no averaging"
+        0.0, least=0, below=1, help="decay per step of the averaged weights used for evaluation; 0: no averaging"
     )
     label_smoothing: float = setting(0.0, least=0, below=1)
     recalibration: float = setting(
@@ -288,13 +288,15 @@ class Trial(Settings):
         least=0,
         below=1,
         later=True,
-        help="share of the last epoch whose images, undistorted, only measure BatchNorm's statistics anew",
+        help="share of the last epoch's images used, without augmentation, only to recompute BatchNorm's statistics",
     )
     initial_weights: Literal["pytorch", "he"] = setting(
         "pytorch", later=True, help="of convolutions: PyTorch's default, or normal with variance 2 / fan-in"
     )
     lineage: tuple[str, ...] = setting(
-        (), record=True, help="names of the trials that it was made from, oldest first, and its own; kept by itself"
+        (),
+        record=True,
+        help="names of the trials that it was derived from, oldest first, and its own; recorded automatically",
     )
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ class Verdict:
 
     Attributes:
         parts: accuracy first, unless the test images were not looked at; then the budgets.
-        judged: False where accuracy was measured on the validation split, so that the goal, which
+        judged: False if accuracy was measured on the validation split, so that the goal, which
             speaks of the test images, is left open.
     """
 

@@ -72,12 +72,12 @@ class Profile:
     peak: float
 
     def share_of(self, images_per_second: float) -> float:
-        """The share of the peak that whole steps at this rate come to."""
+        """Share of the peak reached by whole steps at this rate."""
         return images_per_second * self.gflop_per_image / self.peak
 
     @property
     def convolution_share(self) -> float:
-        """The share of the peak that the convolutions' and linear layers' passes come to by themselves."""
+        """Share of the peak reached within the convolutions and linear layers."""
         passes = [layer for layer in self.layers if layer.gflops]
         busy = sum(layer.milliseconds for layer in passes)
         return sum(layer.share * layer.milliseconds for layer in passes) / busy
@@ -160,7 +160,7 @@ class NetworkResults:
              f"{way.ratio_to(loader):.2f}", f"{way.ratio_to(eager):.2f}"]
             for way in (*self.ways.values(), *self.variants)
         ]  # fmt: skip
-        columns = ["way", "images/s, median", "least", "most", "times loader", "times eager"]
+        columns = ["way", "images/s, median", "min", "max", "times loader", "times eager"]
         text = f"{self.trial}, batches of {self.batch_size}\n{render(columns, rows)}"
         native = self.ways.get("native")
         if self.profile and native:

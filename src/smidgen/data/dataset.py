@@ -108,7 +108,7 @@ def load_dataset(
 
     Args:
         source: a name in `BUNDLED`, or a path.
-        validation: hold out this many training images to be judged on instead of the test images, which
+        validation: hold out this many training images for evaluation instead of the test images, which
             are then not even opened: the last ones of IDX files, else by the order of their hashes. Data
             with a validation split of their own hold out that.
         fold: which block of so many images is held out, counted back from the end.
@@ -130,7 +130,7 @@ def load_dataset(
         parts = _brought_to(parts, (shape[0], shape[1], shape[2]), "test" if validation is None else "validation", name)
     train, held_out = parts.train, parts.held_out
     if not len(train) or not len(held_out):
-        raise DataError(f"{name}: no images are left to {'train' if not len(train) else 'judge'} on; add some")
+        raise DataError(f"{name}: no images are left for {'training' if not len(train) else 'evaluation'}; add some")
     # The labels held out for validation are training labels.
     highest = int(train.labels.max()) if validation is None else max(int(p.labels.max()) for p in (train, held_out))
     classes = len(parts.class_names) or highest + 1

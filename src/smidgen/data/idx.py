@@ -115,7 +115,7 @@ def _read(
             raise DataError(f"{path} is truncated: {filled:,} of {count:,} values are there; get a fresh copy")
         filled += got
     if file.read(1):
-        raise DataError(f"{path} goes on after the {count:,} values that its header promises")
+        raise DataError(f"{path} continues after the {count:,} values that its header declares")
     digest = hashlib.sha256(header + sizes)
     digest.update(view)
     return Idx(values.reshape(shape), digest.hexdigest())

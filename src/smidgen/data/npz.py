@@ -130,7 +130,7 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array
             view[filled : filled + len(got)] = got
             filled += len(got)
         if file.read(1):
-            raise DataError(f"{path}: {shown(info.filename)} goes on after what its header promises")
+            raise DataError(f"{path}: {shown(info.filename)} continues after the data that its header declares")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 

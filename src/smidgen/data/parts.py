@@ -101,7 +101,7 @@ class Parts:
 
     Attributes:
         train: what is trained on.
-        held_out: what is judged on.
+        held_out: images to evaluate on.
         normal: uint8, what mean and standard deviation are taken of: the training images, those held out for
             validation from among them included.
         class_names: in the order of the labels; none where classes are plain numbers.

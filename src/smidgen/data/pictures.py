@@ -70,7 +70,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
     Args:
         path: of the folder or the CSV file.
         validation: how many training images to hold out by the order of their hashes; data with a `val`
-            split of their own hold that out instead. None judges on the test images.
+            split of their own hold that out instead. None evaluates on the test images.
         fold: which block of so many.
         shape: channels, height, width; None takes the data's own.
         show: told how far it is.
@@ -97,7 +97,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
     everything = Examples(images, torch.tensor([labels[s.entry.label] for s in kept], dtype=torch.int64))
     parts = everything.part(0, trained), everything.part(trained, len(kept))
     if not len(parts[1]):
-        raise DataError(f"{path}: no image is left to be judged on{_reason(listing)}; add some")
+        raise DataError(f"{path}: no images are left for evaluation{_reason(listing)}; add some")
     own_validation = any(e.split == "val" for e in listing.entries)
     survey = Survey(
         kind=listing.kind,
@@ -163,13 +163,13 @@ def _status(error: ImageError) -> int:
 def _split(
     path: Path, listing: Listing, seen: Sequence[_Seen], validation: int | None, fold: int
 ) -> tuple[list[_Seen], list[_Seen]]:
-    """What is trained on and what is judged on."""
+    """The images for training and those for evaluation."""
     named = {entry.split for entry in listing.entries}
     if "test" in named:
         train, test = [s for s in seen if s.entry.split == "train"], [s for s in seen if s.entry.split == "test"]
     elif "val" in named and validation is None:
         raise NoTestImagesError(
-            f"{path} has images for training and validation, but none to test on; add a test split, or judge on the "
+            f"{path} has images for training and validation, but no test images; add a test split, or evaluate on the "
             f"validation images with data.evaluate=validation"
         )
     elif "val" in named:

@@ -21,7 +21,7 @@ from smidgen.tables import render
 from smidgen.version import VERSION
 
 MANIFEST = "export.json"
-"""Says what the files of a directory were exported from, and what their check came to."""
+"""Name of the file that records what was exported and the result of its check."""
 MOST_SHOWN = 10
 _MOST_BYTES = 256 * 2**20
 
@@ -107,7 +107,7 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
     """Write a run as files for elsewhere, then classify all test images with those files.
 
     Everything that can be wrong is refused before anything is written. The check is made on the test
-    images whether or not the run was judged on them.
+    images whether or not the run was evaluated on them.
 
     Args:
         run: a finished run or its directory.

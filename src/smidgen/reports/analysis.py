@@ -22,9 +22,9 @@ from smidgen.verdict import images_needed
 OVERFIT_GAP = 0.3
 """Points by which training accuracy must be above held-out accuracy to be called overfitting."""
 UNDERFIT_GAP = 0.3
-"""Points by which undistorted training accuracy must be below the target to be called underfitting."""
+"""Points by which training accuracy without augmentation must be below the target to be called underfitting."""
 FAR_BELOW = 1.0
-"""Points below the target from which a network that does not overfit is said to fall short."""
+"""Points below the target from which a network that does not overfit counts as too weak."""
 LAST_EPOCHS = 4
 """How many epochs at the end are looked at for stability."""
 STEADY = 1.0
@@ -69,7 +69,7 @@ def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str
     Args:
         train: mean training accuracy of the last epoch, percent, as the images were seen.
         held_out: mean held-out accuracy of the last epoch, percent.
-        trial: tells whether training images were distorted or dropout was on.
+        trial: says whether augmentation or dropout was on.
         split: test or validation.
     """
     gap = train - held_out
@@ -84,7 +84,7 @@ def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str
     seen = f"Training accuracy {train:.2f} %, {split} accuracy {held_out:.2f} %: a gap of {gap:+.2f} points"
     if gap > OVERFIT_GAP:
         despite = f", even with {' and '.join(harder)}" if harder else ""
-        return f"{seen}{despite}: the network overfits; more distortion or regularization may help."
+        return f"{seen}{despite}: the network overfits; more augmentation or regularization may help."
     if harder:
         verdict = "no sign of overfitting"
         if held_out < trial.goal.accuracy - FAR_BELOW:
@@ -186,7 +186,7 @@ def pairs_sentence(
     )
     share = sum(count for _, count in top) / errors
     return (
-        f"{errors / len(judged):.1f} images are wrong in a run; the pairs that cost most are {named}: "
+        f"{errors / len(judged):.1f} images are misclassified per run; the most frequent confusions are {named}: "
         f"{share:.0%} of all errors."
     )
 

@@ -45,8 +45,8 @@ def contact_sheet(dataset: Dataset, trial: Trial, seed: int, count: int = 24) ->
     count = min(count, trial.batch_size, len(dataset.train))
     order = Stream(seed, Purpose.ORDER, 1).permutation(len(dataset.train))[: trial.batch_size]
     images = dataset.train.images[order]
-    distorted = augment(to_float(images), trial.augmentation, Stream(seed, Purpose.AUGMENTATION, 1, 0))
-    after = (distorted * 255).round().clamp(0, 255).byte()
+    augmented = augment(to_float(images), trial.augmentation, Stream(seed, Purpose.AUGMENTATION, 1, 0))
+    after = (augmented * 255).round().clamp(0, 255).byte()
     return _sheet(list(images[:count].numpy())), _sheet(list(after[:count].numpy()))
 
 

@@ -83,7 +83,7 @@ def _verdict(groups: Sequence[TrialRuns]) -> str:
     for group in groups:
         verdicts = [run.goal_met for run in group.runs]
         if None in verdicts:
-            parts.append(f"{group.label}: goal open, judged on the {group.held_out} split")
+            parts.append(f"{group.label}: goal open, evaluated on the {group.held_out} split")
         else:
             met = sum(map(bool, verdicts))
             parts.append(f"{group.label}: goal met by {met} of {_runs(len(verdicts))}")
@@ -92,7 +92,7 @@ def _verdict(groups: Sequence[TrialRuns]) -> str:
 
 def _summary(groups: Sequence[TrialRuns]) -> Table:
     columns = [
-        "trial", "target", "judged on", "last epoch, mean ± s.d. (%)", "runs", "least", "runs at the goal",
+        "trial", "target", "evaluated on", "last epoch, mean ± s.d. (%)", "runs", "min", "runs at the goal",
         "best epoch, mean (chosen on the same images)", "training (%)", "parameters", "epochs",
         "seconds", "engine",
     ]  # fmt: skip

@@ -100,7 +100,7 @@ class Candidate:
 
 def _percents(values: object) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(type(v) in (int, float) and 0 <= v <= 100 for v in values):
-        raise ValueError("accuracies that are no percentages")
+        raise ValueError("accuracies outside 0 to 100 %")
     return tuple(float(value) for value in values)
 
 
@@ -155,7 +155,7 @@ def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
 
 
 def read_candidates(path: Path) -> list[Candidate]:
-    """What was written; nothing where there is no file.
+    """Read the candidates back; an empty list if there is no file.
 
     Raises:
         RunError: it is damaged or cannot be read.

@@ -159,7 +159,7 @@ def write_found(root: Path, candidates: Sequence[Candidate], best: Sequence[Cand
         RunError: something cannot be written.
     """
     finalists = [Finalist(c, root / BEST / f"{c.trial.name}.json") for c in best]
-    # One that cannot always be trained is no winner.
+    # A candidate that diverges for some seeds ranks last.
     finalists.sort(key=lambda f: (f.wanted - len(f.candidate.fresh), -(f.mean or 0.0), f.candidate.number))
     found = Search(tuple(candidates), tuple(finalists), rejected, root / CHART)
     try:

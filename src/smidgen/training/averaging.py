@@ -1,4 +1,4 @@
-"""The exponential moving average of weights and running statistics that is judged instead of them."""
+"""The exponential moving average of weights and running statistics that is evaluated instead of them."""
 
 from __future__ import annotations
 

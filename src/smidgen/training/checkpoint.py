@@ -1,6 +1,6 @@
 """A training's whole state as a sealed file of tensors, and back, after any step.
 
-What has no state needs no saving: the order of the images, distortion, dropout and the learning
+Stateless parts are not saved: the order of the images, augmentation, dropout and the learning
 rate are functions of seed, epoch and step.
 """
 
@@ -31,7 +31,7 @@ _COUNTS = ("epoch", "test_correct", "test_total")
 
 @dataclass(frozen=True)
 class Origin:
-    """Whose checkpoint it is: only the same training can go on from it.
+    """Identity of the training that wrote a checkpoint; only the same training can resume from it.
 
     Attributes:
         recipe_sha256: of the trial.
@@ -48,7 +48,7 @@ def to_bytes(training: Training, origin: Origin) -> bytes:
     """The state as the bytes of a file.
 
     Raises:
-        TrainingError: a value is no longer finite, so that this is nothing to go on from.
+        TrainingError: a value is no longer finite, so the state cannot be resumed.
     """
     tensors = _tensors(training)
     for name, tensor in tensors.items():
@@ -67,12 +67,12 @@ class DamagedCheckpointError(RunError):
 
 
 def restore(training: Training, path: Path, origin: Origin, trial: Trial, images: int) -> None:
-    """Bring a new training of the same trial and seed to where the checkpoint was written.
+    """Restore a new training of the same trial and seed to the state of a checkpoint.
 
     Args:
         training: as `start` gives it; changed in place, unless an error is raised.
         path: of the checkpoint.
-        origin: of the training that goes on.
+        origin: of the training that is resumed.
         trial: of the same.
         images: to train on.
 

@@ -1,7 +1,7 @@
-"""The training loop, to be read in one go.
+"""The training loop.
 
 Nothing in it has state beyond the network, the optimizer and the average: the order of the images
-is a function of (seed, epoch), distortion and dropout of (seed, epoch, step), the learning rate of
+is a function of (seed, epoch), augmentation and dropout of (seed, epoch, step), the learning rate of
 the step.
 """
 
@@ -31,12 +31,12 @@ from smidgen.trial import Augmentation, Trial
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch came to.
+    """Results of one epoch.
 
     Attributes:
         epoch: counted from 1.
         train_loss: mean of the training loss (with label smoothing) over the epoch's images, as
-            they were seen: distorted, with dropout, by the weights of the moment; nats.
+            they were seen: augmented, with dropout, by the weights at that time; nats.
         train_accuracy: percent of the same images, likewise.
         test_loss: cross-entropy averaged over the held-out images after the epoch; nats.
         test_correct: held-out images classified correctly.
@@ -97,7 +97,7 @@ class Watcher(Protocol):
 
 @dataclass
 class EpochSums:
-    """What an epoch has come to so far.
+    """Running sums of the current epoch.
 
     Attributes:
         loss: training loss, added over images.
@@ -267,7 +267,7 @@ def _rate(trial: Trial, steps: int, epoch: int, step: int) -> float:
 
 @contextlib.contextmanager
 def _divergence_named(trial: Trial, epoch: int, step: int, steps: int) -> Iterator[None]:
-    """Say of a training that cannot go on where that was, and what may help."""
+    """Add epoch, step and a remedy to the error of a training that cannot continue."""
     try:
         yield
     except TrainingError as error:

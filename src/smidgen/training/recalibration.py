@@ -1,8 +1,8 @@
-"""BatchNorm's running statistics measured anew on images as they will be judged: undistorted.
+"""Recomputing BatchNorm's running statistics on images without augmentation, as in evaluation.
 
-Distorted images are blurred by the resampling and lie elsewhere, so statistics gathered from them are slightly off
-for others. Measuring them again at the end, with the weights fixed, is known as precise BatchNorm (Wu and Johnson,
-"Rethinking Batch in BatchNorm", arXiv 2105.07576).
+Augmented images are blurred by resampling and shifted, so statistics gathered from them are slightly off for the
+images of the evaluation. Recomputing them at the end, with the weights fixed, is known as precise BatchNorm (Wu and
+Johnson, "Rethinking Batch in BatchNorm", arXiv 2105.07576).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ NETWORK = Network(
 def trial() -> Trial:
     return Trial(
         name={name!r},
-        # What the run is judged by: a placeholder of 90 % test accuracy by the last epoch; set your own.
+        # The goal of a run: a placeholder of 90 % test accuracy in the last epoch; set your own.
         goal=Goal(accuracy=90.0, parameters={budget}, epochs={epochs}),
         # Where the images are, the shape they are brought to, and how many are held out for tuning, with
         # --set data.evaluate={tuned}.
@@ -50,7 +50,7 @@ def trial() -> Trial:
         schedule=OneCycle(rise=0.2),  # up over a fifth of the steps, then down to almost nothing
         batch_size={batch_size},
         epochs={epochs},
-        averaging={averaging},  # judged is a running mean of the weights: so much of it is kept at each step
+        averaging={averaging},  # the weights are averaged for evaluation; this is the decay per step
     )
 '''
 

@@ -40,7 +40,7 @@ def find_core() -> ModuleType | None:
         if other:
             spec = importlib.util.spec_from_file_location(_MODULE, other)
             if spec is None or spec.loader is None:
-                raise BrokenCoreError(f"{CORE_VARIABLE} is {other}, which is no extension module; unset it")
+                raise BrokenCoreError(f"{CORE_VARIABLE} is {other}, which is not an extension module; unset it")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)

@@ -24,7 +24,7 @@ class FlatSGD:
         self._core, self._settings, self._rate = core, settings, settings.lr
         decayed = {"weights": (flat.weights, settings.weight_decay), "vectors": (flat.vectors, 0.0)}
         self._parameters = {name: pair for name, pair in decayed.items() if pair[0].numel()}
-        # Zeros are what PyTorch's first step comes to as well.
+        # With buffers of zeros the first step equals PyTorch's, which has none yet.
         self._buffers = self.state_after(0)
 
     def set_rate(self, rate: float) -> None:
