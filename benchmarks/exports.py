@@ -146,8 +146,8 @@ def _losses(results: Sequence[TrialResult]) -> str:
         for run in result.runs:
             before = scores(run.network, images, run.trained.mean, run.trained.std).argmax(1)
             after = quantize(fused_graph(run.trained), dataset.train.images).scores(images).argmax(1)
-            floats.append(100 * float((before == labels).float().mean()))
-            integers.append(100 * float((after == labels).float().mean()))
+            floats.append(100 * float((before == labels).double().mean()))
+            integers.append(100 * float((after == labels).double().mean()))
             moved.append(int((before != after).sum()))
         lost = smidgen.summarize([x - y for x, y in zip(floats, integers, strict=True)], 0)
         rows.append([
