@@ -57,7 +57,7 @@ def test_empty_folders_and_single_classes_are_errors(tmp_path: Path) -> None:
     assert load_dataset(root).class_names == ("a", "b", "c")  # an empty folder is no class
     for path in (root / "c").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="class 'c' has no usable image to train on"):
+    with pytest.raises(DataError, match="class 'c' has no usable image for training"):
         load_dataset(root)
 
 
@@ -215,7 +215,7 @@ def test_labels_that_are_not_in_the_list_are_named(folder: Path, tmp_path: Path)
     root = tmp_path / "split"
     write_images(root / "train", 5)
     write_images(root / "test", 5, classes=("a", "b", "zebra"))
-    with pytest.raises(DataError, match=r"'zebra', which never occurs in training"):
+    with pytest.raises(DataError, match=r"'zebra', which does not occur in training"):
         load_dataset(root)
 
 

@@ -102,7 +102,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown test label": (
         lambda f: changed(f, "test_labels", np.full(20, 77)),
-        "a test image has the label '77', which never occurs in training",
+        "a test image has the label '77', which does not occur in training",
     ),
     "one class": (lambda f: changed(f, "train_labels", np.zeros(50)), "a single class"),
     "other size": (
@@ -136,7 +136,7 @@ def test_a_place_without_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'mnist'"):
         load_dataset("mnits")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="is a file"):
+    with pytest.raises(DataError, match="is not a supported file"):
         load_dataset(tmp_path / "file")
     with pytest.raises(DataError, match="holds no images to train on; give a folder"):
         load_dataset(tmp_path)
@@ -150,7 +150,7 @@ def test_folds_are_blocks_from_the_end(mnist: Dataset) -> None:
         assert torch.equal(
             split.train.labels, torch.cat([mnist.train.labels[:first], mnist.train.labels[first + 20_000 :]])
         )
-    with pytest.raises(DataError, match=r"is 3 blocks of 20,000; set data\.fold lower"):
+    with pytest.raises(DataError, match=r"is 3 blocks of 20,000; set a lower data\.fold"):
         load_dataset(validation=20_000, fold=3)
 
 

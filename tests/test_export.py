@@ -83,7 +83,7 @@ def test_what_people_see(small_run: Run, tmp_path: Path, smidgen: Command, monke
     assert done.status == 0
     assert "small-safetensors/small.safetensors" in done.out
     assert re.search(r"^mismatches +0$", done.out, re.MULTILINE)
-    assert "every one of the 200 test images comes out as in the network" in done.out
+    assert "all 200 test images match the network" in done.out
     again = smidgen("export", small_run.directory, "--to", "safetensors")
     assert again.status == 0
 
@@ -104,7 +104,7 @@ def test_a_changed_weight_is_noticed(
     monkeypatch.setattr(WeightsTarget, "files", dishonest)
     done = smidgen("export", small_run.directory, "--to", "safetensors", "-o", tmp_path / "out")
     assert done.status == 1
-    assert "of 200 test images come out otherwise than in the network" in done.out
+    assert "of 200 test images are classified differently from the network" in done.out
     assert re.search(r"mismatches +\d+ \(images (\d+, ){10}\.\.\.\)", done.out)
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["check"]["mismatches"] > 10
 

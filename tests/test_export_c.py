@@ -355,7 +355,7 @@ def test_a_program_that_fails_or_never_ends_is_named(tmp_path: Path, monkeypatch
         classify(crash, images)
     crash.write_text("#!/bin/sh\nsleep 5\n")
     monkeypatch.setattr(compiler, "SECONDS", 0.2)
-    with pytest.raises(SmidgenError, match="did not end within"):
+    with pytest.raises(SmidgenError, match="did not finish within"):
         classify(crash, images)
     crash.write_text("#!/bin/sh\n")
     monkeypatch.setattr(compiler, "SECONDS", 20)

@@ -37,17 +37,17 @@ good = idx_bytes(images)
 BROKEN = {
     "empty": (b"", "truncated"),
     "header cut": (good[:7], "truncated"),
-    "values cut": (good[:-1], "promises|truncated"),
-    "too long": (good + b"x", "promises|continues"),
+    "values cut": (good[:-1], "declares|truncated"),
+    "too long": (good + b"x", "declares|continues"),
     "wrong magic": (b"\x01" + good[1:], "not an IDX file"),
     "floats": (b"\0\0\x0d\x03" + good[4:], "type 0x0d"),
     "labels for images": (idx_bytes(images.reshape(-1)), "1 dimension"),
     "too many dimensions": (struct.pack(">HBB", 0, 8, 200) + b"\0" * 800, "200 dimension"),
     "no images": (struct.pack(">HBBIII", 0, 8, 3, 0, 28, 28), "empty"),
-    "absurd size": (struct.pack(">HBBIII", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "promises"),
+    "absurd size": (struct.pack(">HBBIII", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "declares"),
     "size beyond the file": (
         struct.pack(">HBBIII", 0, 8, 3, 60_000, 28, 28) + b"\0" * 100,
-        "promises|truncated",
+        "declares|truncated",
     ),
 }
 
@@ -87,20 +87,20 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_bomb_takes_neither_memory_nor_time(tmp_path: Path) -> None:
-    """A gzip file that unpacks to a thousand times its size, with a header that promises less, and one that lies."""
+    """A gzip file that unpacks to a thousand times its size, with a header that declares less, and one that lies."""
     path = tmp_path / "bomb.gz"
     zeros = gzip.compress(b"\0" * 200_000_000, 9)
     for header in (struct.pack(">HBBI", 0, 8, 1, 10), struct.pack(">HBBI", 0, 8, 1, 2**32 - 1)):
         path.write_bytes(gzip.compress(header) + zeros)
         tracemalloc.start()
-        with pytest.raises(DataError, match="continues after|promises"):
+        with pytest.raises(DataError, match="continues after|declares"):
             read_idx(path, dimensions=1)
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
         tracemalloc.stop()
 
 
 def test_the_largest_promise_is_refused_under_a_memory_limit(tmp_path: Path) -> None:
-    """In a process that may take 400 MB, a small file that promises 4 GB ends in one line."""
+    """In a process that may take 400 MB, a small file that declares 4 GB ends in one line."""
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 2**32 - 1) + b"\0" * 10_000))
     code = f"""

@@ -315,7 +315,7 @@ UNSUPPORTED = [
     (nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)), "1", "InstanceNorm2d"),
     (nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect")), "0", "reflect"),
     (nn.Sequential(nn.Conv2d(3, 4, 3)), "0", "3 channels"),
-    (nn.Sequential(nn.Conv2d(1, 4, 30)), "0", "nothing is left"),
+    (nn.Sequential(nn.Conv2d(1, 4, 30)), "0", "output is empty"),
     (nn.Sequential(nn.Flatten(), nn.Linear(5, 4)), "1", "5 values"),
     (nn.Sequential(nn.Linear(28, 4)), "0", "not flattened"),
     (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None)), "1", "momentum"),
@@ -390,7 +390,7 @@ def test_misuse_raises_and_names_the_input() -> None:
         native(images[0])
     with pytest.raises(UnsupportedError, match="conv1: it takes 1 channels, but gets 2"):
         native(images.repeat(1, 2, 1, 1))
-    with pytest.raises(UnsupportedError, match="nothing is left"):
+    with pytest.raises(UnsupportedError, match="output is empty"):
         native(images[:, :, :4, :4])
     with pytest.raises(ValueError, match=r"labels: they must be int64 \[4\]"):
         native.loss_and_gradients(images, labels[:3])

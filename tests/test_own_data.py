@@ -103,7 +103,7 @@ def test_splits_of_its_own_are_kept(tmp_path: Path) -> None:
         path.write_bytes(b"not to be opened")
     assert len(load_dataset(tmp_path / "d", validation=1).held_out) == 15
     shutil.rmtree(tmp_path / "d" / "test")
-    with pytest.raises(DataError, match=r"none to test on; add a test split, or judge on"):
+    with pytest.raises(DataError, match=r"no test images; add a test split, or evaluate on"):
         load_dataset(tmp_path / "d")
 
 
@@ -160,8 +160,8 @@ GOOD = np.zeros((4, 5, 5), np.uint8)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"PK\3\4 no zip", "damaged or no .npz"),
-        (npz(a=GOOD), "has the arrays a; wanted are x_train"),
+        (b"PK\3\4 no zip", "damaged or not an .npz"),
+        (npz(a=GOOD), "has the arrays a; expected are x_train"),
         (npz(images=GOOD, labels=np.array([None, "x", 1, 2])), "labels.npy is of type object"),
         (npz(images=GOOD / 2, labels=np.arange(4)), "images must be uint8"),
         (npz(images=GOOD, labels=np.arange(3)), "4 images but 3 labels"),
@@ -206,7 +206,7 @@ def test_a_test_class_that_never_occurs_in_training_is_named(tmp_path: Path, kin
     if kind == "name":
         labels, strange = np.array(["x", "y", "z"])[labels // 2], np.array(["x", "y", "z", "1"])
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:4], y_test=strange)
-    with pytest.raises(DataError, match=rf"label '{strange[3]}',? .*never occurs in training"):
+    with pytest.raises(DataError, match=rf"label '{strange[3]}',? .*does not occur in training"):
         load_dataset(tmp_path / "d.npz")
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:3], y_test=strange[:3])
     data = load_dataset(tmp_path / "d.npz")
@@ -221,7 +221,7 @@ def test_an_npz_file_that_promises_endless_memory_is_refused(tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         archive.writestr("labels.npy", header.getvalue())
-    with pytest.raises(DataError, match="promises more than it can hold"):
+    with pytest.raises(DataError, match="declares more than it can hold"):
         load_dataset(tmp_path / "d.npz")
 
 

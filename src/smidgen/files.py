@@ -56,7 +56,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True) -
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if flags & (os.O_WRONLY | os.O_RDWR) and os.fstat(handle).st_nlink > 1:
-            raise OSError(errno.EMLINK, "it has another name elsewhere, where it would change too", str(path))
+            raise OSError(errno.EMLINK, "it has further hard links, which would change too", str(path))
     except BaseException:
         os.close(handle)
         raise

@@ -91,7 +91,7 @@ def _ink(image: Image.Image, path: Path) -> _Floats:
     ink = darker if darker.sum() > lighter.sum() else lighter
     strongest = float(ink.max())
     if strongest < _LEAST_CONTRAST:
-        raise ImageError(f"{path} is blank: no ink stands out from its border")
+        raise ImageError(f"{path} is blank: nothing stands out from its border")
     # Grain of paper or compression, as strong as what the border shows, is not ink.
     grain = min(0.5 * strongest, 2 * float(np.quantile(np.abs(border - paper), 0.9)))
     ink = np.where(ink > grain, ink, 0)

@@ -88,7 +88,7 @@ def read_header(path: Path, *, follow: bool = True) -> Header:
         start = file.read(8 + MOST_HEADER_BYTES)
     header = _header(start)
     if size != _header_end(start) + header.tensor_bytes:
-        raise TensorFileError(f"its {size:,} bytes are not as many as its header promises")
+        raise TensorFileError(f"its {size:,} bytes are not as many as its header declares")
     return header
 
 
@@ -105,7 +105,7 @@ def read_tensors(path: Path, header: Header, *, follow: bool = True) -> dict[str
         start, end = _place_of_seal(content)
         seal = content[start:end].decode()
         if hashlib.sha256(content[:start] + _ZEROS.encode() + content[end:]).hexdigest() != seal:
-            raise TensorFileError("its content does not have the hash that it states")
+            raise TensorFileError("its content does not match its hash")
     if _header(content) != header:
         raise TensorFileError("it changed while it was read")
     try:
@@ -113,7 +113,7 @@ def read_tensors(path: Path, header: Header, *, follow: bool = True) -> dict[str
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise TensorFileError(str(error)) from None
     if {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} != header.tensors:
-        raise TensorFileError("its header can be read in two ways")
+        raise TensorFileError("its header is ambiguous")
     return tensors
 
 
@@ -127,7 +127,7 @@ def _bounded_size(file: BinaryIO, path: Path) -> int:
 def _header_end(content: bytes) -> int:
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > MOST_HEADER_BYTES or len(content) < 8 + length:
-        raise TensorFileError("it is cut short, or no file of tensors")
+        raise TensorFileError("it is truncated, or not a file of tensors")
     return 8 + length
 
 
@@ -155,5 +155,5 @@ def _place_of_seal(content: bytes) -> tuple[int, int]:
     """Where the digest stands: first byte, and the one after the last."""
     found = list(_SEAL.finditer(content, 8, _header_end(content)))
     if len(found) != 1:
-        raise TensorFileError("its seal is not where it should be")
+        raise TensorFileError("its hash is missing")
     return found[0].span(1)

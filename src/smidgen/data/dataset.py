@@ -138,11 +138,11 @@ def load_dataset(
         raise DataError(f"{name}: the training labels hold a single class; at least two are needed")
     survey = _with_classes_checked(parts, classes, name, tuning=validation is not None)
     if form == "drawing" and train.images.shape[1] != 1:
-        raise DataError(f"{name}: data.form is drawing, but drawings are grey and the images have colours")
+        raise DataError(f"{name}: data.form is drawing, but drawings are greyscale and the images have colour")
     colour = train.images.shape[1] != 1
     mean, std = _mean_and_std(parts.normal.numpy())
     if std == 0:
-        raise DataError(f"{name}: all training pixels have the same value, so there is nothing to learn")
+        raise DataError(f"{name}: all training pixels have the same value, so nothing can be learned")
     return Dataset(
         name=name,
         train=train,
@@ -171,7 +171,7 @@ def _with_classes_checked(parts: Parts, classes: int, name: str, *, tuning: bool
     if strange:
         called = label_name(parts.class_names, strange[0])
         raise DataError(
-            f"{name}: a test image has the label {called!r}, which never occurs in training; add such images there, "
+            f"{name}: a test image has the label {called!r}, which does not occur in training; add such images there, "
             f"or leave those out"
         )
     missing = [label for label in range(classes) if label not in trained]
@@ -201,7 +201,7 @@ def _read(
             return load_pictures(path, validation=validation, fold=fold, shape=shape, show=show), name
         if path.exists():
             raise DataError(
-                f"{path} is a file of another kind; give a folder of images, an .npz or .csv file, or the folder that "
+                f"{path} is not a supported file; give a folder of images, an .npz or .csv file, or the folder that "
                 f"holds {FILES['train_images']} and the rest"
             )
     hint = suggestion(str(source), KNOWN)

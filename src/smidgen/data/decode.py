@@ -125,11 +125,11 @@ def _check(image: Image.Image, content: bytes, name: object) -> None:
     most = MOST_PIXELS.get(kind, MOST_PIXELS["PNG"])
     if image.width * image.height > most or max(image.size) > MOST_SIDE:
         raise TooLargeError(
-            f"{name} is {image.width:,} x {image.height:,} pixels; at most {most:,} in all and "
+            f"{name} is {image.width:,} x {image.height:,} pixels; at most {most:,} in total and "
             f"{MOST_SIDE:,} a side are decoded; scale it down"
         )
     if kind == "JPEG" and content.count(_START_OF_SCAN) > MOST_SCANS:
-        raise TooLargeError(f"{name} has more than {MOST_SCANS} scans; save it anew")
+        raise TooLargeError(f"{name} has more than {MOST_SCANS} scans; save it again as a new file")
 
 
 def _listed(formats: tuple[str, ...]) -> str:

@@ -74,7 +74,7 @@ def read_idx(path: Path, dimensions: int, most_bytes: int = MOST_BYTES) -> Idx:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}); get a fresh copy") from None
     except MemoryError:
-        raise DataError(f"{path} is too large for the memory that is free") from None
+        raise DataError(f"{path} does not fit in the free memory") from None
     except OSError as error:
         raise DataError(cannot_read(path, error)) from None
 
@@ -91,7 +91,7 @@ def _read(
     if rank != dimensions:
         words = {1: "labels (1 dimension)", 3: "images (3 dimensions)"}
         wanted = words.get(dimensions, f"{dimensions} dimensions")
-        raise DataError(f"{path} has {rank} dimension(s), but {wanted} are wanted here")
+        raise DataError(f"{path} has {rank} dimension(s), but {wanted} are expected here")
     sizes = _exactly(file, 4 * rank, path)
     shape = struct.unpack(f">{rank}I", sizes)
     if 0 in shape:
@@ -101,10 +101,10 @@ def _read(
         count *= size
     start = 4 + 4 * rank
     if plain_size is not None and plain_size != start + count:
-        raise DataError(f"{path} is {plain_size:,} bytes, but its header promises {start + count:,}; get a fresh copy")
+        raise DataError(f"{path} is {plain_size:,} bytes, but its header declares {start + count:,}; get a fresh copy")
     if count > most_bytes:
         raise DataError(
-            f"{path} promises {count:,} values, more than a file of this size can hold or than is read "
+            f"{path} declares {count:,} values, more than a file of this size can hold or than is read "
             f"({most_bytes:,}); get a fresh copy"
         )
     values = np.empty(count, dtype=np.uint8)

@@ -128,7 +128,7 @@ def load_idx(found: IdxFolder, *, validation: int | None, fold: int, known: Know
         if held_out.images.shape[1:] != train.images.shape[1:]:
             raise DataError(
                 f"{folder}: training images are {_sides(train)}, but test images are {_sides(held_out)}; "
-                f"they must be of one size"
+                f"they must have the same size"
             )
         sizes[held_out.images.shape[2], held_out.images.shape[3]] += len(held_out)
     notes = (f"EMNIST by its file names ({found.emnist}): its images are stored transposed and turned upright here",)

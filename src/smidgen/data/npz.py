@@ -59,9 +59,9 @@ def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
         with open_to_read(path) as raw, zipfile.ZipFile(raw) as archive:
             return _load(path, archive, validation, fold)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path} is damaged or no .npz file ({error}); get a fresh copy") from None
+        raise DataError(f"{path} is damaged or not an .npz file ({error}); get a fresh copy") from None
     except MemoryError:
-        raise DataError(f"{path} is too large for the memory that is free") from None
+        raise DataError(f"{path} does not fit in the free memory") from None
     except OSError as error:
         raise DataError(cannot_read(path, error)) from None
 
@@ -74,7 +74,7 @@ def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: in
         wanted = _SINGLE
     else:
         raise DataError(
-            f"{path} has the arrays {', '.join(brief(n) for n in list(there)[:8]) or 'none'}; wanted are "
+            f"{path} has the arrays {', '.join(brief(n) for n in list(there)[:8]) or 'none'}; expected are "
             f"{', '.join(_KERAS)}, or {' and '.join(_SINGLE)}"
         )
     arrays = {name: _read(path, archive, there[name]) for name in wanted}
@@ -82,7 +82,7 @@ def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: in
     labels = [_labels(path, name, arrays[name]) for name in wanted[1::2]]
     for (name, some), given in zip(images.items(), labels, strict=True):
         if len(some) != len(given):
-            raise DataError(f"{path}: {len(some):,} {name} but {len(given):,} labels; they do not belong together")
+            raise DataError(f"{path}: {len(some):,} {name} but {len(given):,} labels; they do not match")
     names = _names(path, archive, there, labels)
     examples = [Examples(i, _numbers(path, g, names)) for i, g in zip(images.values(), labels, strict=True)]
     notes: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array
             )
         size = math.prod(shape) * dtype.itemsize
         if size > MOST_BYTES or size > info.file_size or info.file_size > _RATIO * max(info.compress_size, 1):
-            raise DataError(f"{path}: {shown(info.filename)} promises more than it can hold; get a fresh copy")
+            raise DataError(f"{path}: {shown(info.filename)} declares more than it can hold; get a fresh copy")
         if len(shape) == 4 or len(shape) == 3:
             check_room(shape[0], (1, 1, size // max(shape[0], 1)), path)
         content = bytearray(size)
@@ -148,7 +148,7 @@ def _header(path: Path, file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[i
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: {shown(info.filename)} is not an array: {shown(reason)}") from None
     if len(shape) > _MOST_SIDES or any(side < 0 for side in shape):
-        raise DataError(f"{path}: {shown(info.filename)} is not an array: its shape cannot be")
+        raise DataError(f"{path}: {shown(info.filename)} is not an array: invalid shape")
     return shape, fortran, dtype
 
 
@@ -189,7 +189,7 @@ def _names(
             raise DataError(f"{path}: class_names must be a list of at least two names")
         found = [shown(str(name)) for name in names]
     if len(found) > MOST_CLASSES:
-        raise DataError(f"{path} has {len(found):,} classes; at most {MOST_CLASSES:,} can be learnt")
+        raise DataError(f"{path} has {len(found):,} classes; at most {MOST_CLASSES:,} are supported")
     for name in found:
         if len(name) > LONGEST_NAME:
             raise DataError(f"{path}: the class name {name[:40]!r}... is longer than {LONGEST_NAME} characters")
@@ -203,7 +203,7 @@ def _numbers(path: Path, labels: _Array, names: tuple[str, ...]) -> torch.Tensor
         numbers = {name: number for number, name in enumerate(names)}
         strange = next((str(label) for label in labels if shown(str(label)) not in numbers), None)
         if strange is not None:
-            raise DataError(f"{path}: the label {brief(strange)!r} never occurs in training; leave its images out")
+            raise DataError(f"{path}: the label {brief(strange)!r} does not occur in training; remove its images")
         return torch.tensor([numbers[shown(str(label))] for label in labels], dtype=torch.int64)
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= (len(names) or MOST_CLASSES)):
         raise DataError(

@@ -193,7 +193,7 @@ def _check_classes(path: Path, train: Sequence[_Seen], classes: Sequence[str]) -
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(
-            f"{path}: class {missing[0]!r}{more} has no usable image to train on; add some, or leave the class out"
+            f"{path}: class {missing[0]!r}{more} has no usable image for training; add some, or remove the class"
         )
 
 
@@ -238,7 +238,7 @@ def _decode_block(
             try:
                 content = read_content(seen.entry.path)
                 if hashlib.sha256(content).hexdigest() != seen.sha256:
-                    raise DataError(f"{shown(seen.entry.name)} changed while the data were read; start again")
+                    raise DataError(f"{shown(seen.entry.name)} changed while the data was being read; try again")
                 pixels[index] = decode(content, seen.entry.name, shape)
             except ImageError as error:
                 status[index] = _status(error)

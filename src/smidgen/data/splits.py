@@ -36,7 +36,7 @@ def block_at_end(count: int, validation: int, fold: int, name: object) -> tuple[
     if (fold + 1) * validation > count:
         raise DataError(
             f"{name} has {count:,} training images, which is {count // validation} blocks of "
-            f"{validation:,}; set data.fold lower than that"
+            f"{validation:,}; set a lower data.fold"
         )
     stop = count - fold * validation
     return stop - validation, stop

@@ -175,7 +175,7 @@ def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) ->
             elif item.is_symlink() and not path.resolve().is_relative_to(inside):
                 listing.skip("links out of the folder", name)
             elif len(listing.entries) >= MOST_FILES:
-                raise DataError(f"{root} holds more than {MOST_FILES:,} images; that is more than is read")
+                raise DataError(f"{root} holds more than {MOST_FILES:,} images; that is more than is supported")
             else:
                 listing.entries.append(Entry(path, name, label, split))
 
@@ -194,13 +194,15 @@ def list_table(path: Path) -> Listing:
         for number, row in _rows(read_bounded(path, MOST_TABLE_BYTES)):
             listing.entries.append(_entry(path, inside, number, row))
             if len(listing.entries) > MOST_FILES:
-                raise DataError(f"{path} names more than {MOST_FILES:,} images; that is more than is read")
+                raise DataError(f"{path} names more than {MOST_FILES:,} images; that is more than is supported")
     except OSError as error:
         raise DataError(cannot_read(path, error)) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
     if listing.has_splits and not all(entry.split for entry in listing.entries):
-        raise DataError(f"{path} has lines without a split; give every line one of train, val, test, or none of them")
+        raise DataError(
+            f"{path} has lines without a split; set one of train, val, test everywhere, or remove the column"
+        )
     listing.entries.sort(key=lambda e: (natural(Path(e.name).name), natural(e.name)))
     return listing
 
@@ -290,7 +292,7 @@ def class_names(listing: Listing, name: object) -> tuple[str, ...]:
     if len(trained) < 2:
         raise DataError(f"{name} has a single class, {next(iter(trained))!r}; at least two are needed")
     if len(classes) > MOST_CLASSES:
-        raise DataError(f"{name} has {len(classes):,} classes; at most {MOST_CLASSES:,} can be learnt")
+        raise DataError(f"{name} has {len(classes):,} classes; at most {MOST_CLASSES:,} are supported")
     for label in classes:
         if len(label) > LONGEST_NAME:
             raise DataError(f"{name}: the class name {label[:40]!r}... is longer than {LONGEST_NAME} characters")
@@ -298,7 +300,7 @@ def class_names(listing: Listing, name: object) -> tuple[str, ...]:
     for entry in listing.entries:
         if entry.label not in known or entry.label not in trained:
             where = (
-                "never occurs in training"
+                "does not occur in training"
                 if entry.label in known or not listing.classes
                 else f"is not in {CLASSES_FILE}"
             )

@@ -84,9 +84,9 @@ class Exported:
         rows += [[name.replace("_", " "), _shown(value)] for name, value in check.details.items()]
         wrong, all_images = len(check.mismatches), f"{check.images:,} test images"
         verdict = (
-            f"{wrong:,} of {all_images} come out otherwise than in {check.reference}"
+            f"{wrong:,} of {all_images} are classified differently from {check.reference}"
             if wrong
-            else f"every one of the {all_images} comes out as in {check.reference}"
+            else f"all {all_images} match {check.reference}"
         )
         return f"{files}\n{render(['check', f'against {check.reference}'], rows)}\n{verdict}"
 
@@ -169,7 +169,7 @@ def _source(run: Run) -> Source:
     if (trained.input_shape, trained.classes) != (dataset.input_shape, dataset.classes):
         raise RunError(f"{run.directory} is for other images or classes than those of {dataset.name}")
     if run.result.held_out == "test" and run.result.data_sha256 != dataset.digest:
-        raise RunError(f"the data at {dataset.name} has changed since {run.directory} was made; put it back as it was")
+        raise RunError(f"the data at {dataset.name} has changed since {run.directory} was made; restore it")
     test: Examples = dataset.held_out
     return Source(run, test.images, test.labels)
 
@@ -186,7 +186,7 @@ def _earlier(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
         there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     own = _own(directory) if MANIFEST in there else {}
     for name in there & {*files, MANIFEST} - set(own) - ({MANIFEST} if own else set()):
-        raise RunError(f"{directory / name} is not of an earlier export; choose another place with -o, or remove it")
+        raise RunError(f"{directory / name} is not from an earlier export; choose another place with -o, or remove it")
     for name in sorted(there & set(own)):
         try:
             content = read_bounded(directory / name, _MOST_BYTES, follow=False)

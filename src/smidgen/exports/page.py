@@ -80,6 +80,6 @@ def _run(path: Path, source: Source) -> tuple[np.ndarray[tuple[int, int], np.dty
         raise SmidgenError(f"{path} cannot be run in node: {reason[-1]}; export it again")
     shape = len(source.images), source.graph.classes
     if len(done.stdout) != 8 + 4 * shape[0] * shape[1]:
-        raise SmidgenError(f"{path} gives another number of scores than the run's network; export it again")
+        raise SmidgenError(f"{path} returns a different number of scores than the run's network; export it again")
     scores = np.frombuffer(done.stdout, "<f4", offset=8).astype(np.float32).reshape(shape)
     return scores, float(np.frombuffer(done.stdout, "<f8", count=1)[0])

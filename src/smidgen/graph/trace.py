@@ -62,7 +62,7 @@ def trace(network: nn.Module, input_shape: Shape) -> Graph:
     """
     for name, module in network.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            raise TraceError(name or type(network).__name__, "it has hooks, which would not be called")
+            raise TraceError(name or type(network).__name__, "it has hooks, which would be ignored")
     tracing = _Tracing(network, input_shape)
     try:
         tracing.follow(_Tracer().trace(network))
@@ -169,7 +169,7 @@ class _Tracing:
 
     def _output(self, value: Any) -> None:
         if not isinstance(value, _Value):
-            raise TraceError("output", "the network must give one tensor")
+            raise TraceError("output", "the network must return one tensor")
         if value.number == 0:
             raise TraceError("output", "the network does nothing")
         self.output = value
@@ -209,7 +209,7 @@ class _Tracing:
     def add(self, operation: type[Operation], name: str, inputs: list[_Value], shape: Shape, **settings: Any) -> _Value:
         """An operation, and the value that it writes; flat where its first input is."""
         if min(shape) < 1:
-            raise TraceError(name, f"nothing is left of an input of {'x'.join(map(str, self.shape(inputs[0])))}")
+            raise TraceError(name, f"the output is empty for an input of {'x'.join(map(str, self.shape(inputs[0])))}")
         self.shapes.append(shape)
         output = len(self.shapes) - 1
         self.operations.append(operation(name=name, inputs=tuple(v.number for v in inputs), output=output, **settings))

@@ -99,7 +99,7 @@ class TrialRuns:
             if run.predictions:
                 raise RunError(
                     f"{run.directory / RunFiles.PREDICTIONS} has {correct:,} correct answers, but the run has "
-                    f"{recorded:,}; remove it, and reports classify the images again"
+                    f"{recorded:,}; remove it, and reports will classify the images again"
                 )
             self.notes.append(f"seed {run.seed}: {correct:,} images are correct here, {recorded:,} when it was trained")
         return predictions
@@ -161,7 +161,7 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
     if not found:
         why = f": {problems[0]}" if problems else ""
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise RunError(f"there is no finished run to report on{why}{more}")
+        raise RunError(f"no finished runs to report on{why}{more}")
     for group in found.values():
         group.runs.sort(key=lambda run: run.seed)
         _attach_data(group)

@@ -145,7 +145,7 @@ class RunDirectory:
         except FileExistsError:
             if path.exists():
                 return False
-            raise RunError(f"{path} cannot be made: a part of its path is a file") from None
+            raise RunError(f"{path} cannot be created: a part of its path is a file") from None
         except OSError as error:
             raise cannot_write(path, error) from None
         return True

@@ -57,7 +57,7 @@ def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Predicti
     elif channels == 1:
         images = [read_image(path, height, width)[None] for path in paths]
     else:
-        raise RunError(f"{called} was trained on drawings of {channels} channels; only grey ones are predicted")
+        raise RunError(f"{called} was trained on drawings of {channels} channels; only greyscale is supported")
     if not images:
         return []
     batch = torch.from_numpy(np.stack(images))

@@ -69,7 +69,7 @@ def read_predictions(path: Path, weights_sha256: str, last: EpochRecord, classes
     Raises:
         RunError: the file is damaged, or is not of this run.
     """
-    remedy = "remove it, and reports classify the images again"
+    remedy = "remove it, and reports will classify the images again"
     try:
         header = read_header(path, follow=False)
         about, images = header.about, (last.test_total,)
@@ -83,7 +83,7 @@ def read_predictions(path: Path, weights_sha256: str, last: EpochRecord, classes
         tensors = read_tensors(path, header, follow=False)
         answers, probabilities = tensors["classes"].long(), tensors["probabilities"]
         if not bool(((answers >= 0) & (answers < classes)).all()):
-            raise ValueError("it has a class that is not there")
+            raise ValueError("it has a class that does not exist")
         if not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
             raise ValueError("it has a probability outside 0 to 1")
     except FileNotFoundError:

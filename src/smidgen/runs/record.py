@@ -108,7 +108,7 @@ def load_run(path: str | Path) -> Run:
     try:
         history = tuple(map(EpochRecord.from_json, directory.read_epochs()))
         if [record.epoch for record in history] != list(range(1, result.epochs + 1)):
-            raise ValueError(f"{len(history)} of {result.epochs} epochs are there, or in another order")
+            raise ValueError(f"{len(history)} of {result.epochs} epochs are present, or they are out of order")
         if result.held_out != trained.trial.data.evaluate:
             raise ValueError(f"it was evaluated on {result.held_out} images, but its trial says otherwise")
         parameters = sum(p.numel() for p in trained.network.parameters())

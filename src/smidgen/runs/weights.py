@@ -116,10 +116,10 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
     if not isinstance(classes, int) or not 2 <= classes <= 2**16:
         raise ValueError(f"its number of classes is {classes!r}")
     if not isinstance(mean, float) or not isinstance(std, float) or not (math.isfinite(mean) and 0 < std < math.inf):
-        raise ValueError(f"its normalization is {mean!r}, {std!r}")
+        raise ValueError(f"invalid normalization {mean!r}, {std!r}")
     names, form = about.get("class_names", []), about.get("form", "drawing")
     if not isinstance(names, list) or len(names) not in (0, classes) or not all(map(_is_name, names)):
-        raise ValueError("its class names are not one line of text for each class")
+        raise ValueError("its class names are not one line of text per class")
     if form not in ("drawing", "picture"):
         raise ValueError(f"its images' form is {form!r}")
     channels, height, width = shape

@@ -86,7 +86,7 @@ class Candidate:
         if not isinstance(choices, dict) or not isinstance(dimensions, dict) or not isinstance(error, str):
             raise TypeError("choices, dimensions or error of the wrong kind")
         if set(choices) != set(dimensions) or not all(isinstance(text, str) for text in dimensions.values()):
-            raise ValueError("choices and dimensions that do not belong together")
+            raise ValueError("choices and dimensions that do not match")
         return cls(
             **whole,
             trial=Trial.from_json(data["trial"]),

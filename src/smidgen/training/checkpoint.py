@@ -89,7 +89,7 @@ def restore(training: Training, path: Path, origin: Origin, trial: Trial, images
             raise DamagedCheckpointError(f"{path} is of another trial, seed or data")
         rows = header.tensors.pop(_HISTORY, None)
         if rows is None or rows[0] != torch.float64 or rows[1][1:] != (len(_COLUMNS),) or rows[1][0] > trial.epochs:
-            raise ValueError("its history has another form")
+            raise ValueError("its history is malformed")
         step, sums = _position(header.about, trial, images, finished=rows[1][0])
         taken = rows[1][0] * math.ceil(images / trial.batch_size) + step
         state = training.optimizer.state_after(taken)
@@ -168,5 +168,5 @@ def _position(about: dict[str, Any], trial: Trial, images: int, finished: int) -
     good = all(type(value) is float and 0 <= value < math.inf for value in (sums.loss, sums.seconds))
     good = good and type(sums.correct) is int and sums.seen == min(step * trial.batch_size, images)
     if not good or not 0 <= sums.correct <= sums.seen:
-        raise ValueError("its running sums cannot be")
+        raise ValueError("its running sums are invalid")
     return step, sums

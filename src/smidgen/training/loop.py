@@ -84,7 +84,7 @@ class EpochRecord:
             values[column.name] = value if whole else float(value)
         record = cls(**values)
         if record.epoch < 1 or not 0 <= record.test_correct <= record.test_total or record.test_total == 0:
-            raise ValueError("an epoch's counts cannot be")
+            raise ValueError("an epoch's counts are invalid")
         return record
 
 

@@ -131,7 +131,7 @@ class NativeNetwork(nn.Module):
             raise ValueError(f"labels: they must be int64 [{count}] on the CPU, at least one")
         program = self._program((channels, height, width), keep=True, input_gradient=False)
         if not program.graph.flat and program.output_shape[1:] != (1, 1):
-            raise ValueError("output: for a loss the network must give one score a class")
+            raise ValueError("output: for a loss, the network must return one score per class")
         for parameter in program.parameters:
             if parameter.requires_grad and not _can_take_gradient(parameter):
                 parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
@@ -278,7 +278,7 @@ class _Program:
             except RuntimeError as error:
                 raise TrainingError(str(error)) from None
         elif self.uses_batch_statistics:
-            raise TrainingError("input: normalization in training needs at least one image")
+            raise TrainingError("input: BatchNorm in training mode needs at least one image")
         return output if self.graph.flat else output.view(count, *self.output_shape)
 
     def take_state(self) -> Any:

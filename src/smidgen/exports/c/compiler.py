@@ -165,6 +165,6 @@ def _run(command: list[str], what: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise SmidgenError(f"{what} did not end within {SECONDS} s: {shlex.join(command)}") from None
+        raise SmidgenError(f"{what} did not finish within {SECONDS} s: {shlex.join(command)}") from None
     except OSError as error:
         raise SmidgenError(f"{what} cannot be started: {error.strerror or error}") from None

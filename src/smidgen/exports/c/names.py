@@ -38,7 +38,7 @@ def prefix(name: str | None, trial: str) -> str:
     """
     wanted = re.sub(r"[^A-Za-z0-9]+", "_", trial).strip("_").lower() if name is None else name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", wanted):
-        problem = "is no identifier in C: it needs a letter, then letters, digits or '_'"
+        problem = "is not an identifier in C: use a letter, then letters, digits or '_'"
     elif wanted.lower() in _KEYWORDS.split():
         problem = "is a keyword of C or C++"
     elif wanted.lower() in _TAKEN.split():
