@@ -253,7 +253,7 @@ def test_other_people_s_files_are_left_alone(small_run: Run, tmp_path: Path, smi
     (out / "notes.txt").write_text("mine")
     (out / "small.safetensors").write_text("mine")
     done = smidgen("export", small_run.directory, "--to", "safetensors", "-o", out)
-    assert done.is_mistake("small.safetensors is not of an earlier export", "-o")
+    assert done.is_mistake("small.safetensors is not from an earlier export", "-o")
     assert (out / "small.safetensors").read_text() == "mine"
     (out / "small.safetensors").unlink()
     assert smidgen("export", small_run.directory, "--to", "safetensors", "-o", out).status == 0

@@ -220,7 +220,7 @@ def test_weights_that_were_changed_are_noticed(small_run: Run, tmp_path: Path) -
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunError, match="does not have the hash"):
+    with pytest.raises(RunError, match="does not match its hash"):
         load_run(path.parent)
 
 

@@ -97,7 +97,7 @@ def test_nothing_is_changed_by_a_checkpoint_that_is_refused(killed: Path, tmp_pa
     content = bytearray((killed / NEWEST).read_bytes())
     content[-1] ^= 1
     (tmp_path / NEWEST).write_bytes(content)
-    with pytest.raises(RunError, match="does not have the hash"):
+    with pytest.raises(RunError, match="does not match its hash"):
         checkpoint.restore(training, tmp_path / NEWEST, restore.origin, restore.trial, len(restore.data.train))
     assert all(tensor.equal(before[name]) for name, tensor in training.network.state_dict().items())
     assert (training.step, training.history) == (0, [])
