@@ -159,7 +159,7 @@ def test_a_hard_link_to_a_file_elsewhere_is_not_written_through(runs: Path, tmp_
         elsewhere.write_text("precious")
         (directory / name).unlink(missing_ok=True)
         os.link(elsewhere, directory / name)
-        assert smidgen("run", "--resume", directory).is_mistake("another name elsewhere")
+        assert smidgen("run", "--resume", directory).is_mistake("further hard links")
         assert elsewhere.read_text() == "precious"
 
 
