@@ -27,6 +27,8 @@ VARIABLE = "SMIDGEN_CODE"
 """Environment variable with the files that may be run, so that a sweep's workers have them too."""
 MOST_BYTES = 2**24
 
+_LIBRARIES = (Path(__file__).parents[1], Path(nn.__file__).parents[1])
+
 _trusted: dict[str, Any] = {}
 """Imported modules by the SHA-256 of their files."""
 
@@ -66,12 +68,29 @@ def trust(path: str | Path) -> Any:
     return module
 
 
-def where(error: BaseException, path: Path) -> str:
-    """What went wrong in a user's file: `NameError: name 'x' is not defined (line 3)`."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
+def where(error: BaseException, path: Path | None = None) -> str:
+    """What went wrong in a user's code, and where: `NameError: name 'x' is not defined (line 3)`.
+
+    Args:
+        error: that was raised.
+        path: of the user's file; None finds the file in the traceback, and names it.
+    """
+    own = user_lines(error)
+    lines = [number for file, number in own if path is None or file == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")
+    file = f"{own[-1][0].name}, " if path is None and own else ""
+    return f"{type(error).__name__}: {message}" + (f" ({file}line {line})" if line else "")
+
+
+def user_lines(error: BaseException) -> list[tuple[Path, int]]:
+    """Files and lines that an error passed, outermost first, those of PyTorch and smidgen left out."""
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    return [
+        (file, line)
+        for file, line in places
+        if line and not str(file).startswith("<") and not any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    ]
 
 
 def from_module(factory: Callable[..., nn.Module]) -> Module:
