@@ -249,7 +249,8 @@ class _Walk:
                 output = forward(*args, **kwargs)
             finally:
                 self._tracer.account = outer
-            self._note(name, module, next(iter((*args, *kwargs.values())), None), output, account)
+            with self._tracer.own_work():
+                self._note(name, module, next(iter((*args, *kwargs.values())), None), output, account)
             return output
 
         return watched

@@ -51,8 +51,12 @@ class Field:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the largest field, not limited by the edges of the image; 0 for a constant."""
-        return _span(self.marks[:2]), _span(self.marks[2:4])
+        """Height and width of the largest field; 0 for a constant.
+
+        The edges of the image do not limit it, unless the jump varies: then nothing says how fields would continue.
+        """
+        height, width = (axis + (MARKS // 2) * (self.jump[axis // 2] is None) for axis in (0, 2))
+        return _span(self.marks[height : height + 2]), _span(self.marks[width : width + 2])
 
     @property
     def start(self) -> tuple[int, int]:
@@ -127,7 +131,7 @@ class NetworkTracer:
         """What the units of a tensor see; None where that is unknown."""
         if not isinstance(output, Tensor) or self._left:
             return None
-        with self._own_work():
+        with self.own_work():
             try:
                 marks, jump = self._memory.read(output), self._jump(output)
             except UnknownFieldError:
@@ -167,19 +171,19 @@ class NetworkTracer:
             torch.backends.mha.set_fastpath_enabled(fast)
 
     @contextlib.contextmanager
-    def _own_work(self) -> Iterator[None]:
+    def own_work(self) -> Iterator[None]:
         """For its duration, what is executed is the tracer's work and not the network's."""
-        self._busy = True
+        busy, self._busy = self._busy, True
         try:
             yield
         finally:
-            self._busy = False
+            self._busy = busy
 
     def exited(self, tensors: Sequence[Tensor]) -> None:
         """Note that the values of tensors are taken where no operator is seen: all that follows may depend on them."""
         if self._busy:
             return
-        with self._own_work():
+        with self.own_work():
             depends = any(self._depends(tensor) for tensor in tensors)
         if depends:
             self._left = True
@@ -190,7 +194,7 @@ class NetworkTracer:
         if self._busy:
             return
         results = tensors_in(output)
-        with self._own_work():
+        with self.own_work():
             try:
                 self._follow(operator, arguments_of(operator, args, kwargs), results)
             except Exception:  # a fault of the tracer is no reason to refuse a network that PyTorch runs
@@ -335,13 +339,16 @@ def _scale(
 
 
 def _checked(jump: Fraction | None, first: Tensor, dim: int) -> Fraction | None:
-    """The distance of neighbouring positions; the expected one where there are none, or where it is no whole number."""
+    """The distance of neighbouring positions.
+
+    It is the expected one where there is one position, where all see the same, and where it is no whole number.
+    """
     if first.shape[dim] < 2:
         return jump
     steps = first.diff(dim=dim)
     step = steps.reshape(-1)[0]
     if bool((steps == step).all()):
-        return Fraction(int(step))
+        return Fraction(int(step)) if step else jump
     return jump if jump is not None and jump.denominator > 1 else None
 
 

@@ -102,7 +102,8 @@ def has_no_products(operator: Operator) -> bool:
 def _pointwise(call: Call) -> Sequence[Tensor]:
     """Each value depends on the same place of all arguments, as they are broadcast."""
     found = call.marks_of(*[name for name in call.given if name != "out"])
-    return [union(found, result.shape) for result in call.results]
+    first = call.results[0].shape
+    return [union(found, first) for result in call.results if result.shape == first]
 
 
 def _copied(call: Call) -> Sequence[Tensor]:
@@ -358,13 +359,13 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_POINTWISE = _names("_to_copy native_dropout _prelu_kernel rrelu_with_noise")
+_POINTWISE = _names("_to_copy native_dropout _prelu_kernel rrelu_with_noise hardswish log_sigmoid_forward")
 """Operators that work value by value without being tagged so."""
 _ALONG = _names(
     """
     sum nansum mean prod amax amin max min any all std var std_mean var_mean logsumexp linalg_vector_norm norm argmax
-    argmin median nanmedian mode kthvalue aminmax count_nonzero _softmax _log_softmax cumsum cumprod logcumsumexp
-    cummax cummin sort topk _fft_r2c _fft_c2c _fft_c2r
+    argmin median nanmedian mode kthvalue aminmax count_nonzero _softmax _safe_softmax _log_softmax cumsum cumprod
+    logcumsumexp cummax cummin sort topk _fft_r2c _fft_c2c _fft_c2r
     """
 )
 _MOVED = _names(
@@ -397,7 +398,7 @@ _WITHOUT_PRODUCTS = _names(
     _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d affine_grid_generator nonzero col2im embedding index_add
     scatter_add scatter_reduce index_reduce masked_select masked_scatter bucketize searchsorted max_unpool2d
     fractional_max_pool2d _local_scalar_dense equal is_nonzero bincount histc _unique2 unique_dim put resize set
-    transpose squeeze unsqueeze t as_strided _assert_async lift_fresh _linalg_check_errors
+    transpose squeeze unsqueeze t as_strided _unsafe_view _reshape_alias _assert_async lift_fresh _linalg_check_errors
     """
 )
 """Operators without a rule that multiply no matrices."""
