@@ -120,9 +120,7 @@ class Memory:
         storage = storage_of(tensor)
         if storage is not None:
             values = storage.nbytes() // tensor.element_size()
-            self._places.setdefault(
-                storage._cdata, _Place(storage, tensor.element_size(), values, stored=stored)
-            )
+            self._places.setdefault(storage._cdata, _Place(storage, tensor.element_size(), values, stored=stored))
 
     def is_stored(self, tensor: Tensor) -> bool:
         """Whether a tensor comes from parameters and buffers alone."""
@@ -205,4 +203,4 @@ def _strided(flat: Tensor, layout: _Layout) -> Tensor:
 
 
 def _layout(tensor: Tensor) -> _Layout:
-    return tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset()
+    return tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())

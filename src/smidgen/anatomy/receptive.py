@@ -320,9 +320,7 @@ class NetworkTracer:
         return _checked(height, marks[0], -2), _checked(width, marks[2], -1)
 
 
-def _scale(
-    operator: Operator, given: dict[str, Any], axis: int, tensor: Tensor, result: Tensor
-) -> Fraction | None:
+def _scale(operator: Operator, given: dict[str, Any], axis: int, tensor: Tensor, result: Tensor) -> Fraction | None:
     """The factor between the jumps of an argument and a result; None where the argument says nothing of it."""
     if tensor.dim() != 4 or result.dim() != 4:
         return Fraction(tensor.shape[axis + 2]) if tensor.dim() == 4 else Fraction(1)
@@ -356,13 +354,13 @@ class _Operators(TorchDispatchMode):
     """Reports every operator that is executed to a tracer."""
 
     def __init__(self, tracer: NetworkTracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
     def __torch_dispatch__(
         self,
         func: Operator,
-        types: Sequence[type],  # noqa: ARG002 - PyTorch's signature
+        types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -381,7 +379,7 @@ class _Methods(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002 - PyTorch's signature
+        types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:

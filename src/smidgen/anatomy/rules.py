@@ -177,7 +177,7 @@ def _layer_norm(call: Call) -> Sequence[Tensor]:
 def _group_norm(call: Call) -> Sequence[Tensor]:
     if call.marks_of("weight", "bias"):
         raise UnknownFieldError
-    count, channels, *sides = call.results[0].shape
+    count, _, *sides = call.results[0].shape
     parted = call.marks("input").reshape(MARKS, count, call.given["group"], -1, *sides)
     return [mixed(parted, range(2, parted.dim() - 1)).expand(parted.shape).flatten(2, 3)]
 
@@ -204,7 +204,10 @@ def _padded(marks: Tensor, dim: int, before: int, after: int, jump: Fraction | N
     start, end = max(-before, 0), marks.shape[dim] + min(after, 0)
     kept = marks.narrow(dim, start, end - start)
     parts = []
-    for count, edge, sign in ((max(before, 0), kept.narrow(dim, 0, 1), -1), (max(after, 0), kept.narrow(dim, -1, 1), 1)):
+    for count, edge, sign in (
+        (max(before, 0), kept.narrow(dim, 0, 1), -1),
+        (max(after, 0), kept.narrow(dim, -1, 1), 1),
+    ):
         beyond = edge.repeat_interleave(count, dim)
         axis = {marks.dim() - 2: 0, marks.dim() - 1: 2}.get(dim)
         if axis is not None and marks.dim() == 5:

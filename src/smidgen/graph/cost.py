@@ -60,15 +60,15 @@ def macs_of_operator(
     """
     name = operator._schema.name.partition("::")[2]
     if name == "mkldnn_rnn_layer":
-        weights = math.prod(given["weight0"].shape) + math.prod(given["weight1"].shape)
-        return weights * math.prod(given["input"].shape[:-1])
-    if name in ("mv", "dot", "vdot"):
-        return math.prod(given["self"].shape)
-    if name == "addmv":
-        return math.prod(given["mat"].shape)
+        weights: int = given["weight0"].numel() + given["weight1"].numel()
+        image: Tensor = given["input"]
+        return weights * math.prod(image.shape[:-1])
+    if name in ("mv", "dot", "vdot", "addmv"):
+        factor: Tensor = given["mat" if name == "addmv" else "self"]
+        return factor.numel()
     if name == "_scaled_dot_product_flash_attention_for_cpu":
-        *heads, queries, features = given["query"].shape
-        return math.prod(heads) * queries * given["key"].shape[-2] * (features + given["value"].shape[-1])
+        query, key, value = (tuple(map(int, given[part].shape)) for part in ("query", "key", "value"))
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     formula = flop_counter.flop_registry.get(operator.overloadpacket)
     if formula is None:
         return None
