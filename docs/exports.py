@@ -55,7 +55,7 @@ def main() -> None:
             times = _times(run, made)
             rows += [_row(trial, way, exported, times[way]) for way, exported in made.items()]
     columns = ["network", "target", "files, bytes", "weights, bytes", "code on a Cortex-M4, bytes", "RAM, bytes"]
-    columns += ["mismatches", "largest difference", "accuracy, %", "an image, µs"]
+    columns += ["mismatches", "largest difference", "accuracy, %", "µs per image"]
     print(render(columns, rows, "markdown", left=2))
     print(f"\n{_losses(options.root, options.seeds)}")
 
@@ -170,8 +170,8 @@ def _losses(root: Path, seeds: int) -> str:
             f"{statistics.mean(lost):+.4f} ± {statistics.stdev(lost):.4f}", f"{min(lost):+.2f} to {max(lost):+.2f}",
             f"{statistics.mean(p[2] for p in pairs):.1f}",
         ])  # fmt: skip
-    columns = ["network", "seeds", "float32, %", "int8, %", "lost, points", "least to most"]
-    return render([*columns, "images in another class, of 10,000"], rows, "markdown")
+    columns = ["network", "seeds", "float32, %", "int8, %", "loss, points", "min to max"]
+    return render([*columns, "images classified differently, of 10,000"], rows, "markdown")
 
 
 if __name__ == "__main__":
