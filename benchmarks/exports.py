@@ -54,7 +54,7 @@ def main() -> None:
             times = _times(run, made)
             rows += [_row(name, way, exported, times[way]) for way, exported in made.items()]
     columns = ["network", "target", "files, bytes", "weights, bytes", "code on a Cortex-M4, bytes", "RAM, bytes"]
-    columns += ["mismatches", "largest difference", "accuracy, %", "an image, µs"]
+    columns += ["mismatches", "largest difference", "accuracy, %", "µs/image"]
     print(render(columns, rows, "markdown", left=2))
     print(f"\n{_losses(results)}")
 
@@ -155,7 +155,7 @@ def _losses(results: Sequence[TrialResult]) -> str:
             f"{lost.mean:+.4f}" + ("" if lost.sd is None else f" ± {lost.sd:.4f}"),
             f"{lost.least:+.2f} to {lost.most:+.2f}", f"{statistics.fmean(moved):.1f}",
         ])  # fmt: skip
-    columns = ["network", "n", "float32, %", "int8, %", "lost, points", "min to max"]
+    columns = ["network", "seeds", "float32, %", "int8, %", "loss, points", "min to max"]
     return render([*columns, "images classified differently, of 10,000"], rows, "markdown")
 
 

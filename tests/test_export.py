@@ -150,7 +150,7 @@ def test_the_docs_lines_of_plain_pytorch_load_the_file(
     text = (ROOT / "docs" / "export.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert "smidgen" not in block
-    (formula,) = re.findall(r"It takes `(.*?)`", text)
+    (formula,) = re.findall(r"The network takes `(.*?)` as input", text)
     chosen = runs["mnist-4-strict"]
     export(chosen, "safetensors", tmp_path)
     monkeypatch.chdir(tmp_path)

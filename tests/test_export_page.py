@@ -217,7 +217,7 @@ def test_what_cannot_be_checked_is_one_line(
         ("<p>hello</p>", "the page has no script with the id model; export it again"),
         (whole.replace('"mean":', '"mean":x'), "cannot be run in node: .*JSON"),
         (whole.replace("return this.values[this.output];", "return this.none.at;"), "cannot be run in node: "),
-        (whole.replace(f'"output":{source.graph.output}', '"output":0', 1), "another number of scores"),
+        (whole.replace(f'"output":{source.graph.output}', '"output":0', 1), "a different number of scores"),
     ):
         assert content != whole
         path.write_text(content)

@@ -346,7 +346,7 @@ def test_seeds_take_turns_on_the_folds(small_trial: Trial, tmp_path: Path) -> No
     executor = Here()
     small_search(small_trial, tmp_path, candidates=1, batch=2, seeds=4, folds=3, workers=executor)
     assert {(job.seed, job.trial.data.fold) for job in executor.jobs} == {(s, s % 3) for s in range(8)}
-    with pytest.raises(SmidgenError, match=r"6 blocks of 100; set data\.fold lower"):
+    with pytest.raises(SmidgenError, match=r"6 blocks of 100; set a lower data\.fold"):
         small_search(small_trial, tmp_path / "many", folds=7)
 
 
