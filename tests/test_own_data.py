@@ -215,6 +215,15 @@ def test_a_test_class_that_never_occurs_in_training_is_named(tmp_path: Path, kin
     assert load_dataset(tmp_path / "d.npz", validation=3).survey.notes == notes
 
 
+def test_names_in_an_npz_file_that_are_no_text_are_damage(tmp_path: Path) -> None:
+    content = npz(**{"images": GOOD, "labels": np.arange(4) % 2, "\u00e9": GOOD})
+    broken = content.replace("\u00e9".encode(), b"\xc3\x29")
+    assert broken != content
+    (tmp_path / "d.npz").write_bytes(broken)
+    with pytest.raises(DataError, match=r"d\.npz is damaged"):
+        load_dataset(tmp_path / "d.npz")
+
+
 def test_an_npz_file_that_promises_endless_memory_is_refused(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 28, 28)})

@@ -127,7 +127,7 @@ def npz(packed: int = zipfile.ZIP_DEFLATED, **entries: bytes) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", packed) as archive:
         for name, content in entries.items():
-            archive.writestr(f"{name}.npy", content)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content, packed)  # of a fixed date
     return out.getvalue()
 
 

@@ -58,7 +58,8 @@ def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
     try:
         with open_to_read(path) as raw, zipfile.ZipFile(raw) as archive:
             return _load(path, archive, validation, fold)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+    # ValueError: names in the archive that are not the UTF-8 that they are marked as.
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} is damaged or not an .npz file ({error}); get a fresh copy") from None
     except MemoryError:
         raise DataError(f"{path} does not fit in the free memory") from None
