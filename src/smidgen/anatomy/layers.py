@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from smidgen.anatomy.receptive import Account, Field, NetworkTracer
 from smidgen.errors import TrialError
@@ -180,10 +181,13 @@ def examine(network: nn.Module, input_shape: Sequence[int]) -> Anatomy:
     was_training = [(module, module.training) for module in network.modules()]
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     image = torch.zeros(1, *input_shape, device=device, dtype=_image_dtype(network))
-    tracer = NetworkTracer(network, image)
-    walk = _Walk(network, tracer)
     try:
         network.eval()
+        if any(is_lazy(tensor) for tensor in [*network.parameters(), *network.buffers()]):
+            with torch.no_grad():
+                network(image)
+        tracer = NetworkTracer(network, image)
+        walk = _Walk(network, tracer)
         with walk.watching():
             tracer.run(network, walk.restart)
     except (Exception, SystemExit) as error:  # anything can happen in a user's code

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import flop_counter
 
 from smidgen.graph.ops import Convolution, Graph
@@ -107,10 +108,13 @@ _PARAMETERS = ("weight", "bias", "scale", "shift")
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Scalars of a module's parameters, trained or frozen, each counted once however often it is shared."""
-    return sum(p.numel() for p in network.parameters())
+    """Scalars of a module's parameters, trained or frozen, each counted once however often it is shared.
+
+    Those of a lazy module count once it has seen an input.
+    """
+    return sum(p.numel() for p in network.parameters() if not is_lazy(p))
 
 
 def count_trainable(network: nn.Module) -> int:
     """Scalars of a module's parameters that are trained."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad and not is_lazy(p))

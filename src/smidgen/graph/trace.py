@@ -32,6 +32,7 @@ from smidgen.graph.ops import (
     Shape,
 )
 from smidgen.graph.ops import Dropout as DropoutOperation
+from smidgen.machine import exclusive
 
 
 class TraceError(SmidgenError):
@@ -48,6 +49,7 @@ class TraceError(SmidgenError):
         self.reason = reason
 
 
+@exclusive()
 def trace(network: nn.Module, input_shape: Shape) -> Graph:
     """The graph of a network in the mode (training or evaluation) that each of its modules is in.
 
