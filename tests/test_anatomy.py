@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchinfo
 from torch import nn
 
@@ -58,6 +62,166 @@ def test_macs_of_grouped_and_strided_layers_by_hand() -> None:
     )
     macs = [x.macs for x in examine(network, (4, 15, 15)).layers]
     assert macs == [7 * 7 * 8 * (4 // 2) * 9, 5 * 5 * 8 * 1 * 9, 0, 200 * 3]
+
+
+class Head(nn.Module):
+    """The mean over the image of what `inner` gives, and ten scores of it."""
+
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.inner = inner or nn.Conv2d(1, 4, 3)
+        self.scores = nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.scores(self.inside(x).mean((2, 3)))
+        return output
+
+    def inside(self, x: torch.Tensor) -> Any:
+        return self.inner(x)
+
+
+class CalledByKeyword(Head):
+    def inside(self, x: torch.Tensor) -> Any:
+        return self.inner(input=x)
+
+
+class ForwardCalled(Head):
+    def inside(self, x: torch.Tensor) -> Any:
+        return self.inner.forward(x)
+
+
+class AsFunction(Head):
+    """Uses its layers' parameters only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.inner.weight, self.inner.bias)  # type: ignore[arg-type]
+        return F.linear(x.mean((2, 3)), self.scores.weight) + self.scores.bias
+
+
+class Scripted(Head):
+    def __init__(self) -> None:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            super().__init__(torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())))
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(784, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight
+
+
+class Tokens(Head):
+    """Sixteen patches as tokens of eight features, and a layer that takes tokens."""
+
+    def __init__(self, layer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(nn.Conv2d(1, 8, 7, 7))
+        self.scores = nn.Linear(8, 10)
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.scores(self.layer(self.inner(x).flatten(2).transpose(1, 2)).mean(1))
+        return output
+
+
+class Attention(nn.MultiheadAttention):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        output: torch.Tensor = super().forward(x, x, x)[0]
+        return output
+
+
+class Rows(nn.Module):
+    """The image's 28 rows as steps of a recurrent layer."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer, self.scores = layer, nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.scores(self.layer(x[:, 0])[0][:, -1, :16])
+        return output
+
+
+CONV = 26 * 26 * 4 * 9
+SCORES = 4 * 10
+PATCHES = 16 * 8 * 49
+PRODUCTS = {
+    "layer": (Head(), CONV + SCORES),
+    "weight norm": (Head(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3, bias=False))), CONV + SCORES),
+    "spectral norm": (Head(nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3, bias=False))), CONV + SCORES),
+    "keyword": (CalledByKeyword(), CONV + SCORES),
+    "forward": (ForwardCalled(), CONV + SCORES),
+    "function": (AsFunction(), CONV + SCORES),
+    "scripted": (Scripted(), CONV + SCORES),
+    "grouped": (Head(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4))), CONV + 24 * 24 * 36 + SCORES),
+    "transposed": (
+        Head(nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ConvTranspose2d(4, 4, 2, 2))),
+        13 * 13 * 36 + 13 * 13 * 4 * 4 * 4 + SCORES,
+    ),
+    "matrix": (Product(), 784 * 10),
+    "attention": (Tokens(Attention(8, 2, batch_first=True)), PATCHES + 16 * 4 * 64 + 2 * 16 * 16 * 8 + 80),
+    "attention as a function": (
+        Tokens(lambda t: F.scaled_dot_product_attention(t, t, t)),
+        PATCHES + 2 * 16 * 16 * 8 + 80,
+    ),
+    "transformer": (
+        Tokens(nn.TransformerEncoderLayer(8, 2, 32, batch_first=True)),
+        PATCHES + 16 * 4 * 64 + 2 * 16 * 16 * 8 + 16 * 2 * 8 * 32 + 80,
+    ),
+    "einsum": (Tokens(lambda t: torch.einsum("nld,nmd->nlm", t, t)[:, :, :8]), PATCHES + 16 * 16 * 8 + 80),
+    "vector": (Tokens(lambda t: (t @ torch.ones(8))[..., None].expand(1, 16, 8)), PATCHES + 16 * 8 + 80),
+    "lstm": (Rows(nn.LSTM(28, 16, batch_first=True)), 28 * 4 * 16 * (28 + 16) + 160),
+    "gru": (Rows(nn.GRU(28, 16, batch_first=True)), 28 * 3 * 16 * (28 + 16) + 160),
+    "both ways": (Rows(nn.LSTM(28, 16, batch_first=True, bidirectional=True)), 2 * 28 * 4 * 16 * (28 + 16) + 160),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_count_however_they_are_written(name: str) -> None:
+    network, macs = PRODUCTS[name]
+    anatomy = examine(network, (1, 28, 28))
+    assert anatomy.macs == macs
+    assert not [x.uncounted for x in anatomy.layers if x.uncounted]
+    assert sum(x.parameters for x in anatomy.layers) == anatomy.parameters
+
+
+def test_products_belong_to_the_module_that_computes_them() -> None:
+    layers = examine(nn.Sequential(AsFunction(), nn.Linear(10, 10)), (1, 28, 28)).layers
+    assert [(x.type, x.parameters, x.macs) for x in layers] == [
+        ("AsFunction", 90, CONV + SCORES),
+        ("Linear", 110, 100),
+    ]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [torch.linalg.matrix_exp, torch.fft.rfft, lambda t: torch.from_numpy(t.detach().numpy() @ t.detach().numpy().T)],
+)
+def test_what_is_not_counted_is_named(way: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Strange(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.view_as_real(way(x[0, 0]) + 0j)[None, None]
+
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), Strange())
+    anatomy = examine(network, (1, 8, 8))
+    assert anatomy.macs == 64
+    strange = anatomy.layers[-1]
+    assert (strange.type, bool(strange.uncounted), strange.macs_text) == ("Strange", True, "?")
+    assert "at least 64 MACs" in anatomy.totals()
+    assert strange.uncounted[0] in anatomy.totals()
+    assert anatomy.to_json()["uncounted"] == list(strange.uncounted)
+
+
+def test_frozen_parameters_are_counted_and_shown() -> None:
+    network = Head()
+    network.inner.requires_grad_(False)
+    anatomy = examine(network, (1, 28, 28))
+    assert (anatomy.parameters, anatomy.trainable) == (90, 50)
+    assert [(x.name, x.parameters, x.trainable) for x in anatomy.layers] == [("inner", 40, 0), ("scores", 50, 50)]
+    assert "trainable" in anatomy.table()
+    assert "trainable" not in examine(Head(), (1, 28, 28)).table()
 
 
 class Shared(nn.Module):
@@ -138,7 +302,7 @@ def test_the_command_agrees_with_the_library(smidgen: Command) -> None:
     assert len(done.json["layers"]) == 25
     assert done.json["layers"][1] == {
         "name": "relu1", "type": "ReLU", "input_shape": [8, 26, 26], "output_shape": [8, 26, 26],
-        "parameters": 0, "macs": 0, "activation_bytes": 4 * 8 * 26 * 26, "kernel": None, "stride": None,
+        "parameters": 0, "trainable": 0, "macs": 0, "uncounted": [], "activation_bytes": 4 * 8 * 26 * 26, "kernel": None, "stride": None,
         "padding": None, "dilation": None, "receptive_field": 3, "jump": 1, "start": 0,
     }  # fmt: skip
 

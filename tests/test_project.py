@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "smidgen"
 
 LAYERS = [
-    ["errors", "version", "machine"],
-    ["settings", "tables", "files", "statistics"],
+    ["errors", "version"],
+    ["settings", "tables", "files", "statistics", "machine"],
     ["tensorfile"],
     ["schedules", "randomness"],
     ["trial"],

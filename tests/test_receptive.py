@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smidgen.anatomy.layers import examine
-from smidgen.anatomy.receptive import Field, FieldTracer, trace
+from smidgen.anatomy.receptive import Field, NetworkTracer
 from smidgen.inspection import inspect
 
 SEED_TABLE = (Path(__file__).parent / "golden" / "seed-receptive-fields.md").read_text()
@@ -150,44 +154,259 @@ def test_gradients_reach_just_the_receptive_field(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.uniform_(0.5, 1.5)
-    tracer = FieldTracer(image)
-    field = tracer.field(trace(tracer, network, image))
+    field = traced(network, image)
     assert field is not None
     image = image.requires_grad_()
     output = network(image * 1)
     if output.dim() == 2:
         output = output[:, :, None, None]
-    assert output.shape[2:] == (len(field.height), len(field.width))
     for _ in range(3):
         row, column = (
             data.draw(st.integers(0, output.shape[2] - 1)),
             data.draw(st.integers(0, output.shape[3] - 1)),
         )
         (gradient,) = torch.autograd.grad(output[0, :, row, column].sum(), image, retain_graph=True)
-        for axis, position, reached in (
-            (field.height, row, gradient[0, 0].abs().sum(1)),
-            (field.width, column, gradient[0, 0].abs().sum(0)),
+        for reached, (first, last), (seen_first, seen_last) in zip(
+            (gradient[0, 0].abs().sum(1), gradient[0, 0].abs().sum(0)),
+            extents(field, row, column, seen=False),
+            extents(field, row, column, seen=True),
+            strict=True,
         ):
             pixels = reached.nonzero().flatten().tolist()
-            # Along one axis a unit sees nothing if along the other it sees only padding.
             if pixels:
-                assert (pixels[0], pixels[-1]) == (axis.seen_first[position], axis.seen_last[position])
-                assert axis.first[position] <= pixels[0] <= pixels[-1] <= axis.last[position]
+                assert (pixels[0], pixels[-1]) == (seen_first, seen_last)
+                assert first <= pixels[0] <= pixels[-1] <= last
+            else:
+                assert seen_first > seen_last
 
 
-def traced(network: nn.Module, side: int = 12) -> Field | None:
-    image = torch.zeros(1, 1, side, side)
-    tracer = FieldTracer(image)
-    return tracer.field(trace(tracer, network, image))
+def extents(field: Field, row: int, column: int, *, seen: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last row and column that a position sees; those that exist, or as if the image had no edges."""
+    marks = field.marks.reshape(8, 1, 1, 1) if field.marks.dim() == 2 else field.marks
+    top, bottom, left, right = marks[4 if seen else 0 :, 0, row, column].tolist()[:4]
+    return (int(top), int(-bottom)), (int(left), int(-right))
 
 
-class Turned(nn.Module):
+def traced(network: nn.Module, image: Tensor | int = 12) -> Field | None:
+    """The field of a network's output, for an image or one of that many pixels a side."""
+    image = torch.zeros(1, 1, image, image) if isinstance(image, int) else image
+    tracer = NetworkTracer(network, image)
+    return tracer.field(tracer.run(network))
+
+
+class Own(nn.Module):
+    """A function as a layer; it is given two more convolutions' results if it takes them."""
+
+    def __init__(self, name: str, width: int = 4) -> None:
+        super().__init__()
+        self.name = name
+        self.other = nn.Conv2d(width, width, 3, padding=1)
+        self.third = nn.Conv2d(width, width, (1, 5), padding=(0, 2))
+
     def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(2, 3)
+        result: Tensor = OWN[self.name](x, self.other(x), self.third(x))
+        return result
+
+
+def written_into_zeros(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    new = torch.zeros(x.shape)
+    new[:, :, 2:] = y[:, :, :-2]
+    new[:, 1:3] += z[:, 1:3]
+    return new
+
+
+def slice_assigned(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    new = x.clone()
+    new[:, :2] = y[:, :2]
+    new.flatten(2)[:, 3] = z.flatten(2)[:, 3]
+    return new
+
+
+def through_a_view(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    new = x * 1
+    new.view(-1).mul_(1.5)
+    new.transpose(2, 3)[..., 1].copy_(y[:, :, 1])
+    new.data[:, :, :, 0] = 0
+    return new + z
+
+
+def sorted_places(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return x.gather(3, torch.arange(x.shape[3] - 1, -1, -1).expand(x.shape))
+
+
+def attention(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    q, k, v = (t.flatten(2).transpose(1, 2) for t in (x, y, z))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+
+
+def gated(x: Tensor, y: Tensor) -> Tensor:
+    return x + y * torch.sigmoid(y)
+
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    scripted = torch.jit.script(gated)
+
+
+RECURRENT = nn.LSTM(4, 4, batch_first=True).requires_grad_(False)
+CONSTANT = torch.tensor([2.0, 3.0, 4.0, 5.0]).view(4, 1, 1)
+"""Neither parameter nor buffer, but there before the network runs."""
+
+OWN: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "maximum": lambda x, y, z: torch.max(x, y),
+    "slice assigned": slice_assigned,
+    "written into zeros": written_into_zeros,
+    "written through views": through_a_view,
+    "masked": lambda x, y, z: y.clone().index_put_((torch.tensor([0]), torch.tensor([1])), x[:, 1]),
+    "where": lambda x, y, z: torch.where(torch.arange(x.shape[3]) % 2 == 0, x, y),
+    "scripted": lambda x, y, z: scripted(x, y),
+    "rows joined": lambda x, y, z: torch.cat([x, y], 2)[:, :, 3 : 3 + x.shape[2]],
+    "columns joined": lambda x, y, z: F.avg_pool2d(torch.cat([x, z], 3), (1, 3), 1)[:, :, :, : x.shape[3]],
+    "stacked": lambda x, y, z: torch.stack([x, y, z], 2).amax(2),
+    "columns permuted": lambda x, y, z: x + y[:, :, :, torch.arange(x.shape[3]).roll(2)],
+    "rows picked": lambda x, y, z: x.index_select(2, torch.arange(x.shape[2]) // 2 * 2),
+    "gathered": sorted_places,
+    "flipped": lambda x, y, z: x + z.flip(3),
+    "rolled": lambda x, y, z: x + y.roll((1, -2), (2, 3)),
+    "turned": lambda x, y, z: x + F.adaptive_avg_pool2d(y.transpose(2, 3), (x.shape[2], x.shape[3])),
+    "reflected": lambda x, y, z: F.pad(x, (1, 1, 1, 1), mode="reflect")[:, :, 2:, :-2],
+    "circular": lambda x, y, z: F.pad(x, (1, 0, 2, 0), mode="circular")[:, :, :-2, :-1],
+    "padded unevenly": lambda x, y, z: F.pad(x, (3, -3, -1, 1)),
+    "einsum": lambda x, y, z: torch.einsum("nchw,cd->ndhw", x, torch.ones(x.shape[1], x.shape[1])),
+    "einsum over rows": lambda x, y, z: torch.einsum("nchw,nciw->nchw", x, z),
+    "attention": attention,
+    "softmax over rows": lambda x, y, z: x.softmax(2) + y,
+    "cumulative": lambda x, y, z: x.cumsum(3),
+    "sorted": lambda x, y, z: x.sort(2).values,
+    "strip": lambda x, y, z: x + y.mean(3, keepdim=True),
+    "unfolded": lambda x, y, z: F.unfold(x, 3, padding=1).unflatten(1, (x.shape[1], 9)).sum(2).view(x.shape),
+    "windows": lambda x, y, z: F.pad(x, (0, 2, 0, 0)).unfold(3, 3, 1).sum(-1),
+    "shuffled": lambda x, y, z: F.pixel_unshuffle(F.interpolate(F.pixel_shuffle(x, 2), scale_factor=2), 4)[:, ::4],
+    "group norm": lambda x, y, z: F.group_norm(x, 2) + z,
+    "layer norm": lambda x, y, z: F.layer_norm(x, x.shape[3:]),
+    "instance norm": lambda x, y, z: F.instance_norm(x) + y,
+    "batch statistics": lambda x, y, z: F.batch_norm(x, None, None, training=True),
+    "recurrent": lambda x, y, z: RECURRENT(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape),
+    "hypernetwork": lambda x, y, z: F.conv2d(x, y.mean((2, 3)).view(-1, 1, 1, 1) * torch.ones(4, 4, 3, 3), padding=1),
+    "transposed": lambda x, y, z: F.conv_transpose2d(x, torch.ones(4, 4, 4, 3), stride=2, padding=1)[:, :, ::2, ::2],
+    "in place": lambda x, y, z: F.relu_((x * z).add_(y)),
+    "by two layouts": lambda x, y, z: F.layer_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2) + y,
+    "tensor of its own": lambda x, y, z: x * CONSTANT + y,
+}
+
+
+def check_against_gradients(network: nn.Module, field: Field, side: int) -> None:
+    """No gradient reaches beyond the field, nor does any position see more than the whole says."""
+    image = (torch.rand(1, 1, side, side) + 0.5).requires_grad_()
+    output = network(image * 1)
+    size = [0, 0]
+    for row in {0, output.shape[2] // 2, output.shape[2] - 1}:
+        for column in {0, output.shape[3] // 2, output.shape[3] - 1}:
+            (gradient,) = torch.autograd.grad(output[0, :, row, column].sum(), image, retain_graph=True)
+            for axis, (first, last) in enumerate(extents(field, row, column, seen=True)):
+                pixels = gradient[0, 0].abs().sum(1 - axis).nonzero().flatten().tolist()
+                if pixels:
+                    assert first <= pixels[0] <= pixels[-1] <= last
+                    size[axis] = max(size[axis], pixels[-1] - pixels[0] + 1)
+    assert all(said >= reached for said, reached in zip(field.size, size, strict=True))
+
+
+def own_network(names: list[str]) -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), *[Own(name) for name in names], nn.Conv2d(4, 4, 1)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.uniform_(0.05, 0.15)
+    return network
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_operations_of_all_kinds_are_followed(name: str) -> None:
+    torch.manual_seed(0)
+    network = own_network([name])
+    field = traced(network, 12)
+    assert field is not None
+    check_against_gradients(network, field, 12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(list(OWN)), min_size=1, max_size=4), st.integers(8, 13))
+def test_fields_are_never_smaller_than_what_gradients_reach(names: list[str], side: int) -> None:
+    torch.manual_seed(0)
+    network = own_network(names)
+    field = traced(network, side)
+    if field is not None:
+        check_against_gradients(network, field, side)
+
+
+class Through(nn.Module):
+    """Values on a way that no operator shows, and a convolution after it."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way, self.wide, self.last = way, nn.Conv2d(1, 1, 5, padding=2), nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.last(x + self.way(self.wide(x)))
+        return output
+
+
+def in_another_thread(x: Tensor) -> Tensor:
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(x * 2))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda x: torch.from_numpy(x.detach().numpy() * 2),
+        lambda x: torch.tensor(x.tolist()),
+        lambda x: x * float(x.max()),
+        lambda x: x if x.mean() > 0 else -x,
+        in_another_thread,
+        lambda x: F.grid_sample(x, torch.zeros(1, 12, 12, 2), align_corners=False),
+        lambda x: x[x > 0].sum().expand(x.shape),
+        lambda x: x.view(torch.int32).view(torch.float32).to_sparse().to_dense(),
+    ],
+    ids=["numpy", "list", "number", "branch", "thread", "no rule", "picked by value", "sparse"],
+)
+def test_what_cannot_be_followed_is_unknown(way: Callable[[Tensor], Tensor]) -> None:
+    assert traced(Through(way)) is None
+
+
+def test_a_tracer_that_fails_refuses_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: NetworkTracer, *_: object, **__: object) -> None:
+        raise AssertionError("a fault of the tracer")
+
+    monkeypatch.setattr(NetworkTracer, "_count", failing)
+    anatomy = examine(own_network(["rows joined"]), (1, 12, 12))
+    assert [x.receptive_field for x in anatomy.layers] == [None] * len(anatomy.layers)
+    assert "at least 0 MACs" in str(anatomy)
+
+
+def test_joined_rows_see_across_the_seam() -> None:
+    """Two images one above the other, and a window of three rows over both."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 1, 5, padding=2), nn.AvgPool2d((3, 1), 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.pool(torch.cat([x, self.conv(x)], 2))
+            return output
+
+    assert examine(Joined(), (1, 28, 28)).layers[-1].receptive_field == (28, 5)
+
+
+class Strange(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.grid_sample(x, torch.zeros(1, *x.shape[2:], 2), align_corners=False)
 
 
 def test_what_is_unknown_is_said_to_be() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 1, 3), Turned(), nn.Conv2d(1, 1, 3))
+    network = nn.Sequential(nn.Conv2d(1, 1, 3), Strange(), nn.Conv2d(1, 1, 3))
     assert traced(network) is None
     anatomy = examine(network, (1, 12, 12))
     assert [x.receptive_field for x in anatomy.layers] == [(3, 3), None, None]
@@ -197,21 +416,20 @@ def test_what_is_unknown_is_said_to_be() -> None:
 def test_a_gate_sees_the_whole_image() -> None:
     field = traced(Branches(gate=True), 17)
     assert field is not None
-    assert [(int(a), int(b)) for a, b in zip(field.height.seen_first, field.height.seen_last, strict=True)] == [
-        (0, 16)
-    ] * 8
+    assert all(extents(field, row, 0, seen=True)[0] == (0, 16) for row in range(8))
 
 
 @pytest.mark.parametrize(("padding", "size"), [("same", 5), ("valid", 5)])
 def test_padding_by_name(padding: str, size: int) -> None:
     field = traced(nn.Sequential(nn.Conv2d(1, 1, 3, padding=padding), nn.Conv2d(1, 1, 3, padding=padding)))
     assert field is not None
-    assert field.width.size == size
-    assert field.width.start == (-2 if padding == "same" else 0)
+    assert field.size[1] == size
+    assert field.start[1] == (-2 if padding == "same" else 0)
 
 
 def test_max_pooling_counts_as_average_pooling_does() -> None:
     for pool in (nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(3, 2, padding=1)):
         field = traced(nn.Sequential(nn.Conv2d(1, 1, 3), pool))
         assert field is not None
-        assert (field.width.size, int(field.width.jump), field.width.start) == (5, 2, -1)
+        assert (field.size[1], field.start[1]) == (5, -1)
+        assert field.jump[1] == 2

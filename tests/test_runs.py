@@ -341,6 +341,27 @@ class TestVerdict:
         verdict = judge(self.GOAL, parameters=1, epochs=1, correct=9_954, total=10_000)
         assert verdict.parts[0].margin == "+0.14 points, 14 images more"
 
+    @pytest.mark.parametrize(
+        ("correct", "total", "accuracy", "reached", "margin"),
+        [
+            (263, 268, 90, "98.13 %", "+8.13 points, 21 images more"),
+            (241, 268, 90, "89.92 %", "-0.08 points, 1 image too few"),
+            (2, 3, 66.667, "66.666 %", "-0.001 points, 1 image too few"),
+            (2, 3, 66.66, "66.66 %", "+0.00 points, 0 images more"),
+            (0, 7, 100, "0.00 %", "-100.00 points, 7 images too few"),
+            (994, 1000, 99.4, "99.40 %", "+0.00 points, 0 images more"),
+        ],
+    )
+    def test_the_margin_is_the_difference_of_the_two_figures_beside_it(
+        self, correct: int, total: int, accuracy: float, reached: str, margin: str
+    ) -> None:
+        goal = Goal(accuracy=accuracy, parameters=1, epochs=1)
+        part = judge(goal, parameters=1, epochs=1, correct=correct, total=total).parts[0]
+        assert (part.reached, part.margin) == (reached, margin)
+        figures = [float(text.removeprefix("at least ").removesuffix(" %")) for text in (part.reached, part.wanted)]
+        assert float(margin.partition(" ")[0]) == pytest.approx(figures[0] - figures[1], abs=1e-9)
+        assert part.met == (margin[0] == "+")
+
     def test_no_target_is_met_by_rounding(self) -> None:
         """2,982 of 3,000 is exactly 99.4 %. With floats, 90.04 % of 10,000 images would need 9,005 of them."""
         fine = Goal(accuracy=90.04, parameters=7_999, epochs=14)

@@ -11,6 +11,7 @@ contract asks for, and it starts in no time. The library is imported by the comm
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import json
@@ -19,9 +20,9 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from smidgen.errors import SmidgenError, SmidgenInterruptedError
 
@@ -43,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _ready_streams()
     wants_json = "--json" in arguments
+    if not wants_json and "csv" not in arguments:
+        return _main(arguments, wants_json=wants_json)
+    with _Results.alone():
+        return _main(arguments, wants_json=wants_json)
+
+
+def _main(arguments: list[str], *, wants_json: bool) -> int:
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -53,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for path in options.code:
                 trust(path)
         status: int = options.command(options)
-        sys.stdout.flush()
+        _Results.flush()
         return status
     except SmidgenError as error:
         print(f"smidgen: {error}", file=sys.stderr)
         if wants_json:
-            print(json.dumps({"error": str(error)}))
+            _print_json({"error": str(error)})
         return USAGE_ERROR
     except KeyboardInterrupt as interruption:
         print(f"smidgen: {str(interruption) or 'interrupted'}", file=sys.stderr)
@@ -69,15 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 again = shlex.join(["smidgen", *arguments])
                 shown = interruption.to_json()
                 shown["resume"] = shown["resume"] or again
-            print(json.dumps(shown))
+            _print_json(shown)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output has closed it; nothing can be reported there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _Results.discard()
         return DONE
     except OSError as error:
         # Standard output on a full disk, or the like; files report their own errors.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _Results.discard()
         what = f"{error.filename}: " if error.filename else ""
         remedy = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else "fix this and retry"
         print(f"smidgen: {what}{error.strerror or error}: {remedy}", file=sys.stderr)
@@ -298,8 +306,53 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(side) for side in text.split("x"))
 
 
+class _Results:
+    """Where results go: standard output."""
+
+    _stream: ClassVar[TextIO | None] = None
+
+    @classmethod
+    def stream(cls) -> TextIO:
+        """The stream for results."""
+        return cls._stream or sys.stdout
+
+    @classmethod
+    @contextlib.contextmanager
+    def alone(cls) -> Iterator[None]:
+        """For its duration, whatever else is printed, as by a user's own code, goes to standard error."""
+        stdout, stderr = sys.stdout, sys.stderr
+        try:
+            kept: int | None = os.dup(stdout.fileno())
+            os.dup2(stderr.fileno(), stdout.fileno())  # for what does not print by way of sys.stdout
+        except (OSError, ValueError):  # no files, as in tests
+            kept = None
+        cls._stream = stdout if kept is None else os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
+        try:
+            with contextlib.redirect_stdout(stderr):
+                yield
+        finally:
+            if kept is not None:
+                os.dup2(kept, stdout.fileno())
+                cls._stream.close()
+            cls._stream = None
+
+    @classmethod
+    def flush(cls) -> None:
+        """Write what is buffered."""
+        cls.stream().flush()
+
+    @classmethod
+    def discard(cls) -> None:
+        """Let what is still buffered go nowhere, since nobody reads it or it cannot be written."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), cls.stream().fileno())
+
+
+def _show(text: object) -> None:
+    print(text, file=_Results.stream())
+
+
 def _print_json(data: object) -> None:
-    print(json.dumps(data, allow_nan=False))
+    _show(json.dumps(data, allow_nan=False))
 
 
 def _run_options(options: argparse.Namespace) -> RunOptions:
@@ -330,7 +383,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(finished.result.to_json())
     else:
-        print(f"run directory {finished.directory}")
+        _show(f"run directory {finished.directory}")
     return MISSED if finished.goal_met is False else DONE
 
 
@@ -353,7 +406,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(finished.to_json())
     else:
-        print(finished)
+        _show(finished)
     for job, error in finished.failures:
         print(f"smidgen: {job}: {error}", file=sys.stderr)
     if finished.failures:
@@ -381,7 +434,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(found.to_json())
     else:
-        print(found)
+        _show(found)
     return DONE
 
 
@@ -410,7 +463,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(comparison.to_json())
     else:
-        print(comparison)
+        _show(comparison)
     return DONE
 
 
@@ -420,7 +473,7 @@ def _trials(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"trials": listing()})
     else:
-        print(listing_text())
+        _show(listing_text())
     return DONE
 
 
@@ -431,7 +484,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(inspection.to_json())
     else:
-        print(inspection.text(options.format))
+        _show(inspection.text(options.format))
     return MISSED if inspection.within_budget is False else DONE
 
 
@@ -442,7 +495,7 @@ def _data(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"datasets": [description.to_json() for description in descriptions]})
     else:
-        print("\n".join(description.text(hashes=options.check) for description in descriptions))
+        _show("\n".join(description.text(hashes=options.check) for description in descriptions))
     return DONE
 
 
@@ -453,7 +506,7 @@ def _new(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(written.to_json())
     else:
-        print(written)
+        _show(written)
     return DONE
 
 
@@ -468,7 +521,7 @@ def _predict(options: argparse.Namespace) -> int:
         _print_json({"predictions": [asdict(prediction) for prediction in predictions]})
     else:
         rows = [[p.file, p.name, f"{100 * p.probability:.2f} %"] for p in predictions]
-        print(render(["file", "label", "probability"], rows))
+        _show(render(["file", "label", "probability"], rows))
     return DONE
 
 
@@ -479,7 +532,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(exported.to_json())
     else:
-        print(exported)
+        _show(exported)
     return MISSED if exported.equal is False else DONE
 
 
@@ -492,7 +545,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(written.to_json())
     else:
-        print(f"report {written.path}")
+        _show(f"report {written.path}")
     return DONE
 
 
@@ -505,7 +558,7 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(results.to_json())
     else:
-        print(results)
+        _show(results)
     if options.profile:
         print("\n" + results.profiles(), file=sys.stderr if options.json else sys.stdout)
     return DONE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from torch import nn
 
 from smidgen.anatomy.layers import Anatomy, examine, examine_trial
 from smidgen.data.dataset import load_dataset
-from smidgen.data.known import KNOWN, MNIST_SHAPE
+from smidgen.data.known import KNOWN, MNIST_CLASSES, MNIST_SHAPE
 from smidgen.errors import TrialError
+from smidgen.machine import exclusive
+from smidgen.nets.code import call_with
+from smidgen.nets.own import user_errors
 from smidgen.tables import TableFormat
 from smidgen.trial import Trial
 from smidgen.trials.find import find_trial_or_network
@@ -64,21 +68,37 @@ class Inspection:
         parts = [self.name, "", self.anatomy.table(format), "" if format == "markdown" else None]
         totals = self.anatomy.totals().splitlines()
         parts += [f"- {line}" for line in totals] if format == "markdown" else totals
+        parts += [f"- {line}" for line in self._verdicts()] if format == "markdown" else self._verdicts()
+        return "\n".join(part for part in parts if part is not None)
+
+    def _verdicts(self) -> list[str]:
+        verdicts = []
         for what, (used, limit) in self.budgets.items():
             spare = limit - used
             verdict = f"met, {spare:,} to spare" if spare >= 0 else f"MISSED, {-spare:,} too many"
-            bullet = "- " if format == "markdown" else ""
-            parts.append(f"{bullet}budget of at most {limit:,} {what}: {used:,}, {verdict}")
-        return "\n".join(part for part in parts if part is not None)
+            verdicts.append(f"budget of at most {limit:,} {what}: {used:,}, {verdict}")
+        return verdicts
+
+    def _repr_html_(self) -> str:
+        lines = [*self.anatomy.totals().splitlines(), *self._verdicts()]
+        return (
+            f"<p>{html.escape(self.name)}</p>{self.anatomy.table('html')}<p>{'<br>'.join(map(html.escape, lines))}</p>"
+        )
 
 
+@exclusive()
 def inspect(
-    what: Trial | nn.Module | str | Path, *, input_shape: Sequence[int] | None = None, max_parameters: int | None = None
+    what: Trial | nn.Module | Callable[..., nn.Module] | str | Path,
+    *,
+    input_shape: Sequence[int] | None = None,
+    max_parameters: int | None = None,
 ) -> Inspection:
     """The anatomy of a trial's network or of any module.
 
     Args:
-        what: a trial or module, or what names one: a built-in name, `FILE.py:NAME`, a `trial.json`.
+        what: a trial, a module, a module's class or a function that returns one; or what names one: a built-in
+            name, `FILE.py:NAME`, a `trial.json`. Classes and functions are called with `input_shape` and `classes`
+            (10), as far as they take them.
         input_shape: channels, height, width; None takes the trial's data's, or MNIST's for a module.
         max_parameters: a budget to hold it against; None takes the trial's.
 
@@ -86,9 +106,16 @@ def inspect(
         SmidgenError: nothing of that name, or the network does not take such an input.
     """
     name = str(what) if isinstance(what, str | Path) else ""
-    found = find_trial_or_network(what) if isinstance(what, str | Path) else what
+    shape = tuple(input_shape or MNIST_SHAPE)
+    if isinstance(what, Trial | nn.Module):
+        found = what
+    elif isinstance(what, str | Path):
+        found = find_trial_or_network(what, input_shape=shape, classes=MNIST_CLASSES)
+    else:
+        name = getattr(what, "__name__", "")
+        with user_errors(f"{name}() failed"):
+            found = call_with(what, input_shape=shape, classes=MNIST_CLASSES)
     if isinstance(found, nn.Module):
-        shape = tuple(input_shape or MNIST_SHAPE)
         return Inspection(name or type(found).__name__, examine(found, shape), None, max_parameters)
     if found.data.shape is not None:
         input_shape = input_shape or found.data.shape

@@ -1,13 +1,14 @@
-"""Tables of text: for a terminal, Markdown or CSV, from the same rows."""
+"""Tables for a terminal, Markdown, CSV or HTML, from the same rows."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Sequence
 from typing import Literal
 
-TableFormat = Literal["table", "markdown", "csv"]
+TableFormat = Literal["table", "markdown", "csv", "html"]
 
 
 def render(
@@ -30,6 +31,10 @@ def render(
         rule = ["---" if i < left else "---:" for i in range(len(head))]
         lines = [head, rule, *([cell.replace("|", "\\|") for cell in row] for row in cells)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if format == "html":
+        header = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+        return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
 
     def aligned(row: list[str]) -> str:

@@ -31,8 +31,15 @@ MOST_BYTES = 256 * 2**20
 MOST_HEADER_BYTES = 2**20
 
 _KEY = "smidgen"
-_TYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "U8": torch.uint8}
-"""The types that smidgen writes."""
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""PyTorch's types by their names in the format."""
+STORABLE = frozenset(_TYPES.values())
 _ZEROS = "0" * 64
 # The description is JSON within a JSON string, so its quotes are escaped.
 _SEAL = re.compile(rb'\\"seal\\":\\"([0-9a-f]{64})\\"')
@@ -74,6 +81,31 @@ def sealed_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> byt
     content = safetensors.torch.save(dict(tensors), metadata={_KEY: described})
     start, end = _place_of_seal(content)
     return content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:]
+
+
+def plain_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as `sealed_bytes` takes them: contiguous, on the CPU, no two in the same memory."""
+    taken: set[int] = set()
+    copies = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        copies[name] = plain.clone() if storage in taken else plain
+        taken.add(storage)
+    return copies
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The bytes of a contiguous tensor on the CPU, of any type that can be stored."""
+    values = tensor.reshape(-1)
+    return (torch.view_as_real(values) if values.is_complex() else values).view(torch.uint8).numpy().tobytes()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or NaN."""
+    if tensor.is_floating_point() and tensor.itemsize < 4:
+        tensor = tensor.float()  # PyTorch has no isfinite for its 8-bit types
+    return bool(torch.isfinite(tensor).all())
 
 
 def read_header(path: Path, *, follow: bool = True) -> Header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from smidgen.tables import render
@@ -59,7 +60,7 @@ def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int,
 
     Args:
         goal: the trial's.
-        parameters: trainable parameters of the network.
+        parameters: of the network, frozen ones too.
         epochs: epochs trained.
         correct: test images right by the last epoch.
         total: test images.
@@ -68,13 +69,18 @@ def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int,
     parts = []
     if on_test:
         spare = correct - images_needed(goal.accuracy, total)
+        wanted = Fraction(str(goal.accuracy))
+        # As many decimals as the goal has: then the reached accuracy, cut, is below it just where the goal is missed.
+        digits = max(2, len(f"{Decimal(str(goal.accuracy)):f}".partition(".")[2]))
+        reached = percent(correct, total, digits)
+        difference = Fraction(reached) - wanted
         parts.append(
             Part(
                 "test accuracy, last epoch",
-                f"{percent(correct, total)} %",
-                f"at least {goal.accuracy:.2f} %",
+                f"{reached} %",
+                f"at least {goal.accuracy:.{digits}f} %",
                 spare >= 0,
-                f"{'+' if spare >= 0 else '-'}{percent(abs(spare), total)} points, {_images(spare)}",
+                f"{float(difference):+.{digits}f} points, {_images(spare)}",
             )
         )
     for what, used, limit in (("parameters", parameters, goal.parameters), ("epochs", epochs, goal.epochs)):
@@ -89,10 +95,11 @@ def images_needed(accuracy: float, total: int) -> int:
     return math.ceil(Fraction(str(accuracy)) * total / 100)
 
 
-def percent(correct: int, total: int) -> str:
-    """An accuracy in percent, cut (not rounded up) after two decimals, so 99.399 never reads as 99.40."""
-    hundredths = 10_000 * correct // total
-    return f"{hundredths // 100}.{hundredths % 100:02d}"
+def percent(correct: int, total: int, digits: int = 2) -> str:
+    """An accuracy in percent, cut (not rounded up) after some decimals, so 99.399 never reads as 99.40."""
+    units = 100 * 10**digits * correct // total
+    whole, rest = divmod(units, 10**digits)
+    return f"{whole}.{rest:0{digits}d}"
 
 
 def _images(spare: int) -> str:

@@ -216,7 +216,7 @@ def test_a_last_batch_of_one_image_is_refused_before_training(runs: Path, tmp_pa
     (tmp_path / "trial.json").write_text(json.dumps(trial))
     for engine in ("auto", "eager"):
         done = smidgen("run", tmp_path / "trial.json", "--engine", engine, "--out", tmp_path / "r")
-        assert done.is_mistake("a single image, which norm4 cannot normalize; change batch_size")
+        assert done.is_mistake("a single image, which norm4 cannot process in training")
     assert not (tmp_path / "r").exists()
 
 

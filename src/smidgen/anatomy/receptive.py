@@ -1,293 +1,388 @@
-"""Receptive fields, exactly: which input pixels each unit of each layer sees.
+"""Receptive fields, exactly: which input pixels the units of each layer see.
 
-While the network runs once, every tensor that comes out of an operation is given, for each of the
-two image axes, the first and the last input pixel that each of its positions depends on. So
-branches that are added or concatenated give the union over their paths, whatever the network is
-built of. What an operation does to positions is known for those listed here; behind any other
-the receptive field is unknown, and said to be.
+The network runs once, and every operator that PyTorch executes is seen, whatever class or function it is written in.
+What each value depends on follows from what the operators do to their arguments: a field is the furthest that
+gradients can reach. Behind an operator without a rule it is unknown, and reported as unknown.
 
-The arithmetic of size, jump and start is that of Araujo, Norris and Sim, "Computing Receptive
-Fields of Convolutional Neural Networks", Distill 2019, kept a position at a time.
+The arithmetic of size, jump and start is that of Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional
+Neural Networks", Distill 2019, applied to each value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_Ints = npt.NDArray[np.int64]
-
-_NOTHING_LOW, _NOTHING_HIGH = 2**31, -(2**31)
-"""First and last pixel of a position that sees none, only padding."""
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """What each position along one axis of a tensor sees along the same axis of the input.
-
-    Attributes:
-        first: the first pixel, as if the image went on beyond its edges: can be negative.
-        last: the last pixel, likewise.
-        seen_first: the first pixel that really reaches the position; padding holds none.
-        seen_last: the last one.
-        jump: input pixels between neighbouring positions.
-    """
-
-    first: _Ints
-    last: _Ints
-    seen_first: _Ints
-    seen_last: _Ints
-    jump: Fraction
-
-    @classmethod
-    def of_input(cls, side: int) -> Axis:
-        """The input sees itself."""
-        pixels = np.arange(side)
-        return cls(pixels, pixels, pixels, pixels, Fraction(1))
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    @property
-    def size(self) -> int:
-        """The receptive field's side, pixels, edges of the image not counted."""
-        return int((self.last - self.first).max()) + 1
-
-    @property
-    def start(self) -> int:
-        """The first pixel that the first position sees; negative where that is padding."""
-        return int(self.first[0])
-
-    def windows(self, windows: Sequence[Sequence[int]], jump: Fraction) -> Axis:
-        """Positions that each see a window of these positions; an index beyond an end is padding."""
-        first, last, seen_first, seen_last = [], [], [], []
-        for window in windows:
-            inside = [i for i in window if 0 <= i < len(self)]
-            first.append(min(self._beyond(self.first, i) for i in window))
-            last.append(max(self._beyond(self.last, i) for i in window))
-            seen_first.append(min((int(self.seen_first[i]) for i in inside), default=_NOTHING_LOW))
-            seen_last.append(max((int(self.seen_last[i]) for i in inside), default=_NOTHING_HIGH))
-        arrays = [np.array(pixels, dtype=np.int64) for pixels in (first, last, seen_first, seen_last)]
-        return Axis(arrays[0], arrays[1], arrays[2], arrays[3], jump)
-
-    def collapsed(self) -> Axis:
-        """One position that sees all of these."""
-        return self.windows([range(len(self))], self.jump * len(self))
-
-    def _beyond(self, pixels: _Ints, index: int) -> int:
-        nearest = min(max(index, 0), len(self) - 1)
-        return int(pixels[nearest]) + round((index - nearest) * self.jump)
-
-    @staticmethod
-    def union(axes: Sequence[Axis]) -> Axis:
-        """Positions that see what any of several tensors' positions see; a length of 1 is broadcast."""
-        length = max(map(len, axes))
-        stacked = [
-            np.stack([np.broadcast_to(getattr(axis, name), length) for axis in axes])
-            for name in ("first", "last", "seen_first", "seen_last")
-        ]
-        jump = max(axis.jump for axis in axes if len(axis) == length)
-        return Axis(stacked[0].min(0), stacked[1].max(0), stacked[2].min(0), stacked[3].max(0), jump)
+from smidgen.anatomy.marks import MARKS, NOTHING, Jump, Memory, UnknownFieldError, image_marks, storage_of
+from smidgen.anatomy.rules import (
+    Call,
+    Operator,
+    arguments_of,
+    has_no_products,
+    is_constant,
+    name_of,
+    rule_for,
+    tensors_in,
+)
+from smidgen.graph.cost import macs_of_operator
 
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """What a tensor's positions see.
+    """What the units of a tensor see.
 
     Attributes:
-        height: along the image's height.
-        width: along its width.
+        marks: float64 [8, *positions], as described in `smidgen.anatomy.marks`; the channels of a position are
+            taken together.
+        jump: input pixels between neighbouring positions along height and width.
     """
 
-    height: Axis
-    width: Axis
+    marks: Tensor
+    jump: Jump
 
     @property
-    def axes(self) -> tuple[Axis, Axis]:
-        """Height and width."""
-        return self.height, self.width
+    def size(self) -> tuple[int, int]:
+        """Height and width of the largest field; 0 for a constant.
 
-    def collapsed(self) -> Field:
-        """A single position that sees everything that any position sees."""
-        return Field(self.height.collapsed(), self.width.collapsed())
+        The edges of the image do not limit it, unless the jump varies: then nothing says how fields would continue.
+        """
+        height, width = (axis + (MARKS // 2) * (self.jump[axis // 2] is None) for axis in (0, 2))
+        return _span(self.marks[height : height + 2]), _span(self.marks[width : width + 2])
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """The first row and column that the first unit sees; negative where that is padding."""
+        first = self.marks.reshape(MARKS, -1)[:, 0]
+        return int(first[0]), int(first[2])
 
 
-class FieldTracer(TorchFunctionMode):
-    """Follows receptive fields through whatever runs while it is active.
+def _span(ends: Tensor) -> int:
+    """The largest number of pixels from first to last."""
+    lengths = torch.where(ends[0] < NOTHING, 1 - ends[1] - ends[0], 0)
+    return int(lengths.max()) if lengths.numel() else 0
+
+
+@dataclass
+class Account:
+    """What was executed in one call of a module, without the calls of its submodules.
+
+    Attributes:
+        macs: multiply-accumulates.
+        uncounted: operators that may multiply and accumulate, but are not counted.
+        parameters: identities of the parameters that were used.
+    """
+
+    macs: int = 0
+    uncounted: set[str] = field(default_factory=set)
+    parameters: set[int] = field(default_factory=set)
+
+
+_EXITS = frozenset({"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "storage"})
+"""Methods of a tensor that take its values where no operator is seen."""
+_TO_PYTHON = frozenset({"_local_scalar_dense", "equal", "is_nonzero"})
+"""Operators that give Python a number, by which it can decide anything."""
+
+
+class NetworkTracer:
+    """Follows everything that a network computes from one image.
 
     Args:
-        input: the image batch [count, channels, height, width] that the network is run on.
+        network: its parameters and buffers do not depend on the image.
+        image: batch [1, channels, height, width] that the network is run on.
+
+    Attributes:
+        account: of the module that is running; whoever calls a module replaces it for the duration of the call.
     """
 
-    def __init__(self, input: Tensor) -> None:
-        super().__init__()
-        # The tensors are kept, so that no other can take over the identity of one that is gone.
-        self._known: dict[int, tuple[Tensor, Field | None]] = {}
-        self._set(input, Field(Axis.of_input(input.shape[2]), Axis.of_input(input.shape[3])))
+    def __init__(self, network: nn.Module, image: Tensor) -> None:
+        self.account = Account()
+        self._network, self._image = network, image
+        self._begin(())
 
-    def field(self, tensor: object) -> Field | None:
-        """What a tensor's positions see, or None where that is unknown or nothing of the image."""
-        known = self._known.get(id(tensor))
-        return known[1] if known else None
+    def run(self, call: Callable[[Tensor], Any], restart: Callable[[], None] = lambda: None) -> Any:
+        """Run the network on the image, without gradients.
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        # A shape is taken before the call: an operation may change its input in place.
-        inputs = [t for t in _tensors([*args, *kwargs.values()]) if id(t) in self._known]
-        output = func(*args, **kwargs)
-        if inputs:
-            for result in _tensors([output]):
-                if id(result) not in self._known or func.__name__.endswith("_"):
-                    self._set(result, self._after(func.__name__, inputs, args, kwargs, result))
+        A tensor of unknown origin can still be a constant, as those that modules keep without registering them. So if
+        there is one the network runs again: tensors that exist before that cannot depend on the image.
+
+        Args:
+            call: the network.
+            restart: called before the network runs again.
+        """
+        output = self._run(call)
+        if self._memory.lost:
+            existing = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+            self.account = Account()
+            self._begin(existing)
+            restart()
+            output = self._run(call)
         return output
 
-    def _set(self, tensor: Tensor, field: Field | None) -> None:
-        self._known[id(tensor)] = (tensor, field)
-
-    def _after(
-        self, name: str, inputs: Sequence[Tensor], args: Any, kwargs: Mapping[str, Any], result: Tensor
-    ) -> Field | None:
-        fields = [self.field(t) for t in inputs]
-        known = [field for field in fields if field is not None]
-        if len(known) < len(fields):
+    def field(self, output: object) -> Field | None:
+        """What the units of a tensor see; None where that is unknown."""
+        if not isinstance(output, Tensor) or self._left:
             return None
-        name = name.strip("_")
-        field, before = known[0], tuple(inputs[0].shape)
-        if name in _WINDOWED:
-            return _windowed(field, _WINDOWED[name], args, kwargs, result)
-        if name.startswith("adaptive_"):
-            return _adaptive(field, result)
-        if name in ("interpolate", "upsample") and kwargs.get("mode", "nearest") == "nearest":
-            return _nearest(field, result)
-        if name == "pad":
-            return _padded(field, args, kwargs)
-        if name in _REDUCING:
-            return _reduced(field, before, tuple(result.shape))
-        if name in _SHAPING:
-            return _reshaped(field, before, tuple(result.shape))
-        if name in ("linear", "matmul", "mm", "addmm"):
-            # Positions are only mixed where the last dimension is one of the image's.
-            return field if len(before) == 2 else None
-        if name in _POINTWISE and all(t.dim() == result.dim() for t in inputs):
-            return Field(Axis.union([f.height for f in known]), Axis.union([f.width for f in known]))
+        with self.own_work():
+            try:
+                marks, jump = self._memory.read(output), self._jump(output)
+            except UnknownFieldError:
+                return None
+            if marks is None:
+                return Field(torch.full((MARKS, 1), NOTHING, dtype=torch.float64), (None, None))
+            if marks.dim() <= 3:  # a vector has one position
+                return Field(marks.flatten(1).amin(1, keepdim=True), jump)
+            # Channels come first after the count, or last.
+            both = [Field(marks.amin(dim), jump) for dim in (2, marks.dim() - 1)]
+            return min(both, key=lambda found: found.size[0] * found.size[1])
+
+    def _begin(self, existing: Iterable[Tensor]) -> None:
+        self._memory = Memory()
+        self._jumps: dict[int, Jump] = {}
+        self._kept: list[Tensor] = []
+        self._left = self._busy = False
+        self._parameters: dict[int, set[int]] = {}
+        for parameter in self._network.parameters():
+            self._memory.add(parameter, stored=True)
+            if (storage := storage_of(parameter)) is not None:
+                self._parameters.setdefault(storage._cdata, set()).add(id(parameter))
+        for buffer in self._network.buffers():
+            self._memory.add(buffer, stored=True)
+        self._memory.write(self._image, image_marks(self._image))
+        self._keep(self._image, (Fraction(1), Fraction(1)))
+        for tensor in existing:
+            self._memory.add(tensor, stored=False)
+
+    def _run(self, call: Callable[[Tensor], Any]) -> Any:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a single operator, which shows nothing of what it does
+        try:
+            with torch.no_grad(), _Methods(self), _Operators(self):
+                return call(self._image)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+    @contextlib.contextmanager
+    def own_work(self) -> Iterator[None]:
+        """For its duration, what is executed is the tracer's work and not the network's."""
+        busy, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = busy
+
+    def exited(self, tensors: Sequence[Tensor]) -> None:
+        """Note that the values of tensors are taken where no operator is seen: all that follows may depend on them."""
+        if self._busy:
+            return
+        with self.own_work():
+            depends = any(self._depends(tensor) for tensor in tensors)
+        if depends:
+            self._left = True
+            self.account.uncounted.add("values taken out of PyTorch")
+
+    def executed(self, operator: Operator, args: Sequence[Any], kwargs: dict[str, Any], output: object) -> None:
+        """Note what an operator was given and returned."""
+        if self._busy:
+            return
+        results = tensors_in(output)
+        with self.own_work():
+            try:
+                self._follow(operator, arguments_of(operator, args, kwargs), results)
+            except Exception:  # a fault of the tracer is no reason to refuse a network that PyTorch runs
+                self.account.uncounted.add(name_of(operator))
+                for tensor in results:
+                    self._memory.write(tensor, None, known=False)
+
+    def _follow(self, operator: Operator, given: dict[str, Any], results: list[Tensor]) -> None:
+        name = name_of(operator)
+        if name == "lift_fresh":  # the constants that torch.tensor makes
+            for tensor in results:
+                self._memory.add(tensor, stored=False)
+            return
+        written = [a.name for a in operator._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        outputs = {argument for argument in written if argument not in ("self", "input")}
+        inputs = [t for argument, value in given.items() if argument not in outputs for t in tensors_in(value)]
+        stored = bool(inputs) and all(self._memory.is_stored(tensor) for tensor in inputs)
+        depends = any(self._depends(tensor) for tensor in inputs)
+        self._count(operator, given, inputs, results, depends=depends, stored=stored)
+        if depends and name in _TO_PYTHON:
+            self._left = True
+        jump = self._jump_after(operator, given, inputs, results)
+        if torch.Tag.inplace_view not in operator.tags:
+            storages = {storage._cdata for t in inputs if (storage := storage_of(t)) is not None}
+            new = [t for t in results if written or (s := storage_of(t)) is None or s._cdata not in storages]
+            marks = self._marks_after(operator, given, inputs, new, depends=depends)
+            for index, tensor in enumerate(new):
+                known = index < len(marks) and not self._left
+                self._memory.write(tensor, marks[index] if known else None, known=known, stored=stored)
+            for tensor in [t for argument in written for t in tensors_in(given[argument])]:
+                if not any(tensor is result for result in results):
+                    self._memory.write(tensor, None, known=False)
+        for tensor in results:
+            self._keep(tensor, jump)
+
+    def _count(
+        self,
+        operator: Operator,
+        given: dict[str, Any],
+        inputs: list[Tensor],
+        results: list[Tensor],
+        *,
+        depends: bool,
+        stored: bool,
+    ) -> None:
+        """Note the multiply-accumulates, those among parameters alone left out, and the parameters used."""
+        for tensor in inputs:
+            if (storage := storage_of(tensor)) is not None:
+                self.account.parameters |= self._parameters.get(storage._cdata, set())
+        if stored:
+            return
+        macs = macs_of_operator(operator, given, results)
+        if macs is not None:
+            self.account.macs += macs
+        elif depends and not has_no_products(operator):
+            self.account.uncounted.add(name_of(operator))
+
+    def _marks_after(
+        self, operator: Operator, given: dict[str, Any], inputs: list[Tensor], results: list[Tensor], *, depends: bool
+    ) -> Sequence[Tensor | None]:
+        """The marks of the first results; those of the others are unknown."""
+        if is_constant(operator) or not depends:
+            return [None] * len(results)
+        rule = rule_for(operator)
+        if rule is None:
+            return []
+        read: set[int] = set()
+
+        def reading(tensor: Tensor) -> Tensor | None:
+            read.add(id(tensor))
+            return self._memory.read(tensor)
+
+        try:
+            marks = rule(Call(operator, given, results, reading, self._jump))
+        except Exception:  # the rule does not fit these arguments
+            return []
+        overwrites = name_of(operator) in ("copy", "fill")
+        unread = [tensor for tensor in inputs if id(tensor) not in read and self._depends(tensor)]
+        if unread and not overwrites:
+            return []
+        fits = all(m.shape[1:] == t.shape for m, t in zip(marks, results, strict=False))
+        return marks if fits else []
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor can depend on the image."""
+        try:
+            return self._left or self._memory.read(tensor) is not None
+        except UnknownFieldError:
+            return True
+
+    # Jumps follow from shapes, and are checked against the marks when they are needed.
+
+    def _keep(self, tensor: Tensor, jump: Jump) -> None:
+        self._kept.append(tensor)
+        self._jumps[id(tensor)] = jump
+
+    def _jump_after(
+        self, operator: Operator, given: dict[str, Any], inputs: list[Tensor], results: list[Tensor]
+    ) -> Jump:
+        height: set[Fraction | None] = set()
+        width: set[Fraction | None] = set()
+        for tensor in inputs if results else ():
+            if id(tensor) not in self._jumps or self._jumps[id(tensor)] == (None, None):
+                continue
+            before = self._jump(tensor) if tensor.dim() == 4 != results[0].dim() else self._jumps[id(tensor)]
+            for axis, jumps in enumerate((height, width)):
+                scale = _scale(operator, given, axis, tensor, results[0])
+                jump = before[axis]
+                if scale is not None:
+                    jumps.add(None if jump is None else jump * scale)
+        return height.pop() if len(height) == 1 else None, width.pop() if len(width) == 1 else None
+
+    def _jump(self, tensor: Tensor) -> Jump:
+        """The jump of a tensor, where its marks agree.
+
+        Raises:
+            UnknownFieldError: what it depends on is not known.
+        """
+        height, width = self._jumps.get(id(tensor), (None, None))
+        marks = self._memory.read(tensor)
+        if tensor.dim() != 4 or marks is None:
+            return height, width
+        return _checked(height, marks[0], -2), _checked(width, marks[2], -1)
+
+
+def _scale(operator: Operator, given: dict[str, Any], axis: int, tensor: Tensor, result: Tensor) -> Fraction | None:
+    """The factor between the jumps of an argument and a result; None where the argument says nothing of it."""
+    if tensor.dim() != 4 or result.dim() != 4:
+        return Fraction(tensor.shape[axis + 2]) if tensor.dim() == 4 else Fraction(1)
+    n, m, name = tensor.shape[axis + 2], result.shape[axis + 2], name_of(operator)
+    if "adaptive" in name or "upsample" in name:
+        return Fraction(n, m) if m else None
+    if name == "convolution" or "_pool2d" in name:
+        stride = given.get("stride") or given["kernel_size"]
+        step = stride[axis % len(stride)]
+        return Fraction(1, step) if given.get("transposed") else Fraction(step)
+    if n == 1 < m:
         return None
+    return Fraction(n) if m == 1 < n else Fraction(1)
 
 
-_WINDOWED = {
-    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation"),
-    "max_pool2d_with_indices": ("input", "kernel_size", "stride", "padding", "dilation"),
-    "avg_pool2d": ("input", "kernel_size", "stride", "padding"),
-    "lp_pool2d": ("input", "norm_type", "kernel_size", "stride"),
-}
-_REDUCING = frozenset({"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "std", "var"})
-_SHAPING = frozenset({"flatten", "view", "reshape", "squeeze", "unsqueeze", "getitem"})
-_POINTWISE = frozenset(
+def _checked(jump: Fraction | None, first: Tensor, dim: int) -> Fraction | None:
+    """The distance of neighbouring positions.
+
+    It is the expected one where there is one position, where all see the same, and where it is no whole number.
     """
-    relu relu6 leaky_relu elu celu selu gelu silu mish hardswish hardsigmoid hardtanh prelu rrelu softplus
-    softsign sigmoid tanh exp log sqrt rsqrt pow square abs neg clamp clamp_min clamp_max threshold logsigmoid
-    batch_norm dropout dropout2d feature_dropout alpha_dropout add sub mul div rsub radd rmul truediv rtruediv
-    iadd imul isub itruediv maximum minimum where cat concat concatenate contiguous clone to float double half
-    detach channel_shuffle native_channel_shuffle
-    """.split()  # noqa: SIM905 - a hundred quotes would only hide the names
-)
-"""Each position of the result depends on the same position of the inputs."""
+    if first.shape[dim] < 2:
+        return jump
+    steps = first.diff(dim=dim)
+    step = steps.reshape(-1)[0]
+    if bool((steps == step).all()):
+        return Fraction(int(step)) if step else jump
+    return jump if jump is not None and jump.denominator > 1 else None
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+class _Operators(TorchDispatchMode):
+    """Reports every operator that is executed to a tracer."""
+
+    def __init__(self, tracer: NetworkTracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tracer = tracer
+
+    def __torch_dispatch__(
+        self,
+        func: Operator,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self._tracer.executed(func, args, dict(kwargs or {}), output)
+        return output
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (int(value[0]), int(value[-1]))
+class _Methods(TorchFunctionMode):
+    """Reports methods that execute no operator to a tracer."""
 
+    def __init__(self, tracer: NetworkTracer) -> None:
+        super().__init__()
+        self._tracer = tracer
 
-def _windowed(field: Field, names: Sequence[str], args: Any, kwargs: Mapping[str, Any], result: Tensor) -> Field | None:
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    kernel = given["weight"].shape[2:] if "weight" in given else _pair(given["kernel_size"])
-    stride = _pair(given.get("stride") or (1 if "weight" in given else given["kernel_size"]))
-    dilation, padding = _pair(given.get("dilation", 1)), given.get("padding", 0)
-    if isinstance(padding, str):
-        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        padding = tuple(r // 2 for r in reach) if padding == "same" else 0
-    if result.dim() != 4:
-        return None
-    axes = []
-    parts = zip(field.axes, kernel, stride, _pair(padding), dilation, result.shape[2:], strict=True)
-    for axis, k, s, p, d, count in parts:
-        windows = [[i * s - p + t * d for t in range(k)] for i in range(count)]
-        axes.append(axis.windows(windows, axis.jump * s))
-    return Field(*axes)
-
-
-def _adaptive(field: Field, result: Tensor) -> Field:
-    """The windows of PyTorch's adaptive pooling: from floor(i n / m) to ceil((i + 1) n / m)."""
-    axes = []
-    for axis, count in zip(field.axes, result.shape[-2:], strict=True):
-        n = len(axis)
-        windows = [range(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
-        axes.append(axis.windows(windows, axis.jump * Fraction(n, count)))
-    return Field(*axes)
-
-
-def _nearest(field: Field, result: Tensor) -> Field:
-    axes = []
-    for axis, count in zip(field.axes, result.shape[-2:], strict=True):
-        windows = [[i * len(axis) // count] for i in range(count)]
-        axes.append(axis.windows(windows, axis.jump * Fraction(len(axis), count)))
-    return Field(*axes)
-
-
-def _padded(field: Field, args: Any, kwargs: Mapping[str, Any]) -> Field | None:
-    given = {**dict(zip(("input", "pad", "mode"), args, strict=False)), **kwargs}
-    if given.get("mode", "constant") != "constant":
-        return None
-    left, right, top, bottom = [*given["pad"], 0, 0, 0, 0][:4]
-    axes = []
-    for axis, before, after in ((field.height, top, bottom), (field.width, left, right)):
-        axes.append(axis.windows([[i] for i in range(-before, len(axis) + after)], axis.jump))
-    return Field(*axes)
-
-
-def _reduced(field: Field, before: tuple[int, ...], after: tuple[int, ...]) -> Field | None:
-    """Over the channels positions stay; over both image axes they become one; anything else is unknown."""
-    if len(before) != 4:
-        return field
-    if len(after) == 4 and after[2:] == before[2:]:
-        return field
-    if after in ((before[0], before[1]), (before[0], before[1], 1, 1)):
-        return field.collapsed()
-    return None
-
-
-def _reshaped(field: Field, before: tuple[int, ...], after: tuple[int, ...]) -> Field | None:
-    """Flattening mixes all positions for whatever comes next; other changes of the image are unknown."""
-    if len(before) == 4 and len(after) == 4 and after[2:] == before[2:]:
-        return field
-    if len(after) == 2 and after[0] == before[0]:
-        return field.collapsed() if len(before) == 4 else field
-    if len(before) == 2 and after[0] == before[0] and after[2:] in ((), (1, 1)):
-        return field
-    return None
-
-
-def trace(tracer: FieldTracer, network: Callable[[Tensor], Any], input: Tensor) -> Any:
-    """Run the network under the tracer, without gradients."""
-    with torch.no_grad(), tracer:
-        return network(input)
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__name__", "") in _EXITS:
+            self._tracer.exited(tensors_in(list(args)))
+        return func(*args, **(kwargs or {}))

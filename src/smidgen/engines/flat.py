@@ -96,12 +96,17 @@ class FlatAverage:
         """As `Average` says."""
         self._move(self._mean.floats, self._state.floats, weight)
         for mean, value in zip(self._mean.others, self._state.others, strict=True):
-            if mean.is_floating_point() or mean.is_complex():
+            if _is_averaged(mean):
                 mean.lerp_(value, weight)
 
     @torch.no_grad()
     def settle(self) -> None:
         """As `Average` says."""
         for mean, value in zip(self._mean.others, self._state.others, strict=True):
-            if not mean.is_floating_point() and not mean.is_complex():
+            if not _is_averaged(mean):
                 mean.copy_(value)
+
+
+def _is_averaged(tensor: Tensor) -> bool:
+    """Whether a mean of its values exists; PyTorch computes none of its 8-bit floating-point types."""
+    return tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize > 1)

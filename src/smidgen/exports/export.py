@@ -15,6 +15,7 @@ from smidgen.errors import RunError
 from smidgen.exports.registry import Option, make_target
 from smidgen.exports.target import Check, Source
 from smidgen.files import cannot_read, looked_up, read_bounded, write_atomic, write_together
+from smidgen.machine import exclusive
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data
 from smidgen.tables import render
@@ -103,6 +104,7 @@ def _mismatches(check: Check) -> str:
     return f"{len(check.mismatches):,} (images {shown}{more})"
 
 
+@exclusive()
 def export(run: Run | str | Path, to: str, out: str | Path | None = None, **options: Option) -> Exported:
     """Write a run as files for elsewhere, then classify all test images with those files.
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import flop_counter
 
 from smidgen.graph.ops import Convolution, Graph
 
@@ -45,19 +49,35 @@ def macs_of_convolution(weight_shape: Sequence[int], places: int) -> int:
     return math.prod(weight_shape) * places
 
 
-def macs_of_layer(layer: nn.Module, output_shape: Sequence[int]) -> int:
-    """Multiply-accumulates of one of PyTorch's layers for one image; 0 for layers that are not linear.
+def macs_of_operator(
+    operator: torch._ops.OpOverload, given: Mapping[str, Any], results: Sequence[Tensor]
+) -> int | None:
+    """Multiply-accumulates of one call of one of PyTorch's operators; None where it is not known as a product.
 
     Args:
-        layer: as it was called.
-        output_shape: of its output, without the batch.
+        operator: that was called.
+        given: all its arguments by name.
+        results: the tensors that it returned.
     """
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        shape = weight_shape(layer.in_channels, layer.out_channels, layer.kernel_size, layer.groups)
-        return macs_of_convolution(shape, math.prod(output_shape[1:]))
-    if isinstance(layer, nn.Linear):
-        return macs_of_convolution((layer.out_features, layer.in_features), math.prod(output_shape[:-1]))
-    return 0
+    name = operator._schema.name.partition("::")[2]
+    if name == "mkldnn_rnn_layer":
+        weights: int = given["weight0"].numel() + given["weight1"].numel()
+        image: Tensor = given["input"]
+        return weights * math.prod(image.shape[:-1])
+    if name in ("mv", "dot", "vdot", "addmv"):
+        factor: Tensor = given["mat" if name == "addmv" else "self"]
+        return factor.numel()
+    if name == "_scaled_dot_product_flash_attention_for_cpu":
+        query, key, value = (tuple(map(int, given[part].shape)) for part in ("query", "key", "value"))
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    formula = flop_counter.flop_registry.get(operator.overloadpacket)
+    if formula is None:
+        return None
+    schema = [argument for argument in operator._schema.arguments if argument.name != "out"]
+    positional = [given[argument.name] for argument in schema if not argument.kwarg_only]
+    named = {argument.name: given[argument.name] for argument in schema if argument.kwarg_only}
+    flops: int = formula(*positional, **named, out_val=results[0] if len(results) == 1 else tuple(results))
+    return flops // 2
 
 
 def macs_by_layer(graph: Graph) -> dict[str, int]:
@@ -88,5 +108,13 @@ _PARAMETERS = ("weight", "bias", "scale", "shift")
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable scalars of a module, each counted once however often it is shared."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    """Scalars of a module's parameters, trained or frozen, each counted once however often it is shared.
+
+    Those of a lazy module count once it has seen an input.
+    """
+    return sum(p.numel() for p in network.parameters() if not is_lazy(p))
+
+
+def count_trainable(network: nn.Module) -> int:
+    """Scalars of a module's parameters that are trained."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad and not is_lazy(p))

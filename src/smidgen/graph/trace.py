@@ -7,10 +7,12 @@ Shapes are worked out on the way.
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -32,6 +34,7 @@ from smidgen.graph.ops import (
     Shape,
 )
 from smidgen.graph.ops import Dropout as DropoutOperation
+from smidgen.machine import exclusive
 
 
 class TraceError(SmidgenError):
@@ -48,6 +51,7 @@ class TraceError(SmidgenError):
         self.reason = reason
 
 
+@exclusive()
 def trace(network: nn.Module, input_shape: Shape) -> Graph:
     """The graph of a network in the mode (training or evaluation) that each of its modules is in.
 
@@ -64,13 +68,29 @@ def trace(network: nn.Module, input_shape: Shape) -> Graph:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             raise TraceError(name or type(network).__name__, "it has hooks, which would be ignored")
     tracing = _Tracing(network, input_shape)
+    before = _python_state(network)
     try:
         tracing.follow(_Tracer().trace(network))
     except TraceError:
         raise
     except Exception as error:  # whatever the module's own code raises when traced
         raise TraceError(type(network).__name__, f"it cannot be traced ({first_line(error)})") from error
+    if _python_state(network) != before:
+        raise TraceError(
+            type(network).__name__,
+            "its forward draws random numbers in Python or counts its calls, so it differs from call to call",
+        )
     return tracing.graph()
+
+
+def _python_state(network: nn.Module) -> object:
+    """What a forward can depend on besides its input, where tracing would fix a single outcome."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - the one that users' code draws from
+    attributes = [
+        [(key, value) for key, value in vars(module).items() if isinstance(value, int | float | str)]
+        for module in network.modules()
+    ]
+    return random.getstate(), (numpy[1].tobytes(), numpy[2:]), torch.get_rng_state().tolist(), attributes
 
 
 class _Tracer(fx.Tracer):

@@ -7,20 +7,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from smidgen.errors import TrialError
 from smidgen.graph.activations import BY_SETTING
-from smidgen.graph.cost import count_parameters, macs_of_convolution, weight_shape
+from smidgen.graph.cost import macs_of_convolution, weight_shape
 from smidgen.graph.layers import Dropout
-from smidgen.nets.code import module_network
+from smidgen.nets.own import MOST_PARAMETERS, own_network
 from smidgen.trial import ActivationName, AvgPool, Block, Conv, Linear, MaxPool, Module, Network
 
 _Make = Callable[[], nn.Module]
 
-MOST_PARAMETERS = 10_000_000
-"""Bound on a network from a file, checked before memory is taken: this is for tiny ones."""
 MOST_ACTIVATIONS = 10_000_000
 """Bound on the values of one layer's output for one image, likewise."""
 
@@ -53,32 +50,12 @@ def build_network(
             score a class; names the block.
     """
     if isinstance(network, Module):
-        return _own(network, tuple(input_shape), classes, dropout)
+        if dropout:
+            raise TrialError(f"dropout is {dropout:g}, but {network} is a module of your own: put dropout into it")
+        channels, height, width = input_shape
+        return own_network(network, (channels, height, width), classes)
     plan = _planned(network, input_shape, classes, dropout)
     return Sequence2d(OrderedDict((name, make()) for name, make in plan.layers))
-
-
-def _own(network: Module, input_shape: tuple[int, ...], classes: int, dropout: float) -> nn.Module:
-    """A user's module, tried on two blank images."""
-    if dropout:
-        raise TrialError(f"dropout is {dropout:g}, but {network} is a module of your own: put dropout into it")
-    channels, height, width = input_shape
-    made = module_network(network, (channels, height, width), classes)
-    if count_parameters(made) > MOST_PARAMETERS:
-        raise TrialError(f"{network} has {count_parameters(made):,} parameters; make it smaller")
-    was_training = made.training
-    try:
-        with torch.no_grad():
-            scores = made.eval()(torch.zeros(2, channels, height, width))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = "x".join(map(str, input_shape))
-        raise TrialError(f"{network} does not take images of {shape}: {error}") from None
-    finally:
-        made.train(was_training)
-    if not isinstance(scores, Tensor) or tuple(scores.shape) != (2, classes) or scores.dtype != torch.float32:
-        found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise TrialError(f"{network} gives {found} for two images of {classes} classes; it must give [2, {classes}]")
-    return made
 
 
 def _planned(network: Network, input_shape: Sequence[int], classes: int, dropout: float) -> _Plan:
@@ -205,7 +182,7 @@ class _Plan:
 
 
 def measure(network: Network | Module, *, input_shape: Sequence[int], classes: int) -> tuple[int, int]:
-    """Trainable parameters, and multiply-accumulates for one image, from the blocks alone: nothing is built.
+    """Parameters, and multiply-accumulates for one image, from the blocks alone: nothing is built.
 
     Raises:
         TrialError: as `build_network`, or it is a module, whose parameters are known only once it is built.

@@ -21,14 +21,19 @@ from torch import nn
 
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.files import cannot_read, read_bounded
+from smidgen.nets.source import changed_since_import
 from smidgen.trial import Module
 
 VARIABLE = "SMIDGEN_CODE"
 """Environment variable with the files that may be run, so that a sweep's workers have them too."""
 MOST_BYTES = 2**24
 
+_LIBRARIES = (Path(__file__).parents[1], Path(nn.__file__).parents[1])
+
 _trusted: dict[str, Any] = {}
 """Imported modules by the SHA-256 of their files."""
+_imported: dict[int, tuple[Any, str]] = {}
+"""Specs of imported modules, by their identity, and the SHA-256 of the sources."""
 
 
 def trust(path: str | Path) -> Any:
@@ -46,7 +51,7 @@ def trust(path: str | Path) -> Any:
         TrialError: it is missing, or fails.
     """
     path = Path(path)
-    digest = _sha256(path)
+    content = _content(path)
     spec = importlib.util.spec_from_file_location(f"smidgen_user_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise TrialError(f"{path} cannot be imported as Python")
@@ -54,8 +59,11 @@ def trust(path: str | Path) -> Any:
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     sys.modules[spec.name] = module
+    digest = hashlib.sha256(content).hexdigest()
+    _imported[id(spec)] = (spec, digest)
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader, which may take older code from Python's cache: what is hashed is what runs.
+        exec(compile(content, path.resolve(), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the file that the user named
     except SmidgenError as error:
         raise TrialError(f"{path}: {error}") from None
     except (Exception, SystemExit) as error:  # the user's own code: anything can happen in it
@@ -66,12 +74,29 @@ def trust(path: str | Path) -> Any:
     return module
 
 
-def where(error: BaseException, path: Path) -> str:
-    """What went wrong in a user's file: `NameError: name 'x' is not defined (line 3)`."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
+def where(error: BaseException, path: Path | None = None) -> str:
+    """What went wrong in a user's code, and where: `NameError: name 'x' is not defined (line 3)`.
+
+    Args:
+        error: that was raised.
+        path: of the user's file; None finds the file in the traceback, and names it.
+    """
+    own = user_lines(error)
+    lines = [number for file, number in own if path is None or file == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")
+    file = f"{own[-1][0].name}, " if path is None and own else ""
+    return f"{type(error).__name__}: {message}" + (f" ({file}line {line})" if line else "")
+
+
+def user_lines(error: BaseException) -> list[tuple[Path, int]]:
+    """Files and lines that an error passed, outermost first, those of PyTorch and smidgen left out."""
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    return [
+        (file, line)
+        for file, line in places
+        if line and not str(file).startswith("<") and not any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    ]
 
 
 def from_module(factory: Callable[..., nn.Module]) -> Module:
@@ -84,7 +109,7 @@ def from_module(factory: Callable[..., nn.Module]) -> Module:
         factory: defined at the top of a Python file.
 
     Raises:
-        TrialError: it is not, as in a notebook's cell.
+        TrialError: it is not, as in a notebook's cell; or the file has changed since it was imported.
     """
     name = getattr(factory, "__qualname__", "")
     home = sys.modules.get(getattr(factory, "__module__", ""))
@@ -92,7 +117,7 @@ def from_module(factory: Callable[..., nn.Module]) -> Module:
     if home is None or file is None or not name.isidentifier():
         raise TrialError(f"{name or factory!r} must be defined at the top of a Python file to be a trial's network")
     path = Path(file)
-    digest = _sha256(path)
+    digest = _imported_sha256(home, path)
     if digest not in _trusted:
         _remember(digest, home, path)
     return Module(file=path.name, name=name, sha256=digest)
@@ -114,16 +139,20 @@ def module_network(network: Module, input_shape: tuple[int, int, int], classes: 
     if not callable(factory):
         raise TrialError(f"{network.file} defines no {network.name!r} that can be called")
     try:
-        takes = inspect.signature(factory).parameters
-        given = {"input_shape": input_shape, "classes": classes}
-        made = factory(**{name: value for name, value in given.items() if name in takes})
+        made = call_with(factory, input_shape=input_shape, classes=classes)
     except SmidgenError:
         raise
-    except Exception as error:  # whatever a user's function raises becomes one line that says where
+    except (Exception, SystemExit) as error:  # whatever a user's function raises becomes one line that says where
         raise TrialError(f"{network} failed: {where(error, Path(home.__file__))}") from None
     if not isinstance(made, nn.Module):
         raise TrialError(f"{network} gives a {type(made).__name__}; it must give an nn.Module")
     return made
+
+
+def call_with(function: Callable[..., Any], **given: object) -> Any:
+    """Call a user's function with those arguments that it takes."""
+    takes = inspect.signature(function).parameters
+    return function(**{name: value for name, value in given.items() if name in takes})
 
 
 def _remember(digest: str, module: Any, path: Path) -> None:
@@ -141,9 +170,35 @@ def _from_environment(digest: str) -> Any:
     return None
 
 
+def _imported_sha256(home: Any, path: Path) -> str:
+    """The hash of the source that a module was imported from.
+
+    Raises:
+        TrialError: its file has changed since, or the module was changed after it was imported.
+    """
+    content = _content(path)
+    digest = hashlib.sha256(content).hexdigest()
+    spec = home.__spec__  # a new one after each reload
+    known = _imported.get(id(spec))
+    if known is None and changed_since_import(home, content, path):
+        known = (spec, "")
+    if known is not None and known[1] != digest:
+        raise TrialError(
+            f"{path.name} and the module imported from it differ: the file was edited after the import, or the module "
+            f"was changed; reload it (importlib.reload) or restart Python"
+        )
+    if spec is not None:
+        _imported[id(spec)] = (spec, digest)
+    return digest
+
+
 def _sha256(path: Path) -> str:
+    return hashlib.sha256(_content(path)).hexdigest()
+
+
+def _content(path: Path) -> bytes:
     try:
-        return hashlib.sha256(read_bounded(path, MOST_BYTES)).hexdigest()
+        return read_bounded(path, MOST_BYTES)
     except FileNotFoundError:
         raise TrialError(f"{path} does not exist") from None
     except OSError as error:

@@ -186,14 +186,14 @@ def _network(group: TrialRuns) -> list[Block]:
                 x.type,
                 _times(x.output_shape),
                 f"{x.parameters:,}",
-                f"{x.macs:,}",
+                x.macs_text,
                 f"{x.activation_bytes:,}",
             ]
             for x in anatomy.layers
         ],
         left=2,
     )
-    seeing = [x for x in anatomy.layers if x.kernel or x.macs]
+    seeing = [x for x in anatomy.layers if x.kernel or x.macs or x.uncounted]
     fields = Table(
         "Receptive fields",
         ["layer", "kernel", "input", "output", "receptive field", "jump", "start"],

@@ -13,6 +13,7 @@ from smidgen.data.decode import read_picture
 from smidgen.errors import RunError, SmidgenError
 from smidgen.files import looked_up
 from smidgen.images import read_image
+from smidgen.machine import exclusive
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.weights import TrainedNetwork, read_weights
 from smidgen.training.evaluation import scores
@@ -35,6 +36,7 @@ class Prediction:
     name: str
 
 
+@exclusive()
 def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Prediction]:
     """Classify image files, each brought to the form of the images that were trained on.
 

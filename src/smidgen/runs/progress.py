@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
+from smidgen.tables import render
 from smidgen.training.loop import EpochRecord
 from smidgen.verdict import percent
 
@@ -204,23 +205,20 @@ class Notebook(Silent):
 
 def history_html(history: list[EpochRecord] | tuple[EpochRecord, ...], held_out: str) -> str:
     """The epochs as an HTML table."""
-    names = (
-        "epoch",
-        "train loss",
-        "train accuracy",
-        f"{held_out} loss",
-        f"{held_out} accuracy",
-        "lr",
-        "seconds",
-    )
-    head = "".join(f"<th scope='col'>{name}</th>" for name in names)
-    rows = "".join(
-        f"<tr><td>{r.epoch}</td><td>{r.train_loss:.4f}</td><td>{r.train_accuracy:.2f} %</td>"
-        f"<td>{r.test_loss:.4f}</td><td>{percent(r.test_correct, r.test_total)} %</td>"
-        f"<td>{r.learning_rate:.3g}</td><td>{r.seconds_training + r.seconds_evaluation:.1f}</td></tr>"
+    columns = ["epoch", "train loss", "train accuracy", f"{held_out} loss", f"{held_out} accuracy", "lr", "seconds"]
+    rows = [
+        [
+            r.epoch,
+            f"{r.train_loss:.4f}",
+            f"{r.train_accuracy:.2f} %",
+            f"{r.test_loss:.4f}",
+            f"{percent(r.test_correct, r.test_total)} %",
+            f"{r.learning_rate:.3g}",
+            f"{r.seconds_training + r.seconds_evaluation:.1f}",
+        ]
         for r in history
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    ]
+    return render(columns, rows, "html")
 
 
 def best_progress(stream: TextIO | None = None) -> Progress:

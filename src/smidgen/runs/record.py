@@ -10,6 +10,7 @@ from torch import nn
 
 from smidgen.errors import RunError
 from smidgen.files import looked_up
+from smidgen.machine import exclusive
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.predictions import Predictions, read_predictions
 from smidgen.runs.progress import history_html
@@ -89,6 +90,7 @@ class Run:
         )
 
 
+@exclusive()
 def load_run(path: str | Path) -> Run:
     """Read a finished run back from its directory. Nothing in it is executed.
 

@@ -39,7 +39,7 @@ class Result:
         device: `cpu` or `cuda`.
         threads: on the CPU.
         parameters: of the network.
-        macs: multiply-accumulates of one image.
+        macs: multiply-accumulates of one image; a lower bound if the log says that some are not counted.
         epochs: how many were trained.
         held_out: what the network was evaluated on, `test` or `validation`.
         accuracy_last: percent of the held-out images, after the last epoch.

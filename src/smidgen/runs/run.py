@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from smidgen.anatomy.layers import Anatomy, examine_trial
+from smidgen.anatomy.layers import examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.choose import choose_for
 from smidgen.engines.engine import Engine
-from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError, TrialError
+from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError
+from smidgen.machine import exclusive, note_threads
+from smidgen.nets.own import check_own_network, check_step, own_network
 from smidgen.randomness import MOST_SEED
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.environment import RunOrigin, choose_again
@@ -26,9 +29,12 @@ from smidgen.runs.record import Run, load_run
 from smidgen.runs.runner import Runner
 from smidgen.settings import differences, with_settings
 from smidgen.training.loop import new_network
-from smidgen.trial import Trial
+from smidgen.trial import Module, Trial
 from smidgen.trials.builtin import FLAGSHIP
 from smidgen.trials.find import find_trial, read_trial
+
+_OTHER_SEED = 2**62 + 1
+"""Of PyTorch's generator where a network is built that no run begins with."""
 
 
 class RunInterruptedError(SmidgenInterruptedError):
@@ -51,6 +57,7 @@ class RunInterruptedError(SmidgenInterruptedError):
         return super().to_json() | {"run_dir": str(self.directory), "epochs": self.epochs, "resume": self.resume}
 
 
+@exclusive()
 def run(
     trial: Trial | str | Path | None = None,
     *,
@@ -72,7 +79,8 @@ def run(
     `out`, and ends with the same bytes as an uninterrupted one, on the same machine, versions and
     engine. A finished run is loaded and returned.
 
-    In the main thread, the first Ctrl-C lets the step finish and writes a checkpoint.
+    One thread of a process trains at a time; others wait. In the main thread, the first Ctrl-C lets the step finish
+    and writes a checkpoint.
 
     Args:
         trial: a `Trial`, a built-in name, `FILE.py:NAME` or a `trial.json`; None takes the flagship.
@@ -157,9 +165,9 @@ class _RunRequest:
         dataset = load_trial_data(trial)
         anatomy = examine_trial(trial, dataset.input_shape, dataset.classes)
         trial.check_budgets(anatomy.parameters)
-        _check_last_batch(trial, dataset, anatomy)
         with _torch_settings(engine):
             network = new_network(trial, dataset, seed)
+            _check_training(trial, dataset, network)
             engine = choose_for(engine, wanted, trial, network, dataset.input_shape)
             torch.set_num_threads(engine.torch_threads)
             with deferred() as interruption, self._reserved() as directory:
@@ -240,17 +248,20 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _check_last_batch(trial: Trial, dataset: Dataset, anatomy: Anatomy) -> None:
-    """Refuse a trial that would fail in the last step of the first epoch.
+def _check_training(trial: Trial, dataset: Dataset, network: nn.Module) -> None:
+    """Refuse what would fail in the middle of the run: a user's module, or a last batch of a single image.
 
     Raises:
-        TrialError: that step has a single image, of which a normalization sees a single value a channel.
+        TrialError: names the reason.
     """
-    single = [x.name for x in anatomy.layers if x.type == "BatchNorm2d" and tuple(x.output_shape[1:]) == (1, 1)]
-    if single and len(dataset.train) % trial.batch_size == 1:
-        raise TrialError(
-            f"the last batch of an epoch would be a single image, which {single[0]} cannot normalize; change batch_size"
-        )
+    count, shape, own = len(dataset.train), dataset.input_shape, trial.network
+    last = count % trial.batch_size or min(count, trial.batch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_OTHER_SEED)
+        if isinstance(own, Module):
+            check_own_network(own, network, shape, lambda: own_network(own, shape, dataset.classes))
+        if isinstance(own, Module) or last == 1:
+            check_step(network, shape, min(last, 2))
 
 
 def _of_run(directory: RunDirectory) -> tuple[Trial, int]:
@@ -288,6 +299,7 @@ def _torch_settings(engine: Engine) -> Iterator[None]:
     """PyTorch set up for a run, and as it was afterwards: threads, generator, determinism on a GPU."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(engine.torch_threads)
+    note_threads(engine.threads)
     torch.backends.cudnn.deterministic = True
     try:
         with torch.random.fork_rng(devices=[]):

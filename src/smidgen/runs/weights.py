@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from smidgen.data.tree import LONGEST_NAME
 from smidgen.errors import RunError, SmidgenError
 from smidgen.files import cannot_read
 from smidgen.nets.build import build_network
-from smidgen.tensorfile import Header, read_header, read_tensors, sealed_bytes
+from smidgen.tensorfile import Header, all_finite, bytes_of, plain_copies, read_header, read_tensors, sealed_bytes
 from smidgen.trial import Module, Trial
 
 _UNSEALED = 1
@@ -59,7 +58,7 @@ def weights_sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(network).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -104,7 +103,7 @@ def read_weights(path: Path) -> TrainedNetwork:
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    return plain_copies(network.state_dict())
 
 
 def _empty(about: dict[str, object]) -> TrainedNetwork:
@@ -124,7 +123,8 @@ def _empty(about: dict[str, object]) -> TrainedNetwork:
         raise ValueError(f"its images' form is {form!r}")
     channels, height, width = shape
     # What a user's module keeps besides its weights must be there; blocks keep nothing.
-    with contextlib.nullcontext() if isinstance(trial.network, Module) else torch.device("meta"):
+    where = torch.random.fork_rng(devices=[]) if isinstance(trial.network, Module) else torch.device("meta")
+    with where:
         network = build_network(trial.network, input_shape=shape, classes=classes, dropout=trial.dropout)
     return TrainedNetwork(network, trial, (channels, height, width), classes, mean, std, tuple(names), form)
 
@@ -148,9 +148,10 @@ def _check_fit(network: nn.Module, header: Header, path: Path) -> None:
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise RunError(f"{path}: {name} holds values that are not finite")
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise RunError(f"{path}: {name} holds negative variances")
-    network.load_state_dict(weights, assign=True)
+    # A user's module keeps tensors that it uses under several names.
+    network.load_state_dict(weights, assign=any(p.is_meta for p in network.parameters()))
     network.eval().requires_grad_(False)

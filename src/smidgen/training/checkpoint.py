@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smidgen.errors import RunError, TrainingError
 from smidgen.files import cannot_read
-from smidgen.tensorfile import TensorFileError, read_header, read_tensors, sealed_bytes
+from smidgen.tensorfile import TensorFileError, all_finite, plain_copies, read_header, read_tensors, sealed_bytes
 from smidgen.training.loop import EpochRecord, EpochSums, Training
 from smidgen.trial import Trial
 
@@ -52,8 +52,7 @@ def to_bytes(training: Training, origin: Origin) -> bytes:
     """
     tensors = _tensors(training)
     for name, tensor in tensors.items():
-        # A sum is finite where every value is, unless the values are absurd.
-        if tensor.is_floating_point() and not math.isfinite(float(tensor.sum())):
+        if not all_finite(tensor):
             raise TrainingError(
                 f"training diverged by epoch {len(training.history) + 1}, step {training.step}: {name} holds values "
                 f"that are no longer finite; lower optimizer.lr"
@@ -115,7 +114,7 @@ def restore(training: Training, path: Path, origin: Origin, trial: Trial, images
 
 
 def _tensors(training: Training) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in _live(training).items()}
+    return plain_copies(_live(training))
 
 
 def _live(training: Training) -> dict[str, Tensor]:
@@ -136,7 +135,7 @@ def _network_tensors(training: Training) -> dict[str, Tensor]:
 
 def _check_values(tensors: dict[str, Tensor], taken: int) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise ValueError(f"{name} holds values that are not finite")
         if name.endswith(("running_var", "exp_avg_sq")) and bool((tensor < 0).any()):
             raise ValueError(f"{name} holds negative values")

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from smidgen.data.dataset import Dataset
 from smidgen.engines.engine import Engine, Loader, Optimizer
-from smidgen.errors import TrainingError, TrialError
+from smidgen.errors import SmidgenError, TrainingError, TrialError
 from smidgen.machine import is_out_of_memory
 from smidgen.nets.build import build_network
+from smidgen.nets.code import where
 from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import Evaluation, HeldOut, evaluate
 from smidgen.training.recalibration import norms, recalibrate
-from smidgen.trial import Augmentation, Trial
+from smidgen.trial import Augmentation, Module, Trial
 
 
 @dataclass(frozen=True)
@@ -275,11 +276,17 @@ def _divergence_named(trial: Trial, epoch: int, step: int, steps: int) -> Iterat
             f"training diverged in epoch {epoch}, step {step + 1} of {steps}: {error}; "
             f"lower optimizer.lr (it is {trial.optimizer.lr:g})"
         ) from None
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except SmidgenError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"there is not enough memory for a step over {trial.batch_size:,} images; lower batch_size"
+            ) from None
+        if not isinstance(trial.network, Module):
             raise
-        raise TrainingError(
-            f"there is not enough memory for a step over {trial.batch_size:,} images; lower batch_size"
+        raise TrialError(
+            f"{trial.network} failed in epoch {epoch}, step {step + 1} of {steps}: {where(error)}"
         ) from None
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.files import cannot_read, looked_up, read_bounded
-from smidgen.nets.code import trust, where
+from smidgen.nets.code import call_with, trust, where
 from smidgen.settings import suggestion
 from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
@@ -34,8 +34,12 @@ def find_trial(name: str | Path) -> Trial:
     raise TrialError(f"{name} is a {type(found).__name__}; a Trial is needed here")
 
 
-def find_trial_or_network(name: str | Path) -> Trial | nn.Module:
+def find_trial_or_network(name: str | Path, **given: object) -> Trial | nn.Module:
     """As `find_trial`, but NAME may also be an `nn.Module`, its class, or a function that returns one.
+
+    Args:
+        name: as `find_trial` takes it.
+        given: arguments for the class or function, as far as it takes them.
 
     Raises:
         TrialError: nothing of that name, or it is neither a trial nor a module.
@@ -45,7 +49,7 @@ def find_trial_or_network(name: str | Path) -> Trial | nn.Module:
         return BUILTIN[text].make()
     file, colon, member = text.rpartition(":")
     if colon and file.endswith(".py"):
-        return _from_python(Path(file), member)
+        return _from_python(Path(file), member, given)
     path = Path(text)
     with looked_up(path, TrialError):
         if path.is_dir():
@@ -87,7 +91,7 @@ def read_trial(path: Path, *, follow: bool = True) -> Trial:
         raise TrialError(f"{path} is nested too deeply") from None
 
 
-def _from_python(path: Path, member: str) -> Trial | nn.Module:
+def _from_python(path: Path, member: str, given: dict[str, object]) -> Trial | nn.Module:
     with looked_up(path, TrialError):
         if not path.is_file():
             raise TrialError(f"{path} does not exist")
@@ -99,7 +103,7 @@ def _from_python(path: Path, member: str) -> Trial | nn.Module:
         raise TrialError(f"{path} defines no {member!r}; {suggestion(member, public)}".rstrip("; ")) from None
     if callable(value) and not isinstance(value, Trial | nn.Module):
         try:
-            value = value()
+            value = call_with(value, **given)
         except SmidgenError as error:
             raise TrialError(f"{path}:{member}: {error}") from None
         except (Exception, SystemExit) as error:  # whatever a user's function raises becomes one line that says where
