@@ -90,4 +90,4 @@ class TestAnalysis:
         sentence = pairs_sentence([(labels, np.array([9, 9, 4, 5, 5, 0])), (labels, labels)])
         assert "2.0 images are misclassified per run" in sentence
         assert "4 and 9 (1.5), 3 and 5 (0.5): 100% of all errors" in sentence
-        assert pairs_sentence([(labels, labels)]) == "No image is classified wrong."
+        assert pairs_sentence([(labels, labels)]) == "No image is misclassified."

@@ -101,7 +101,7 @@ def test_last_images_of_the_last_epoch_only_measure(
 
         class Watched:
             def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Batch, Tensor]:
-                drawn.append((epoch, augmentation.distorts, picks.tolist()))
+                drawn.append((epoch, augmentation.is_on, picks.tolist()))
                 return loader.load(picks, epoch, step)
 
         return Watched()

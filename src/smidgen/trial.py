@@ -22,7 +22,7 @@ MOST_CHANNELS = 4096
 
 @dataclass(frozen=True)
 class Goal(Settings):
-    """What a run must reach. Accuracy is in percent of the test images, by the last epoch."""
+    """What a run must reach. Accuracy is in percent of the test images, after the last epoch."""
 
     accuracy: float = setting(99.4, least=0, most=100, help="least test accuracy of the last epoch, percent")
     parameters: int = setting(7_999, least=1, help="most trainable parameters")
@@ -211,8 +211,8 @@ class Augmentation(Settings):
         return bool(self.rotation or self.translation or self.scale or self.shear or self.flip)
 
     @property
-    def distorts(self) -> bool:
-        """Whether anything is on."""
+    def is_on(self) -> bool:
+        """Whether any augmentation is on."""
         return self.affine or self.elastic > 0
 
 

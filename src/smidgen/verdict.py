@@ -62,7 +62,7 @@ def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int,
         goal: the trial's.
         parameters: of the network, frozen ones too.
         epochs: epochs trained.
-        correct: test images right by the last epoch.
+        correct: correctly classified test images after the last epoch.
         total: test images.
         on_test: False where `correct` counts validation images.
     """

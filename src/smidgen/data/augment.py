@@ -46,7 +46,7 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     Returns:
         float32, of the same shape and range.
     """
-    if not settings.distorts:
+    if not settings.is_on:
         return images
     count, _, height, width = images.shape
     draws = stream.uniforms(count, 6)

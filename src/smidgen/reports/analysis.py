@@ -76,7 +76,7 @@ def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str
     harder = [
         name
         for name, on in (
-            ("distorted images", trial.augmentation.distorts),
+            ("augmentation", trial.augmentation.is_on),
             ("dropout", trial.dropout),
         )
         if on
@@ -134,7 +134,7 @@ def stability_sentence(histories: Sequence[Sequence[EpochRecord]]) -> str:
     verdict = "steady" if spread <= STEADY * noise else "still moving more than noise explains"
     return (
         f"Over the last {LAST_EPOCHS} epochs the accuracy of a run varies by {spread:.3f} points (s.d.); "
-        f"that of {last.test_total:,} images drawn anew would by {noise:.3f}: {verdict}."
+        f"resampling the {last.test_total:,} images would vary it by {noise:.3f}: {verdict}."
     )
 
 
@@ -163,7 +163,7 @@ def pairs_sentence(
     class_names: Sequence[str] = (),
     most: int = 3,
 ) -> str:
-    """Which pairs of classes are taken for each other most, as images a run.
+    """The most frequently confused pairs of classes, in images per run.
 
     Args:
         judged: labels and predictions of each run.
@@ -178,7 +178,7 @@ def pairs_sentence(
             counts[pair] = counts.get(pair, 0) + 1
             errors += 1
     if not errors:
-        return "No image is classified wrong."
+        return "No image is misclassified."
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
     named = ", ".join(
         f"{label_name(class_names, a)} and {label_name(class_names, b)} ({count / len(judged):.1f})"

@@ -118,7 +118,9 @@ def distribution(groups: Sequence[TrialRuns]) -> str:
             panel.axvline(goal, color=GOAL, linestyle="--", linewidth=1.2)
         panel.set_yticks(range(len(groups)), [group.label for group in groups])
         panel.set_ylim(len(groups) - 0.5, -0.5)
-        panel.set_xlabel(f"{groups[0].held_out} accuracy by the last epoch (%); dots runs, bars means, dashed targets")
+        panel.set_xlabel(
+            f"{groups[0].held_out} accuracy after the last epoch (%); dots: runs, bars: means, dashed: targets"
+        )
         return _svg(figure, "distribution")
 
 
@@ -164,7 +166,7 @@ def front(points: Sequence[Point], what: str, name: str) -> str:
 
 
 def confusion(matrix: npt.NDArray[np.float64], class_names: Sequence[str], split: str, name: str) -> str:
-    """Confusion matrix: images a run, by label (rows) and prediction (columns), the diagonal left out."""
+    """Confusion matrix without its diagonal: images per run, by label (rows) and prediction (columns)."""
     classes = len(matrix)
     errors = matrix * (1 - np.eye(classes))
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
@@ -197,7 +199,7 @@ def confusion(matrix: npt.NDArray[np.float64], class_names: Sequence[str], split
                 text.set(rotation=45, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(classes), ticks)
         panel.set_xlabel("prediction")
-        panel.set_ylabel(f"label ({split} images a run)")
+        panel.set_ylabel(f"label ({split} images per run)")
         return _svg(figure, name)
 
 
@@ -213,11 +215,11 @@ def _short(label: str) -> str:
 def reliability(
     confidence: npt.NDArray[np.float64], share: npt.NDArray[np.float64], count: npt.NDArray[np.int64], name: str
 ) -> str:
-    """Reliability diagram: how often the network is right, against how sure it says it is.
+    """Reliability diagram: accuracy against confidence.
 
     Args:
         confidence: mean probability of the predicted class in each bin, 0 to 1.
-        share: share of images in each bin that are right, 0 to 1.
+        share: accuracy of each bin, 0 to 1.
         count: images in each bin; empty ones are left out.
         name: of the chart, for ids within a page.
     """
@@ -239,7 +241,7 @@ def reliability(
         panel.set_xlim(0, 1.02)
         panel.set_ylim(0, 1.05)
         panel.set_xlabel("probability given to the prediction")
-        panel.set_ylabel("share of predictions that are right")
+        panel.set_ylabel("accuracy")
         return _svg(figure, name)
 
 

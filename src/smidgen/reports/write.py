@@ -55,7 +55,7 @@ def write(collection: Collection) -> Document:
     blocks += [Heading("Summary"), _summary(groups)]
     if len(groups) > 1 or len(groups[0].runs) > 1:
         rows = "; ".join(f"{g.label}: {_mean_sd(g.last)} %" for g in groups)
-        caption = "Accuracy by the last epoch: every run, and each trial's mean"
+        caption = "Accuracy after the last epoch: every run, and the mean of each trial"
         blocks.append(Chart("distribution", charts.distribution(groups), f"{caption}. {rows}.", caption))
     if len(groups) > 2:
         blocks.append(_front(groups))
@@ -66,9 +66,9 @@ def write(collection: Collection) -> Document:
 
 def _front(groups: Sequence[TrialRuns]) -> Chart:
     points = [charts.Point(g.runs[0].result.parameters, statistics.mean(g.last), g.label) for g in groups]
-    caption = "Accuracy by the last epoch, mean over the runs, against parameters; the line joins what no other beats"
+    caption = "Mean accuracy after the last epoch against parameters; the line is the Pareto front"
     rows = "; ".join(f"{p.label}: {p.parameters:,} parameters, {p.accuracy:.3f} %" for p in points)
-    what = f"{groups[0].held_out} accuracy by the last epoch (%)"
+    what = f"{groups[0].held_out} accuracy after the last epoch (%)"
     return Chart("front", charts.front(points, what, "front"), f"{caption}. {rows}.", caption)
 
 
@@ -132,14 +132,11 @@ def _chapter(group: TrialRuns, base_runs: TrialRuns | None) -> list[Block]:
     blocks += [Heading("Curves", 3), _curves(group)]
     blocks += _network(group)
     blocks += [Heading("Epochs", 3)]
-    blocks += [
-        Code(
-            "\n".join(epoch_line(r, len(run.history), group.held_out) for r in run.history),
-            f"seed {run.seed}: {percent(run.history[-1].test_correct, run.history[-1].test_total)} % by the last epoch",
-            folded=len(group.runs) > 1,
-        )
-        for run in group.runs
-    ]
+    for run in group.runs:
+        lines = "\n".join(epoch_line(record, len(run.history), group.held_out) for record in run.history)
+        reached = percent(run.history[-1].test_correct, run.history[-1].test_total)
+        title = f"seed {run.seed}: {reached} % after the last epoch"
+        blocks.append(Code(lines, title, folded=len(group.runs) > 1))
     blocks += _images(group)
     blocks += _environment(group)
     return blocks
@@ -226,7 +223,7 @@ def _images(group: TrialRuns) -> list[Block]:
     typical = group.typical
     before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
     blocks.append(Heading("Training images", 3))
-    note = "as they are" if not group.trial.augmentation.distorts else "distorted"
+    note = "augmented" if group.trial.augmentation.is_on else "unchanged"
     name, seen = f"sheet-{group.label}", f"As the network saw them, seed {typical.seed}, epoch 1"
     alts = ("Training images as they are in the data", f"The same images {note}, as the network saw them")
     blocks.append(
@@ -260,7 +257,7 @@ def _data(group: TrialRuns) -> list[Block]:
         f"{data.classes} classes" + (f": {', '.join(data.class_names)}" if 0 < len(data.class_names) <= 20 else ""),
         f"normalized by mean {data.mean:.4f} and standard deviation {data.std:.4f} of the training images"
         + (", all channels together" if data.input_shape[0] > 1 else ""),
-        f"training images are {'distorted' if augmentation.distorts else 'not distorted'}; {mirrored}",
+        f"training images are {'augmented' if augmentation.is_on else 'not augmented'}; {mirrored}",
         *data.survey.lines,
     ]
     return [Heading("Data", 3), Bullets(lines)]
@@ -304,16 +301,16 @@ def _confusion(group: TrialRuns) -> list[Block]:
     rows = [
         [f"label {names[row]}", *(f"{matrix[row, column]:.1f}" for column in range(classes))] for row in range(classes)
     ]
-    columns = ["images a run", *(f"as {name}" for name in names)]
+    columns = ["images per run", *(f"as {name}" for name in names)]
     blocks: list[Block] = [Heading("Confusion", 3)]
     if classes <= 20:
         errors = matrix * (1 - np.eye(classes))
         worst = np.unravel_index(int(errors.argmax()), errors.shape)
         alt = (
-            f"Confusion matrix without its diagonal; the largest entry is label {names[worst[0]]} taken for "
-            f"{names[worst[1]]}, {errors[worst]:.1f} images a run. The table below has every entry."
+            f"Confusion matrix without its diagonal; the largest entry is label {names[worst[0]]} classified as "
+            f"{names[worst[1]]}, {errors[worst]:.1f} images per run. The table below has every entry."
         )
-        caption = f"Images a run that are taken for another class, mean of {_runs(len(group.runs))}"
+        caption = f"Misclassified images per run, mean of {_runs(len(group.runs))}"
         name = f"confusion-{group.label}"
         blocks.append(Chart(name, charts.confusion(matrix, names, group.held_out, name), alt, caption))
     return [*blocks, Table("Confusion matrix", columns, rows)]
@@ -328,20 +325,20 @@ def _reliability(group: TrialRuns) -> list[Block]:
         [f"{c:.3f}", f"{s:.3f}", f"{n / len(group.runs):,.1f}"]
         for c, s, n in zip(confidence, share, count, strict=True)
     ]
-    caption = f"How often predictions are right against how sure the network is; expected calibration error {error:.4f}"
+    caption = f"Accuracy against confidence; expected calibration error {error:.4f}"
     name = f"reliability-{group.label}"
     alt = f"Reliability diagram; {caption}. The table below has every point."
     return [
         Heading("Reliability", 3),
         Chart(name, charts.reliability(confidence, share, count, name), alt, caption),
-        Table("Reliability", ["mean probability", "share right", "images a run"], rows, left=0),
+        Table("Reliability", ["mean confidence", "accuracy", "images per run"], rows, left=0),
     ]
 
 
 def reliability_bins(
     sure: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 10
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Group predictions by how sure they are: mean probability, share right and count of each filled bin.
+    """Group predictions by confidence: mean confidence, accuracy and count of each filled bin.
 
     Args:
         sure: probability of the predicted class, 0 to 1.

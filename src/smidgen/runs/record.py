@@ -52,7 +52,7 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """Percent of the held-out images, by the last epoch: the headline figure."""
+        """Percent of the held-out images, after the last epoch: the headline figure."""
         return self.history[-1].test_accuracy
 
     @property
@@ -79,7 +79,7 @@ class Run:
         last, goal = self.history[-1], {True: "met", False: "missed", None: "open"}[self.goal_met]
         return (
             f"Run({self.trial.name!r}, seed {self.seed}: {self.result.held_out} accuracy "
-            f"{percent(last.test_correct, last.test_total)} % by the last of {len(self.history)} epochs, "
+            f"{percent(last.test_correct, last.test_total)} % after the last of {len(self.history)} epochs, "
             f"{self.result.parameters:,} parameters, goal {goal}, in {str(self.directory)!r})"
         )
 

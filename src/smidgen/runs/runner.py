@@ -239,7 +239,7 @@ class Runner:
                 str(self.anatomy),
                 "",
                 f"budgets: {self.anatomy.parameters:,} of at most {goal.parameters:,} parameters, "
-                f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:.2f} % by the last",
+                f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:g} % after the last",
                 *[f"note: {note}" for note in notes],
                 f"engine {self.engine.name}, {self.engine.device}, {self.engine.precision}, "
                 f"{self.engine.threads} thread(s); run directory {self.directory.path}",

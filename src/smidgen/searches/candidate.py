@@ -29,7 +29,7 @@ class Candidate:
         dimensions: what each was chosen among, as Optuna writes it down.
         parameters: trainable.
         macs: multiply-accumulates of one image.
-        accuracies: by the last epoch, percent of the validation images, of seeds 0, 1, ...; fewer where
+        accuracies: after the last epoch, percent of the validation images, of seeds 0, 1, ...; fewer where
             halving has dropped it.
         fresh: the same of the seeds that no choice was made with; only finalists have any.
         error: why it could not be trained, or nothing.

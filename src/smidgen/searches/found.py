@@ -188,4 +188,4 @@ def _chart(found: Search) -> str:
         for c in found.candidates
         if c.evaluated
     ]
-    return charts.front(points, "validation accuracy by the last epoch (%)", "search")
+    return charts.front(points, "validation accuracy after the last epoch (%)", "search")

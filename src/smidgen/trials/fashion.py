@@ -8,7 +8,7 @@ from smidgen.trials.story import Story
 
 SMALL = Story(
     title="Clothes in at most 20,000 parameters and 14 epochs.",
-    target="92.5 % on Fashion-MNIST's test images by the last epoch.",
+    target="92.5 % on Fashion-MNIST's test images after the last epoch.",
     result="{measured} See docs/results.md.",
     analysis=(
         "Separable convolutions, as in the flagship, with padding and a third stage. Full convolutions with as "

@@ -15,7 +15,7 @@ MEASURED = Path(__file__).parent / "measured.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Results of one trial over several seeds, by the last epoch unless it says otherwise.
+    """Results of one trial over several seeds, after the last epoch unless stated otherwise.
 
     Attributes:
         n: runs, one a seed.

@@ -124,7 +124,7 @@ def augmented() -> Trial:
 STRICT = Story(
     title="Trial 4, the flagship: fewer than 8,000 parameters and fewer than 15 epochs, strictly.",
     target=(
-        "99.4 % by the last epoch with at most 7,999 parameters and 14 epochs for every seed, and a mean of 99.6 %."
+        "99.4 % after the last epoch with at most 7,999 parameters and 14 epochs for every seed, and a mean of 99.6 %."
     ),
     result="{measured} See docs/results.md.",
     analysis=(
@@ -160,7 +160,7 @@ def strict() -> Trial:
 
 TINY = Story(
     title="Trial 5: 99.4 % with as few parameters as possible.",
-    target="a mean of 99.4 % by the last epoch with at most 3,000 parameters and 14 epochs.",
+    target="a mean of 99.4 % after the last epoch with at most 3,000 parameters and 14 epochs.",
     result="{measured} See docs/results.md.",
     analysis=(
         "A narrower flagship with weaker augmentation, because a small network has less capacity to spare. Full "
@@ -185,7 +185,7 @@ def tiny() -> Trial:
 
 TINY_99 = Story(
     title="Trial 6: 99 % with as few parameters as possible.",
-    target="a mean of 99 % by the last epoch with at most 1,500 parameters and 14 epochs.",
+    target="a mean of 99 % after the last epoch with at most 1,500 parameters and 14 epochs.",
     result="{measured} See docs/results.md.",
     analysis=(
         "At this size a 5×5 kernel in the first layer is worth its parameters. Training images are fitted hardly "
@@ -211,7 +211,7 @@ def tiny_99() -> Trial:
 
 SPRINT = Story(
     title="Trial 7: 99.4 % in as little time as possible.",
-    target="a mean of 99.4 % by the last epoch in the fewest seconds on 2 cores, with at most 7,999 parameters.",
+    target="a mean of 99.4 % after the last epoch in the fewest seconds on 2 cores, with at most 7,999 parameters.",
     result=(
         "{measured} A run takes {seconds} s (median, with evaluations) on 2 cores with bfloat16 products. See "
         "docs/results.md."
