@@ -14,7 +14,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -36,6 +38,19 @@ _imported: dict[int, tuple[Any, str]] = {}
 """Specs of imported modules, by their identity, and the SHA-256 of the sources."""
 
 
+class _Loader(SourceFileLoader):
+    """Runs the source that was hashed, and nothing older from Python's cache."""
+
+    def __init__(self, name: str, path: Path, content: bytes) -> None:
+        super().__init__(name, str(path.resolve()))
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The compiled source."""
+        code: CodeType = self.source_to_code(self._content, self.get_filename(fullname))
+        return code
+
+
 def trust(path: str | Path) -> Any:
     """Import a Python file, and let trials use the networks that are defined in it.
 
@@ -52,7 +67,8 @@ def trust(path: str | Path) -> Any:
     """
     path = Path(path)
     content = _content(path)
-    spec = importlib.util.spec_from_file_location(f"smidgen_user_{path.stem}", path.resolve())
+    name = f"smidgen_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve(), loader=_Loader(name, path, content))
     if spec is None or spec.loader is None:
         raise TrialError(f"{path} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
@@ -62,8 +78,7 @@ def trust(path: str | Path) -> Any:
     digest = hashlib.sha256(content).hexdigest()
     _imported[id(spec)] = (spec, digest)
     try:
-        # Not by the loader, which may take older code from Python's cache: what is hashed is what runs.
-        exec(compile(content, path.resolve(), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the file that the user named
+        spec.loader.exec_module(module)
     except SmidgenError as error:
         raise TrialError(f"{path}: {error}") from None
     except (Exception, SystemExit) as error:  # the user's own code: anything can happen in it
