@@ -22,6 +22,7 @@ import torch
 from images import CLASSES, write_images
 from smidgen.cli import main
 from smidgen.data.dataset import FILES, Dataset, load_dataset
+from smidgen.engines.native.core import why_missing
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
@@ -30,6 +31,9 @@ from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
 from smidgen.trials.new import new_trial
 
 torch.set_num_threads(2)
+
+native_only = pytest.mark.skipif(bool(why_missing()), reason="the native engine is not installed")
+ENGINES = ["eager", pytest.param("native", marks=native_only)]
 # The same cases each time, so that a change is what makes a test fail; `--thorough` draws new ones.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.register_profile("new", print_blob=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import smidgen
-from conftest import Command
+from conftest import Command, native_only
 from smidgen.data import augment as augment_module
 from smidgen.data.dataset import Dataset
 from smidgen.engines import eager, optimizers
@@ -36,7 +36,6 @@ from smidgen.training.loop import Training, new_network, start, train
 from smidgen.trial import SGD, Augmentation, Trial
 
 ROOT = Path(smidgen.__file__).parent
-native_only = pytest.mark.skipif(bool(core.why_missing()), reason="the native engine is not installed")
 
 
 # Nobody else knows the native engine.

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import Command
+from conftest import Command, native_only
 from networks import unsettled
 from smidgen.engines.engine import EngineName
-from smidgen.engines.native.core import why_missing
 from smidgen.engines.native.fuse import UnsupportedError, fuse
 from smidgen.errors import TrialError
 from smidgen.graph import ops
@@ -216,7 +215,7 @@ class Calling(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.skipif(bool(why_missing()), reason="the native engine is not installed")
+@native_only
 def test_an_activation_that_the_kernels_lack_is_refused_by_name() -> None:
     graph = trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.SiLU()), (1, 8, 8))
     with pytest.raises(UnsupportedError, match="cannot run 1: SiLU is not among its activations"):

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Command
+from conftest import ENGINES, Command, native_only
 from smidgen.data.dataset import load_dataset
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.exports.export import export
@@ -334,7 +334,7 @@ TRAINED = [
 REFUSED = {
     "Asserting": r"fails in training: AssertionError: only for evaluation \(nets\.py, line \d+\)",
     "Leaving": r"fails in training: SystemExit: I do not train \(nets\.py, line \d+\)",
-    "Late": r"Late failed in epoch 1, step \d of 12: LookupError: ten is enough \(nets\.py, line \d+\)",
+    "Late": r"Late failed in epoch 1, step \d+ of 12: LookupError: ten is enough \(nets\.py, line \d+\)",
     "Missing": r"does not take images of 1x28x28: AttributeError: .* \(nets\.py, line \d+\)",
     "Whole": "Whole has no parameters to train",
     "AllFrozen": "AllFrozen has no parameters to train",
@@ -417,6 +417,7 @@ def test_what_would_go_wrong_later_is_one_line(nets: ModuleType, name: str, smal
     assert name == "Late" or not (tmp_path / "run").exists()
 
 
+@native_only
 @pytest.mark.parametrize(
     ("name", "chance"),
     [
@@ -442,7 +443,7 @@ def test_frozen_parameters_count_towards_the_budget(nets: ModuleType, small_tria
         trained(trial, tmp_path / "run")
 
 
-@pytest.mark.parametrize("engine", ["native", "eager"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("batch_size", [599, 50])
 def test_a_batch_of_one_image_that_cannot_be_normalized_is_found_first(
     nets: ModuleType, small_trial: Trial, engine: str, batch_size: int, tmp_path: Path
@@ -544,7 +545,7 @@ def test_a_file_edited_within_a_second_runs_as_it_is(tmp_path: Path, small_folde
 # One process.
 
 
-@pytest.mark.parametrize("engine", ["native", "eager"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_runs_in_threads_of_one_process_give_the_same_weights(small_trial: Trial, tmp_path: Path, engine: str) -> None:
     trial = replace(small_trial, dropout=0.1, epochs=1)
     expected = trained(trial, tmp_path / "alone", engine).result.weights_sha256
@@ -593,7 +594,7 @@ os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("engine", ["native", "eager"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_forked_child_does_not_hang(small_folder: Path, tmp_path: Path, engine: str) -> None:
     command = [sys.executable, "-c", FORK, str(small_folder), "2", engine, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import idx_bytes, write_folder
+from conftest import ENGINES, idx_bytes, write_folder
 from images import picture, write_images
 from smidgen.data import cache, memory, pictures
 from smidgen.data.dataset import FILES, MNIST_SHA256, Dataset, load_dataset
@@ -305,7 +305,7 @@ def test_idx_and_npz_are_brought_to_another_shape_too(mnist: Dataset, tmp_path: 
     assert data.sha256 == again.sha256
 
 
-@pytest.mark.parametrize("engine", ["eager", "native"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_image_folder_and_idx_files_of_the_same_pictures_give_the_same_weights(
     mnist: Dataset, small_trial: Trial, tmp_path: Path, engine: Any
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from conftest import Command
+from conftest import Command, native_only
 from smidgen.errors import RunError, SmidgenError, TrialError
 from smidgen.nets import code
 from smidgen.nets.build import build_network
@@ -100,6 +100,7 @@ def test_the_json_of_networks_of_blocks_is_as_it_was(small_trial: Trial) -> None
     assert isinstance(Trial.from_json(data).network, Network)
 
 
+@native_only
 def test_a_module_trains_on_the_native_engine_and_is_read_back(file: Path, smidgen: Command, tmp_path: Path) -> None:
     done = smidgen("run", f"{file}:trial", "--out", tmp_path / "run", "--engine", "native", "--json")
     assert done.status == 0
@@ -112,6 +113,7 @@ def test_a_module_trains_on_the_native_engine_and_is_read_back(file: Path, smidg
     assert abs(eager.history[0].train_loss - load_run(tmp_path / "run").history[0].train_loss) < 1e-3
 
 
+@native_only
 def test_what_does_not_lower_runs_eagerly_and_says_why(file: Path, smidgen: Command, tmp_path: Path) -> None:
     done = smidgen("run", f"{file}:strange", "--out", tmp_path / "run")
     assert done.status == 0

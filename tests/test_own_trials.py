@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import Command
+from conftest import Command, native_only
 from images import CLASSES, picture, write_images
 from smidgen.data.known import KNOWN
 from smidgen.errors import RunError, TrialError
@@ -82,6 +82,7 @@ def test_data_without_test_images_give_a_trial_that_is_judged_on_validation(tmp_
     assert finished.history[-1].test_total == 24
 
 
+@native_only
 def test_both_engines_learn_colour_alike(file: Path, colour_run: Run, tmp_path: Path) -> None:
     assert colour_run.result.engine == "native"
     settings = ["augmentation.flip=0.5", "augmentation.translation=0", "augmentation.scale=0"]

@@ -93,7 +93,9 @@ def test_a_run_of_an_older_version_is_classified_by_its_engine(small_run: Run, c
     older = group_of(copied)
     assert older.runs[0].predictions is None
     assert np.array_equal(older.predictions[0].classes, kept(small_run).classes)
-    assert np.array_equal(older.predictions[0].probabilities, kept(small_run).probabilities)
+    if small_run.result.engine == "native":  # which gives the same for any number of threads
+        assert np.array_equal(older.predictions[0].probabilities, kept(small_run).probabilities)
+    np.testing.assert_allclose(older.predictions[0].probabilities, kept(small_run).probabilities, rtol=1e-5)
     assert older.notes == []
 
 
