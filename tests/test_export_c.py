@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from smidgen.exports.c import compiler
 from smidgen.exports.c.compiler import STRICT, classify, compiled, find_compiler
 from smidgen.exports.c.float32 import float32_code
 from smidgen.exports.c.int8 import int8_code
-from smidgen.exports.c.source import About, Code, files, hex_float
+from smidgen.exports.c.source import About, Code, c_float, files
 from smidgen.exports.fused import Convolution, FusedGraph, fused_graph
 from smidgen.exports.integer import IntegerNetwork, Rescale, Sums
 from smidgen.exports.memory import Buffer, leads, lifetimes, plan
@@ -212,6 +213,48 @@ def test_a_fault_in_the_files_is_noticed(what: str, tmp_path: Path) -> None:
         assert not torch.equal(classify(program, images).scores, network.scores(images).double())
 
 
+DIALECTS = [
+    *((compiler, f"-std={std}") for compiler in ("gcc", "clang") for std in ("c99", "c11", "c17", "c2x")),
+    *((compiler, f"-std=c++{std}") for compiler in ("g++", "clang++") for std in (11, 14, 17, 20)),
+]
+
+
+@pytest.mark.parametrize(("command", "std"), DIALECTS, ids=" ".join)
+def test_every_dialect_compiles_the_files_without_a_warning(command: str, std: str, tmp_path: Path) -> None:
+    """Also two networks in one unit."""
+    if not shutil.which(command):
+        pytest.skip(f"{command} is not installed")
+    both = ""
+    for number, name in enumerate(("flagship", "random 1", "random 2", "padded, activation first")):
+        graph = graph_of(name)
+        codes = [float32_code(graph), int8_code(graph, quantize(graph, random_images(graph, 64)))]
+        for kind, code in zip(("float", "int"), codes, strict=True):
+            write(code, graph, tmp_path, f"{kind}{number}_net")
+            both += f'#include "{kind}{number}_net.c"\n'
+    (tmp_path / "both.c").write_text(both + "int main(void) { return 0; }\n")
+    language = ["-x", "c++"] if "++" in std else ["-Wstrict-prototypes"]
+    flags = [*language, std, *(flag for flag in STRICT if flag.startswith("-W") and flag != "-Wstrict-prototypes")]
+    for source in ("both.c", "main.c", "float1_net.c"):
+        done = subprocess.run(
+            [command, *flags, "-c", "-o", "/dev/null", source], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[:2000]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    ["größe", "3x3*/", "/*x", "*/ int main; /*", "a\\", "what??/", "$layer1", "tab\tand\nline", "層" * 300, "**//**//"],
+)
+def test_layers_of_any_name_are_exported(layer: str, tmp_path: Path) -> None:
+    graph = graph_of("random 1")
+    graph = replace(graph, operations=tuple(replace(node, name=layer) for node in graph.operations))
+    images = random_images(graph, 8)
+    network = quantize(graph, images)
+    for code in (float32_code(graph), int8_code(graph, network)):
+        with compiled(write(code, graph, tmp_path), "net", [*STRICT, "-Wtrigraphs"]) as program:
+            assert len(classify(program, images).scores) == 8
+
+
 def test_a_warning_is_an_error(tmp_path: Path) -> None:
     graph = graph_of("flagship")
     folder = write(float32_code(graph), graph, tmp_path)
@@ -341,9 +384,11 @@ def test_rescaling_rounds_to_the_nearest_and_cuts() -> None:
 def test_floats_are_written_exactly() -> None:
     for value in [0.0, -0.0, 1.0, 0.1, -3.14159, 1e-40, 3.4e38]:
         exact = float(np.float32(value))
-        text = hex_float(exact)
+        text = c_float(exact)
         assert text.endswith("f")
-        assert float.fromhex(text[:-1]) == exact
+        assert any(mark in text for mark in ".e")
+        assert np.float32(text[:-1]) == np.float32(exact)
+        assert str(np.float32(text[:-1])) == str(np.float32(exact))
 
 
 def test_a_program_that_fails_or_never_ends_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from conftest import ENGINES, Command, native_only
@@ -28,6 +29,7 @@ from smidgen.inspection import inspect
 from smidgen.nets import code
 from smidgen.nets.code import from_module
 from smidgen.runs.options import RunOptions
+from smidgen.runs.predict import predict
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import run
@@ -256,6 +258,21 @@ class ExtraState(Plain):
         pass
 
 
+class Untracked(Plain):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def features(self, x):
+        return self.norm(self.a(x)).relu().mean((2, 3))
+
+
+class AcrossTheBatch(Plain):
+    def features(self, x):
+        x = super().features(x)
+        return x - x.mean(0)
+
+
 class Complex(Plain):
     def __init__(self):
         super().__init__()
@@ -435,6 +452,21 @@ def test_networks_that_differ_from_call_to_call_are_not_traced(
     with pytest.raises(SmidgenError, match="differs from call to call"):
         trained(trial, tmp_path / "native", "native")
     assert trained(trial, tmp_path / "auto").result.engine == "eager"
+
+
+@pytest.mark.parametrize("name", ["Untracked", "AcrossTheBatch"])
+def test_scores_that_depend_on_the_batch_are_of_no_use_later(
+    nets: ModuleType, name: str, small_trial: Trial, tmp_path: Path, smidgen: Command
+) -> None:
+    finished = trained(trial_of(getattr(nets, name), small_trial), tmp_path / "run")
+    assert "depend on the others in its batch" in (tmp_path / "run" / "log.txt").read_text()
+    Image.linear_gradient("L").save(tmp_path / "x.png")
+    with pytest.raises(SmidgenError, match="depend on the others in its batch"):
+        predict(finished, [tmp_path / "x.png"])
+    for target in ("onnx", "c", "page"):
+        with pytest.raises(SmidgenError, match="cannot be exported: (norm: it normalizes by the statistics|mean)"):
+            export(finished, target, tmp_path / target)
+        assert not (tmp_path / target).exists()
 
 
 def test_frozen_parameters_count_towards_the_budget(nets: ModuleType, small_trial: Trial, tmp_path: Path) -> None:

@@ -228,3 +228,28 @@ def test_the_predict_command(smidgen: Command, small_run: Run, mnist: Dataset, t
     assert str(path) in smidgen("predict", small_run.directory, path).out
     assert smidgen("predict", small_run.directory, tmp_path / "no.png").is_mistake("no.png", "does not exist")
     assert smidgen("predict", tmp_path, path).is_mistake("not a run directory")
+
+
+def test_a_broken_file_among_others_is_named_and_the_others_are_classified(
+    smidgen: Command, small_run: Run, mnist: Dataset, tmp_path: Path
+) -> None:
+    first, last = (saved(digit(mnist, i), tmp_path / f"{i}.png") for i in (0, 1))
+    broken, missing = tmp_path / "0b.png", tmp_path / "0c.png"
+    broken.write_bytes(first.read_bytes()[:60])
+    files = [first, broken, missing, last, first]
+    expected = [
+        p["label"] for p in smidgen("predict", small_run.directory, first, last, first, "--json").json["predictions"]
+    ]
+    done = smidgen("predict", small_run.directory, *files)
+    assert done.status == 2
+    assert [line.split()[0] for line in done.out.splitlines()[2:-1]] == [str(first), str(last), str(first)]
+    assert done.err.count("\n") == 2
+    assert str(broken) in done.err
+    assert str(missing) in done.err
+    done = smidgen("predict", small_run.directory, *files, "--json")
+    assert done.status == 2
+    assert [p["label"] for p in done.json["predictions"]] == expected
+    assert set(done.json["errors"]) == {str(broken), str(missing)}
+    assert done.json["error"] == done.json["errors"][str(broken)]
+    with pytest.raises(ImageError, match="0b"):
+        predict(small_run, files)

@@ -516,13 +516,17 @@ def _predict(options: argparse.Namespace) -> int:
     from smidgen.runs.predict import predict
     from smidgen.tables import render
 
-    predictions = predict(options.run, options.files)
+    errors: dict[str, str] = {}
+    predictions = predict(options.run, options.files, lambda file, error: errors.update({str(file): str(error)}))
+    for error in errors.values():
+        print(f"smidgen: {error}", file=sys.stderr)
     if options.json:
-        _print_json({"predictions": [asdict(prediction) for prediction in predictions]})
-    else:
+        shown: dict[str, Any] = {"predictions": [asdict(prediction) for prediction in predictions]}
+        _print_json(shown | ({"error": next(iter(errors.values())), "errors": errors} if errors else {}))
+    elif predictions:
         rows = [[p.file, p.name, f"{100 * p.probability:.2f} %"] for p in predictions]
         _show(render(["file", "label", "probability"], rows))
-    return DONE
+    return USAGE_ERROR if errors else DONE
 
 
 def _export(options: argparse.Namespace) -> int:

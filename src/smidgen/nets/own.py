@@ -68,7 +68,7 @@ def user_errors(what: str) -> Iterator[None]:
 
 def check_own_network(
     network: Module, made: nn.Module, input_shape: tuple[int, int, int], build: Callable[[], nn.Module]
-) -> None:
+) -> list[str]:
     """Refuse a network whose training would fail, or that could not be read back afterwards.
 
     Draws from PyTorch's generator.
@@ -78,6 +78,9 @@ def check_own_network(
         made: what it has built.
         input_shape: channels, height, width.
         build: makes another one, with other random numbers.
+
+    Returns:
+        What is worth a note.
 
     Raises:
         TrialError: names the reason.
@@ -99,10 +102,15 @@ def check_own_network(
             f"{network} depends on random values that are neither parameters nor buffers, so they would not be saved; "
             f"use self.register_buffer for them"
         )
+    if _close(scores[:1], _evaluated(network, made, input_shape, 1)):
+        return []
+    return [
+        "the scores of an image depend on the others in its batch, so the run cannot be exported or used to predict"
+    ]
 
 
-def _evaluated(network: Module, made: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
-    images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+def _evaluated(network: Module, made: nn.Module, input_shape: tuple[int, int, int], count: int = 2) -> Tensor:
+    images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))[:count]
     was_training = made.training
     with user_errors(f"{network} failed in evaluation mode"), torch.no_grad():
         scores: Tensor = made.eval()(images)

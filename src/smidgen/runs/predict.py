@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from smidgen.data.decode import read_picture
-from smidgen.errors import RunError, SmidgenError
+from smidgen.errors import ImageError, RunError, SmidgenError
 from smidgen.files import looked_up
 from smidgen.images import read_image
 from smidgen.machine import exclusive
@@ -37,7 +37,11 @@ class Prediction:
 
 
 @exclusive()
-def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Prediction]:
+def predict(
+    run: Run | str | Path,
+    files: Iterable[str | Path],
+    on_error: Callable[[Path, ImageError], None] | None = None,
+) -> list[Prediction]:
     """Classify image files, each brought to the form of the images that were trained on.
 
     For a network of drawings, such as MNIST's digits, a file may be dark on light or light on dark; for
@@ -46,27 +50,41 @@ def predict(run: Run | str | Path, files: Iterable[str | Path]) -> list[Predicti
     Args:
         run: a finished run, its directory, or a safetensors file that `smidgen export` wrote.
         files: image files of any size; PNG and JPEG, for pictures also BMP, GIF and WebP.
+        on_error: called with each file that cannot be classified, which is then left out; None raises.
 
     Raises:
         ImageError: a file is missing, no image, damaged, animated, too large or blank.
-        RunError: the run cannot be read.
+        RunError: the run cannot be read, or its network cannot classify an image by itself.
     """
     trained, called = _trained(run)
     channels, height, width = trained.input_shape
-    paths = [Path(file) for file in files]
-    if trained.form == "picture":
-        images = [read_picture(path, (channels, height, width)) for path in paths]
-    elif channels == 1:
-        images = [read_image(path, height, width)[None] for path in paths]
-    else:
+    if trained.form != "picture" and channels != 1:
         raise RunError(f"{called} was trained on drawings of {channels} channels; only greyscale is supported")
+    paths, images = [], []
+    for path in map(Path, files):
+        try:
+            if trained.form == "picture":
+                images.append(read_picture(path, (channels, height, width)))
+            else:
+                images.append(read_image(path, height, width)[None])
+            paths.append(path)
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(path, error)
     if not images:
         return []
     batch = torch.from_numpy(np.stack(images))
     try:
         logits = scores(trained.network, batch, trained.mean, trained.std)
+        other = scores(trained.network, torch.cat([batch[:1], 255 - batch[:1]]), trained.mean, trained.std)
     except SmidgenError as error:
         raise RunError(f"{called}: {error}") from None
+    if not torch.allclose(logits[0], other[0], rtol=1e-3, atol=1e-3):
+        raise RunError(
+            f"{called}: the scores of an image depend on the others in its batch, as with a BatchNorm without running "
+            f"statistics, so images cannot be classified one by one"
+        )
     probabilities, labels = logits.double().softmax(1).max(1)
     return [
         Prediction(str(path), int(label), float(probability), trained.label_name(int(label)))

@@ -167,7 +167,7 @@ class _RunRequest:
         trial.check_budgets(anatomy.parameters)
         with _torch_settings(engine):
             network = new_network(trial, dataset, seed)
-            _check_training(trial, dataset, network)
+            notes = _check_training(trial, dataset, network)
             engine = choose_for(engine, wanted, trial, network, dataset.input_shape)
             torch.set_num_threads(engine.torch_threads)
             with deferred() as interruption, self._reserved() as directory:
@@ -178,7 +178,7 @@ class _RunRequest:
                 try:
                     finished = Runner(
                         trial, seed, dataset, engine, anatomy, directory, self.progress, interruption,
-                        options.checkpoint_seconds,
+                        options.checkpoint_seconds, notes,
                     ).run(network, began)  # fmt: skip
                     if interruption.requested:  # too late for this run, but not for what the caller does next
                         raise KeyboardInterrupt
@@ -248,20 +248,25 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _check_training(trial: Trial, dataset: Dataset, network: nn.Module) -> None:
+def _check_training(trial: Trial, dataset: Dataset, network: nn.Module) -> list[str]:
     """Refuse what would fail in the middle of the run: a user's module, or a last batch of a single image.
+
+    Returns:
+        What is worth a note.
 
     Raises:
         TrialError: names the reason.
     """
     count, shape, own = len(dataset.train), dataset.input_shape, trial.network
     last = count % trial.batch_size or min(count, trial.batch_size)
+    notes = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_OTHER_SEED)
         if isinstance(own, Module):
-            check_own_network(own, network, shape, lambda: own_network(own, shape, dataset.classes))
+            notes = check_own_network(own, network, shape, lambda: own_network(own, shape, dataset.classes))
         if isinstance(own, Module) or last == 1:
             check_step(network, shape, min(last, 2))
+    return notes
 
 
 def _of_run(directory: RunDirectory) -> tuple[Trial, int]:

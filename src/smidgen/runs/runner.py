@@ -42,6 +42,7 @@ class Runner:
         progress: receives progress callbacks.
         interruption: looked at after each step.
         checkpoint_seconds: between checkpoints within an epoch.
+        notes: shown before training.
     """
 
     trial: Trial
@@ -53,7 +54,7 @@ class Runner:
     progress: Progress
     interruption: Interruption
     checkpoint_seconds: float
-    _notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _resumptions: int = 0
 
     def run(self, network: nn.Module, began: float) -> Run:
@@ -123,7 +124,7 @@ class Runner:
         now = environment(self.engine, self.dataset, self.seed)
         changed = changes(there, now)
         if changed:
-            self._notes.append(changes_text(changed))
+            self.notes.append(changes_text(changed))
         resumption = {
             "epochs": len(training.history),
             "step": training.step,
@@ -147,7 +148,7 @@ class Runner:
             if problems:
                 # Out of the way, so that the next checkpoint does not replace the undamaged one.
                 self.directory.put_aside(RunFiles.CHECKPOINT)
-                self._notes.append(f"{problems[0]}; resumed from the checkpoint before it")
+                self.notes.append(f"{problems[0]}; resumed from the checkpoint before it")
             return
         if problems:
             raise RunError(
@@ -229,7 +230,7 @@ class Runner:
 
     def _header(self, training: Training) -> str:
         trial, goal = self.trial, self.trial.goal
-        notes = [*([self.engine.note] if self.engine.note else []), *self._notes]
+        notes = [*([self.engine.note] if self.engine.note else []), *self.notes]
         return "\n".join(
             [
                 f"{trial.name}, seed {self.seed}" + (f": {trial.note}" if trial.note else ""),

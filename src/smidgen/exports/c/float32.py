@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smidgen.exports.c.source import Code, check_sizes, features_of, hex_float, shape_text, sides
+from smidgen.exports.c.source import Code, c_float, check_sizes, features_of, shape_text, sides
 from smidgen.exports.c.template import render
 from smidgen.exports.fused import Affine, Convolution, FusedGraph
 from smidgen.exports.memory import leads, lifetimes, plan
@@ -42,7 +42,7 @@ class _Writer:
         pixels = graph.shapes[0][0] * graph.shapes[0][1] * graph.shapes[0][2]
         rounded = {"scale": f"{scale:.9g}f", "shift": f"{shift:.9g}f"}
         self.code.kernels["normalize"] = render("normalize.c", {"pixels": pixels, **rounded})
-        self.code.step(f"normalize(image, {self.at(0)});")
+        self.code.call("normalize", ["image", self.at(0)])
         for number, node in enumerate(graph.operations, start=1):
             self.add(f"layer{number}", node)
         self.code.steps.append(f"    return {self.at(graph.output)};")
@@ -64,7 +64,7 @@ class _Writer:
         match node:
             case Convolution():
                 self.convolution(name, node)
-                code.step(f"convolution(&{name}, {source}, {target});", self.about(node))
+                code.call("convolution", [f"&${name}", source, target], self.about(node))
             case Pool():
                 kernel, features = f"{node.kind}_pool", self.pools[node.kind]
                 values = {**_TYPES, "name": kernel, "about": f"The {node.kind} of a window, channel by channel."}
@@ -73,7 +73,7 @@ class _Writer:
                 if node.kind == "average" and "padding" in features:
                     fields["count_padding"] = int(node.count_padding)
                 code.struct(kernel, name, fields)
-                code.step(f"{kernel}(&{name}, {source}, {target});", self.about(node))
+                code.call(kernel, [f"&${name}", source, target], self.about(node))
             case Affine():
                 code.kernels["affine"] = render("affine_float32.c", {"relu": ", then perhaps ReLU"})
                 channels, height, width = shapes[node.output]
@@ -81,19 +81,19 @@ class _Writer:
                 shift = code.array("float", f"{name}_shift", node.shift)
                 fields_ = {"scale": scale, "shift": shift, "pixels": height * width, "channels": channels}
                 code.struct("affine", name, {**fields_, "relu": int(node.relu)})
-                code.step(f"affine(&{name}, {source}, {target});", self.about(node))
+                code.call("affine", [f"&${name}", source, target], self.about(node))
             case Activation():
                 kind = node.kind
-                limits = [hex_float(value) for value in node.parameters]
+                limits = [c_float(value) for value in node.parameters]
                 kernel = f"apply_{kind.name}"  # tanh, for one, is C's own
                 values = {"name": kernel, "expression": kind.c}
                 values["parameters"] = "".join(f", float {p}" for p in kind.parameters)
                 code.kernels[kernel] = render("activation_float32.c", values)
                 code.needs_math |= "expf" in kind.c or "tanhf" in kind.c
-                code.step(f"{kernel}({', '.join([source, target, str(count), *limits])});", self.about(node))
+                code.call(kernel, [source, target, count, *limits], self.about(node))
             case Add():
                 code.kernels["add"] = render("add_float32.c", {})
-                code.step(f"add({source}, {self.at(node.inputs[1])}, {target}, {count});", self.about(node))
+                code.call("add", [source, self.at(node.inputs[1]), target, count], self.about(node))
             case Concatenate():
                 code.kernels["concatenate"] = render("concatenate_float32.c", {})
                 channels, height, width = shapes[node.output]
@@ -101,8 +101,8 @@ class _Writer:
                 for value in node.inputs:
                     own = shapes[value][0]
                     place = f"memory + {self.offsets[node.output] + before}"
-                    arguments = f"{self.at(value)}, {place}, {height * width}, {own}, {channels}"
-                    code.step(f"concatenate({arguments});", self.about(node))
+                    arguments = [self.at(value), place, height * width, own, channels]
+                    code.call("concatenate", arguments, self.about(node))
                     before += own
             case _:
                 raise AssertionError(node)

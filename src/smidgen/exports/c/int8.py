@@ -166,7 +166,7 @@ class _Writer:
                 code.kernels[kernel] = render("lookup.c", self.kinds(step))
                 table = code.array(self.types[step.node.output], f"{name}_table", step.table, step.node.name)
                 count = channels * height * width
-                code.step(f"{kernel}({source}, {target}, {count}, {table});", self.about(step))
+                code.call(kernel, [source, target, count, table], self.about(step))
                 return
             case Together():
                 self.need("steps")
@@ -183,12 +183,12 @@ class _Writer:
                         **_ends(first),
                     },
                 )
-                code.step(f"{kernel}(&{name}, {source}, {self.at(step.node.inputs[1])}, {target});", self.about(step))
+                code.call(kernel, [f"&${name}", source, self.at(step.node.inputs[1]), target], self.about(step))
                 return
             case Joined():
                 self.joined(name, step)
                 return
-        code.step(f"{kernel}(&{name}, {source}, {target});", self.about(step))
+        code.call(kernel, [f"&${name}", source, target], self.about(step))
 
     def need(self, helper: str) -> None:
         """A helper that the kernels call; it comes before them."""
@@ -261,7 +261,7 @@ class _Writer:
             }
             code.struct(kernel, f"{name}_{part}", fields)
             place = f"{self.at(step.node.output)} + {before}" if before else self.at(step.node.output)
-            code.step(f"{kernel}(&{name}_{part}, {self.at(value)}, {place});", self.about(step))
+            code.call(kernel, [f"&${name}_{part}", self.at(value), place], self.about(step))
             before += own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ MOST_SIDE = 2**16 - 1
 MOST_VALUES = 2**31 - 1
 """Places in memory are 32 bits with a sign."""
 WIDTH = 112
+MOST_COMMENT = 200
+"""Characters of a comment."""
 
 
 @dataclass
@@ -32,7 +35,8 @@ class Code:
         score_unit: what 1 of a score is in the network's unit, as C.
         score_format: arguments of printf for score `c` of `scores`.
         needs_math: whether math.h is called.
-        kernels: static functions by name, in the order in which they were needed.
+        kernels: static functions by name, in the order in which they were needed. In these, the tables and the
+            steps, `$` begins a name of the source file's own: it becomes the export's prefix.
         tables: constants.
         steps: lines of the function that runs the network.
         scratch: C type, name and number of elements of each field of the scratch memory.
@@ -57,41 +61,63 @@ class Code:
         return -(-used // widest) * widest
 
     def array(self, kind: str, name: str, values: NDArray[np.generic], comment: str = "") -> str:
-        """A table of constants; gives its name."""
+        """A table of constants; gives its name in the source file."""
         flat = values.ravel()
-        shown = [hex_float(float(v)) for v in flat] if kind == "float" else [_integer(kind, int(v)) for v in flat]
+        shown = [c_float(float(v)) for v in flat] if kind == "float" else [_integer(kind, int(v)) for v in flat]
         lines = textwrap.fill(
             ", ".join(shown), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
         )
-        about = f" /* {comment} */" if comment else ""
-        self.tables.append(f"static const {kind} {name}[{len(flat)}] = {{{about}\n{lines}\n}};")
+        about = f" /* {comment_text(comment)} */" if comment else ""
+        self.tables.append(f"static const SMIDGEN_FLASH {kind} ${name}[{len(flat)}] = {{{about}\n{lines}\n}};")
         self.weight_bytes += _BYTES[kind] * len(flat)
-        return name
+        return f"${name}"
 
-    def struct(self, kind: str, name: str, fields: Mapping[str, object]) -> str:
-        """The table of a layer; gives its name."""
+    def struct(self, kernel: str, name: str, fields: Mapping[str, object]) -> None:
+        """The table of a layer; members that are not given are 0.
+
+        Args:
+            kernel: that reads it, and has been added.
+            name: of the table.
+            fields: its members.
+        """
+        members = _members(self.kernels[kernel])
+        assert set(fields) <= set(members), (kernel, set(fields) - set(members))
+        # By position, as C++ knows no other way before C++20.
         shown = textwrap.fill(
-            ", ".join(f".{key} = {value}" for key, value in fields.items()),
+            ", ".join(f"/* {member} */ {fields.get(member, 0)}" for member in members),
             WIDTH,
             initial_indent="    ",
             subsequent_indent="    ",
             break_on_hyphens=False,
         )
-        self.tables.append(f"static const struct {kind} {name} = {{\n{shown}\n}};")
-        return name
+        self.tables.append(f"static const SMIDGEN_FLASH struct ${kernel}_layer ${name} = {{\n{shown}\n}};")
 
-    def step(self, call: str, comment: str = "") -> None:
-        """A line of the function that runs the network."""
-        self.steps.append(f"    {call}" + (f" /* {comment} */" if comment else ""))
+    def call(self, kernel: str, arguments: Sequence[object], comment: str = "") -> None:
+        """A call of a kernel in the function that runs the network."""
+        about = f" /* {comment_text(comment)} */" if comment else ""
+        self.steps.append(f"    ${kernel}({', '.join(map(str, arguments))});{about}")
 
 
 _BYTES = {"float": 4, "int64_t": 8, "int32_t": 4, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
 
 
-def hex_float(value: float) -> str:
-    """A float32 as C99 writes it exactly, as short as that goes."""
-    mantissa, _, exponent = value.hex().partition("p")
-    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}p{exponent}f"
+def _members(kernel: str) -> list[str]:
+    """The members of the structure that a kernel declares, in their order."""
+    (body,) = re.findall(r"^struct \S+ \{\n(.*?)^\};", kernel, re.DOTALL | re.MULTILINE)
+    return re.findall(r"(\w+)\s*[,;]", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL))
+
+
+def c_float(value: float) -> str:
+    """A float32 in nine decimal digits, which name it exactly; hexadecimal ones are new in C++17."""
+    text = f"{value:.9g}"
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
+
+
+def comment_text(text: str) -> str:
+    """Any text as it can stand in a comment: ASCII, without what ends or begins one, and of bounded length."""
+    plain = text.encode("unicode_escape").decode("ascii").replace("$", "\\x24")
+    plain = plain if len(plain) <= MOST_COMMENT else plain[: MOST_COMMENT - 3] + "..."
+    return re.sub(r"(?<=[*/?])(?=[*/?])", " ", plain)
 
 
 def string(text: str) -> str:
@@ -228,7 +254,10 @@ def files(code: Code, about: About) -> dict[str, bytes]:
     }
     names = {"header.h": f"{about.prefix}.h", "source.c": f"{about.prefix}.c", "main.c": "main.c"}
     features = {"names"} if about.class_names else set()
-    return {name: _tidy(render(fragment, values, features)).encode("ascii") for fragment, name in names.items()}
+    made = {name: _tidy(render(fragment, values, features)) for fragment, name in names.items()}
+    source = f"{about.prefix}.c"
+    made[source] = made[source].replace("$", f"{about.prefix}_")
+    return {name: text.encode("ascii") for name, text in made.items()}
 
 
 def _tidy(text: str) -> str:

@@ -1,5 +1,5 @@
 /* The sum of two values, each times a multiplier, to steps of the output. */
-struct {{name}} {
+struct ${{name}}_layer {
     int32_t first, second; /* in units of 2^-shift */
     int64_t offset;
     int32_t count;
@@ -7,11 +7,11 @@ struct {{name}} {
     uint8_t shift;
 };
 
-static void {{name}}(const struct {{name}} *layer, const {{in}} *a, const {{in2}} *b, {{out}} *out)
+static void ${{name}}(const SMIDGEN_FLASH struct ${{name}}_layer *layer, const {{in}} *a, const {{in2}} *b, {{out}} *out)
 {
     int32_t i;
     for (i = 0; i < layer->count; i++) {
         const int64_t value = (int64_t)a[i] * layer->first + (int64_t)b[i] * layer->second + layer->offset;
-        out[i] = ({{out}})to_steps(value, layer->shift, layer->top);
+        out[i] = ({{out}})$to_steps(value, layer->shift, layer->top);
     }
 }

@@ -1,12 +1,12 @@
 /* Each channel times a scale plus a shift{{relu}}. */
-struct affine {
-    const float *scale, *shift; /* [channels] */
+struct $affine_layer {
+    const SMIDGEN_FLASH float *scale, *shift; /* [channels] */
     int32_t pixels;
     uint16_t channels;
     uint8_t relu;
 };
 
-static void affine(const struct affine *layer, const float *in, float *out)
+static void $affine(const SMIDGEN_FLASH struct $affine_layer *layer, const float *in, float *out)
 {
     int32_t pixel, c;
     for (pixel = 0; pixel < layer->pixels; pixel++)

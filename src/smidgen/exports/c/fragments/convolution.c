@@ -1,23 +1,23 @@
 /* {{about}}
    Four outputs at a time, so that each input is loaded once for the four of them. */
-struct {{name}} {
-    const {{weight}} *weights; /* [out_channels][kernel_height][kernel_width][in_channels{{per_group}}] */
-    const {{bias}} *bias;      /* [out_channels] */
+struct ${{name}}_layer {
+    const SMIDGEN_FLASH {{weight}} *weights; /* [out_channels][kernel_height][kernel_width][in_channels{{per_group}}] */
+    const SMIDGEN_FLASH {{bias}} *bias;      /* [out_channels] */
 @if integer
 @if scores
-    const int32_t *multipliers; /* [out_channels]: to the common unit of the scores, in units of 2^-30 */
+    const SMIDGEN_FLASH int32_t *multipliers; /* [out_channels]: to the common unit of the scores, in units of 2^-30 */
 @else
-    const int32_t *multipliers; /* [out_channels]: to steps of the output, in units of 2^-shift */
+    const SMIDGEN_FLASH int32_t *multipliers; /* [out_channels]: to steps of the output, in units of 2^-shift */
 @if offsets
-    const int64_t *offsets;     /* [out_channels]: what is added before the shift */
+    const SMIDGEN_FLASH int64_t *offsets;     /* [out_channels]: what is added before the shift */
 @else
     int64_t offset;             /* the output's zero point and one half, in the same units */
 @end
 @end
 @end
 @if after
-    const float *scale; /* [out_channels], after the ReLU; NULL: none */
-    const float *shift;
+    const SMIDGEN_FLASH float *scale; /* [out_channels], after the ReLU; NULL: none */
+    const SMIDGEN_FLASH float *shift;
 @end
     uint16_t in_height, in_width, in_channels;
     uint16_t out_height, out_width, out_channels;
@@ -46,7 +46,7 @@ struct {{name}} {
 @end
 };
 
-static void {{name}}(const struct {{name}} *layer, const {{in}} *in, {{out}} *out)
+static void ${{name}}(const SMIDGEN_FLASH struct ${{name}}_layer *layer, const {{in}} *in, {{out}} *out)
 {
     const int32_t width = layer->in_width, channels = layer->in_channels;
 @if groups
@@ -103,10 +103,10 @@ static void {{name}}(const struct {{name}} *layer, const {{in}} *in, {{out}} *ou
                 for (; o < last; o += 4) {
                     /* Beyond the last output the last is worked out again and not stored. */
                     const int32_t count = last - o < 4 ? last - o : 4;
-                    const {{weight}} *const w0 = layer->weights + o * kernel;
-                    const {{weight}} *const w1 = count > 1 ? w0 + kernel : w0;
-                    const {{weight}} *const w2 = count > 2 ? w1 + kernel : w1;
-                    const {{weight}} *const w3 = count > 3 ? w2 + kernel : w2;
+                    const SMIDGEN_FLASH {{weight}} *const w0 = layer->weights + o * kernel;
+                    const SMIDGEN_FLASH {{weight}} *const w1 = count > 1 ? w0 + kernel : w0;
+                    const SMIDGEN_FLASH {{weight}} *const w2 = count > 2 ? w1 + kernel : w1;
+                    const SMIDGEN_FLASH {{weight}} *const w3 = count > 3 ? w2 + kernel : w2;
                     {{sum}} sums[4];
                     {{sum}} s0 = 0, s1 = 0, s2 = 0, s3 = 0;
                     int32_t row, i;
@@ -178,13 +178,13 @@ static void {{name}}(const struct {{name}} *layer, const {{in}} *in, {{out}} *ou
 @end
 @if integer
 @if scores
-                        out[o + i] = to_score((int64_t)sum * layer->multipliers[o + i]);
+                        out[o + i] = $to_score((int64_t)sum * layer->multipliers[o + i]);
 @else
 @if offsets
-                        out[o + i] = ({{out}})to_steps((int64_t)sum * layer->multipliers[o + i] + layer->offsets[o + i],
+                        out[o + i] = ({{out}})$to_steps((int64_t)sum * layer->multipliers[o + i] + layer->offsets[o + i],
                                                        layer->shift, layer->top);
 @else
-                        out[o + i] = ({{out}})to_steps((int64_t)sum * layer->multipliers[o + i] + layer->offset,
+                        out[o + i] = ({{out}})$to_steps((int64_t)sum * layer->multipliers[o + i] + layer->offset,
                                                        layer->shift, layer->top);
 @end
 @end

@@ -3,7 +3,7 @@
 @else
 /* {{about}} */
 @end
-struct {{name}} {
+struct ${{name}}_layer {
 @if padding
     uint16_t in_height;
 @end
@@ -33,7 +33,7 @@ struct {{name}} {
 @end
 };
 
-static void {{name}}(const struct {{name}} *layer, const {{in}} *in, {{out}} *out)
+static void ${{name}}(const SMIDGEN_FLASH struct ${{name}}_layer *layer, const {{in}} *in, {{out}} *out)
 {
     const int32_t width = layer->in_width, channels = layer->channels;
     int32_t x, y, c;
@@ -72,9 +72,9 @@ static void {{name}}(const struct {{name}} *layer, const {{in}} *in, {{out}} *ou
                 sum += layer->zero * (layer->kernel_height * layer->kernel_width - inside);
 @end
 @if scores
-                *out++ = to_score((int64_t)sum * layer->multiplier + layer->offset);
+                *out++ = $to_score((int64_t)sum * layer->multiplier + layer->offset);
 @else
-                *out++ = ({{out}})to_steps((int64_t)sum * layer->multiplier + layer->offset, layer->shift, layer->top);
+                *out++ = ({{out}})$to_steps((int64_t)sum * layer->multiplier + layer->offset, layer->shift, layer->top);
 @end
 @else
 @if padding

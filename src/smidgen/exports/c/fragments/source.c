@@ -2,6 +2,15 @@
 #include "{{prefix}}.h"
 
 {{includes}}
+/* Where the tables are. GCC for AVR, in GNU C, reads them from flash; there, and in C++ or ISO C, they would take
+   RAM otherwise. Elsewhere constants stay in flash by themselves. */
+#ifndef SMIDGEN_FLASH
+#ifdef __FLASH
+#define SMIDGEN_FLASH __flash
+#else
+#define SMIDGEN_FLASH
+#endif
+#endif
 
 {{kernels}}
 
