@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from smidgen.errors import TrialError
-from smidgen.graph.cost import count_parameters
+from smidgen.graph.cost import count_parameters, count_trainable
 from smidgen.graph.layers import Dropout
 from smidgen.nets.build import build_network
 from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
@@ -148,8 +148,9 @@ class TestDropout:
         assert Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
 
 
-def test_shared_parameters_count_once_and_frozen_ones_not() -> None:
+def test_shared_parameters_count_once_and_frozen_ones_too() -> None:
     layer = nn.Linear(3, 4)
     assert count_parameters(nn.Sequential(layer, nn.Linear(4, 3), layer)) == 16 + 15
     layer.bias.requires_grad_(False)
-    assert count_parameters(layer) == 12
+    assert count_parameters(layer) == 16
+    assert count_trainable(layer) == 12
