@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conftest import Command
 from images import CLASSES, picture, write_images
@@ -20,6 +20,7 @@ from smidgen.data import decode as decoding
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.data.decode import SUFFIXES, decode, glance, read_picture
 from smidgen.errors import DataError, ImageError
+from smidgen.images import read_image
 
 
 @pytest.fixture
@@ -54,11 +55,29 @@ def test_empty_folders_and_single_classes_are_errors(tmp_path: Path) -> None:
         load_dataset(write_images(tmp_path / "one", 5, classes=("a",)))
     root = write_images(tmp_path / "two", 5)
     (root / "empty").mkdir()
-    assert load_dataset(root).class_names == ("a", "b", "c")  # an empty folder is no class
+    with pytest.raises(DataError, match="class 'empty' has no usable image for training; add some, or remove"):
+        load_dataset(root)
+    picture(0, 0).save(root / "empty" / "a.tif")
+    with pytest.raises(DataError, match=r"class 'empty' .* \(1 no image by its name, as empty/a.tif\)"):
+        load_dataset(root)
+    (root / "empty" / "a.tif").unlink()
+    (root / "empty").rmdir()
     for path in (root / "c").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="class 'c' has no usable image for training"):
+    with pytest.raises(DataError, match=r"class 'c' has no usable image for training \(5 unreadable, as c/"):
         load_dataset(root)
+    for path in (root / "c").iterdir():
+        path.write_bytes((root / "b" / "b000.png").read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"class 'c' .* \(5 truncated or damaged, as c/"):
+        load_dataset(root)
+    split = write_images(tmp_path / "split" / "train", 5).parent
+    write_images(split / "test", 2)
+    (split / "train" / "empty").mkdir()
+    with pytest.raises(DataError, match="class 'empty' has no usable image"):
+        load_dataset(split)
+    (split / "train" / "empty").rmdir()
+    (split / "test" / "empty").mkdir()
+    assert load_dataset(split).class_names == ("a", "b", "c")
 
 
 def test_what_cannot_be_used_is_left_out_and_counted_in_one_line(folder: Path) -> None:
@@ -76,7 +95,7 @@ def test_what_cannot_be_used_is_left_out_and_counted_in_one_line(folder: Path) -
     data = load_dataset(folder)
     assert count(data) == 60
     assert data.survey.skipped == {
-        "unreadable": 4, "animated": 3, "no image by its name": 1, "outside a class folder": 1,
+        "unreadable": 3, "truncated or damaged": 1, "animated": 3, "no image by its name": 1, "outside a class folder": 1,
     }  # fmt: skip
     line = data.survey.skipped_line
     assert line.startswith("left out 9 files: ")
@@ -229,6 +248,11 @@ def test_labels_that_are_not_in_the_list_are_named(folder: Path, tmp_path: Path)
         ("../../etc/passwd,a\n", "is outside"),
         ("/etc/passwd,a\n", "is outside"),
         ("", "holds no images to train on"),
+        ("name,kind\na/a000.png,a\n", "columns name, kind, but none that is known as path and label; name the columns"),
+        ("path,cat,dog\na/a000.png,1,0\n", "columns path, cat, dog, but none that is known as label"),
+        ("id,label\n1,a\n", "columns id, label, but none that is known as path"),
+        ("path,label,set\na/a000.png,a,first\n", "the split is 'first'; .* rename or remove it"),
+        ("path,label\n" + "".join(f"a/no{n}.png,a\nb/no{n}.png,b\n" for n in range(9)), r"class 'a' \(and 1 more\) .* \(9 missing, as a/no0.png\)"),
         ("\xff\xfe", "is not a CSV file in UTF-8"),
     ],
 )  # fmt: skip
@@ -243,7 +267,7 @@ def test_files_that_a_csv_file_names_in_vain_are_counted(folder: Path) -> None:
     (folder / "list.csv").write_text("\n".join([*rows, "a/gone.png,a"]))
     data = load_dataset(folder / "list.csv")
     assert count(data) == 60
-    assert data.survey.skipped_line == "left out 1 file: 1 unreadable (a/gone.png)"
+    assert data.survey.skipped_line == "left out 1 file: 1 missing (a/gone.png)"
     for name in ("self.png", "other.png"):
         (folder / "a" / name).symlink_to(folder / "a" / {"self.png": "other.png", "other.png": "self.png"}[name])
     (folder / "list.csv").write_text("\n".join([*rows, "a/self.png,a", "a/other.png,a"]))
@@ -252,6 +276,73 @@ def test_files_that_a_csv_file_names_in_vain_are_counted(folder: Path) -> None:
     (folder / "list.csv").write_text("\n".join([*rows, "out/passwd,a"]))
     with pytest.raises(DataError, match="out/passwd is outside"):
         load_dataset(folder / "list.csv")
+
+
+@pytest.mark.parametrize(
+    "path_column", ["path", "file", "File Name", "filename", "filepath", "file_path", "image", "image_path", "img"]
+)
+@pytest.mark.parametrize("label_column", ["label", "class", "Target", "category", "class_name"])
+def test_usual_names_of_columns_are_taken_and_said(folder: Path, path_column: str, label_column: str) -> None:
+    rows = [f"0,{p.parent.name},{p.relative_to(folder)}" for p in sorted(folder.rglob("*.png"))]
+    (folder / "list.csv").write_text("\n".join([f"fold,{label_column},{path_column}", *rows]))
+    data = load_dataset(folder / "list.csv")
+    assert count(data) == 60
+    notes = "\n".join(data.survey.notes)
+    assert "columns that are not used: fold" in notes
+    assert (f"{path_column} as path" in notes) == (path_column != "path")
+    assert (f"{label_column} as label" in notes) == (label_column != "label")
+
+
+@pytest.mark.parametrize("column", ["split", "subset", "Set", "partition"])
+def test_a_column_of_splits_by_any_usual_name_keeps_test_pictures_out_of_training(folder: Path, column: str) -> None:
+    rows = [
+        f"{p.relative_to(folder)},{p.parent.name},{'test' if n % 4 == 0 else 'Training'}"
+        for n, p in enumerate(sorted(folder.rglob("*.png")))
+    ]
+    (folder / "list.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    data = load_dataset(folder / "list.csv")
+    assert (len(data.train), len(data.held_out)) == (45, 15)
+    assert any("as split" in note for note in data.survey.notes) == (column.lower() != "split")
+
+
+def test_backslashes_between_folders_are_taken_where_no_file_has_them(folder: Path) -> None:
+    rows = [f"{p.parent.name}\\{p.name},{p.parent.name}" for p in sorted(folder.rglob("*.png"))]
+    (folder / "a" / "a000.png").rename(folder / "a\\a000.png")
+    (folder / "list.csv").write_text("\n".join(rows))
+    data = load_dataset(folder / "list.csv")
+    assert count(data) == 60
+    assert not data.survey.skipped
+    (folder / "list.csv").write_text("\n".join([*rows, "..\\..\\etc\\passwd,a"]))
+    with pytest.raises(DataError, match="is outside"):
+        load_dataset(folder / "list.csv")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["16-bit", "grey", "colour", "palette"])
+def test_pictures_of_all_kinds_are_turned_as_exif_says(kind: str, orientation: int, tmp_path: Path) -> None:
+    pixels = np.zeros((8, 6), np.uint8)
+    pixels[0], pixels[:, 0] = 255, 128
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = Image.fromarray(pixels)
+    image, suffix = {
+        "16-bit": (Image.fromarray(pixels.astype(np.uint16) * 257), "png"),
+        "grey": (grey, "png"),
+        "colour": (grey.convert("RGB"), "webp"),
+        "palette": (grey.convert("P"), "png"),
+    }[kind]
+    path = tmp_path / f"x.{suffix}"
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    image.save(path, exif=exif.tobytes(), **options)
+    plain = tmp_path / "plain.png"
+    grey.save(plain, exif=exif.tobytes())
+    seen = glance(path.read_bytes(), path)
+    assert (seen.height, seen.width) == ((8, 6) if orientation < 5 else (6, 8))
+    found = read_picture(path, (1, seen.height, seen.width))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(plain)))
+    assert np.abs(found[0].astype(int) - expected).max() <= 1
+    if suffix == "png":
+        assert np.array_equal(read_image(path), read_image(plain))
 
 
 def test_names_with_newlines_and_quotation_marks_in_a_csv_file(folder: Path) -> None:

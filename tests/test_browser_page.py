@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, Page
 
+from images import with_metadata
 from smidgen.data.dataset import Dataset
 from smidgen.exports.page import PageTarget
 from smidgen.exports.target import Source
@@ -248,6 +249,7 @@ def test_large_pictures_and_photos(opened: Opened, tmp_path: Path) -> None:
     for kind, digit, data in (
         ("png", "3", content(drawn("3", side=2400))),
         ("jpeg", "2", content(drawn("2", side=900), "JPEG", quality=80)),
+        ("jpeg", "3", with_metadata(content(drawn("3", side=900), "JPEG", quality=80))),
         ("jpeg", "7", content(turned, "JPEG", exif=exif, quality=95)),
     ):
         opened.page.set_input_files("#file", {"name": "x", "mimeType": f"image/{kind}", "buffer": data})

@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from conftest import Command
-from images import picture
+from images import picture, with_metadata
 from smidgen.data.decode import decode
 from smidgen.exports.export import export
 from smidgen.runs.progress import Silent
@@ -76,6 +76,7 @@ KINDS: dict[str, tuple[bytes, int]] = {
     "jpeg, grey": (content(photo(40, 23).convert("L"), "JPEG"), 1),
     "jpeg, large": (content(photo(1200, 900), "JPEG"), 2),
     "jpeg, odd and large": (content(photo(1211, 333), "JPEG"), 2),
+    "jpeg, metadata": (with_metadata(content(photo(40, 23), "JPEG", quality=90)), 1),
     "jpeg, cmyk": (content(photo(40, 40).convert("CMYK"), "JPEG", quality=95), 1),
 }
 """Files, and by how many of 255 shades a pixel may differ from what Pillow makes of it."""

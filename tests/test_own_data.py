@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,51 @@ def test_an_npz_file_is_read_without_pickle(mnist: Dataset, tmp_path: Path) -> N
     assert named.class_names == ("x", "y", "z")
     assert named.input_shape == (3, 12, 12)
     assert len(named.train) + len(named.held_out) == 60
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"),
+        ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),
+        ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation"),
+    ],
+)
+def test_a_validation_part_of_an_npz_file_is_held_out_for_tuning(
+    names: tuple[str, ...], mnist: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.npz"
+    parts = [mnist.train.part(0, 80), mnist.held_out.part(0, 30), mnist.train.part(200, 230)]
+    values = [array for part in parts for array in (part.images[:, 0].numpy(), part.labels.numpy())]
+    arrays: dict[str, Any] = dict(zip(names, values, strict=True))
+    np.savez(path, **arrays, extra=np.zeros(3), fold=np.zeros(3, int))
+    final, tuning = load_dataset(path), load_dataset(path, validation=10)
+    assert torch.equal(final.held_out.images, parts[1].images)
+    assert torch.equal(tuning.held_out.images, parts[2].images)
+    assert torch.equal(final.train.images, tuning.train.images)
+    assert final.mean == tuning.mean
+    for data in (final, tuning):
+        assert "arrays that are not used: extra, fold" in data.survey.lines
+    with pytest.raises(DataError, match="validation images of its own, so data.fold must be 0"):
+        load_dataset(path, validation=10, fold=1)
+    without: dict[str, Any] = {name: array for name, array in arrays.items() if "test" not in name}
+    np.savez(path, **without)
+    assert len(load_dataset(path, validation=10).held_out) == 30
+    with pytest.raises(DataError, match="but no test images; add .*, or evaluate on the validation images"):
+        load_dataset(path)
+
+
+def test_counts_in_an_npz_file_are_compared_before_arrays_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    images = np.zeros((300_000, 28, 28), np.uint8)
+    np.savez_compressed(path, x_train=images, y_train=np.zeros(40, int), x_test=GOOD, y_test=np.zeros(4, int))
+    assert path.stat().st_size < 1_000_000
+    tracemalloc.start()
+    with pytest.raises(DataError, match="300,000 x_train but 40 labels; they do not match"):
+        load_dataset(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000  # bytes; the images have 235 million
 
 
 def npz(**arrays: Any) -> bytes:
@@ -351,7 +397,7 @@ def test_decoded_images_are_kept_by_content_and_damage_is_noticed(
         again = load_dataset(folder)
     assert again.sha256 == first.sha256
     assert again.survey == first.survey
-    assert again.survey.skipped == {"unreadable": 1}
+    assert again.survey.skipped == {"truncated or damaged": 1}
     content = bytearray(block.read_bytes())
     content[-5] ^= 1
     block.write_bytes(bytes(content))

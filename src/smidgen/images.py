@@ -60,7 +60,7 @@ def _decode(path: Path) -> Image.Image:
 
 def _grey(image: Image.Image) -> Image.Image:
     if is_wide(image):
-        image = narrowed(np.asarray(image))
+        image = narrowed(image)
     factor = max(1, max(image.size) // _WORKING_SIDE)
     if image.mode == "P" or (factor > 1 and image.mode not in ("L", "RGB", "RGBA", "LA")):
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")

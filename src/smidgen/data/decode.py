@@ -54,6 +54,14 @@ class TooLargeError(ImageError):
     """An image file with more bytes, pixels or scans than are decoded."""
 
 
+class MissingError(ImageError):
+    """An image file that does not exist."""
+
+
+class BrokenError(ImageError):
+    """An image file with a header, but with a body that cannot be decoded."""
+
+
 @dataclass(frozen=True)
 class Glance:
     """What a picture's header says.
@@ -78,7 +86,7 @@ def read_content(path: Path) -> bytes:
     try:
         return read_bounded(path, MOST_BYTES)
     except FileNotFoundError:
-        raise ImageError(f"{path} does not exist") from None
+        raise MissingError(f"{path} does not exist") from None
     except OSError as error:
         raise ImageError(cannot_read(path, error)) from None
 
@@ -117,7 +125,7 @@ def opened(content: bytes, name: object, formats: tuple[str, ...]) -> Iterator[I
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a {_listed(formats)} image") from None
     except Exception as error:  # a hostile file can make a decoder raise anything; all mean the same
-        raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from None
+        raise BrokenError(f"{name} cannot be decoded: {error or type(error).__name__}") from None
 
 
 def _check(image: Image.Image, content: bytes, name: object) -> None:
@@ -216,12 +224,17 @@ def fitted(image: Image.Image, channels: int, height: int, width: int) -> npt.ND
     return result
 
 
-def narrowed(wide: npt.NDArray[Any]) -> Image.Image:
-    """16-bit grey as 8-bit grey; Pillow would clip it to 255 instead of scaling it."""
+def narrowed(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, its EXIF data kept; Pillow would clip it to 255 instead of scaling it."""
+    wide: npt.NDArray[Any] = np.asarray(image)
     narrow = np.empty(wide.shape, dtype=np.uint8)
     for row, values in enumerate(wide):  # so that the floats take next to no memory
         narrow[row] = np.clip(values / np.float32(257), 0, 255)
-    return Image.fromarray(narrow)
+        if isinstance(image.info.get("transparency"), int):  # the value that is transparent: white, as for others
+            narrow[row][values == image.info["transparency"]] = 255
+    made = Image.fromarray(narrow)
+    made.info |= {key: image.info[key] for key in ("exif",) if key in image.info}
+    return made
 
 
 def is_wide(image: Image.Image) -> bool:
@@ -241,7 +254,7 @@ def _is_grey(image: Image.Image) -> bool:
 def _plain(image: Image.Image) -> Image.Image:
     """An image of any mode as L or RGB, upright."""
     if is_wide(image):
-        image = narrowed(np.asarray(image))
+        image = narrowed(image)
     grey = _is_grey(image)
     if image.mode not in _PLAIN or "transparency" in image.info:
         image = _opaque(image, grey)

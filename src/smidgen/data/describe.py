@@ -8,8 +8,7 @@ from typing import Any
 
 from smidgen.data.dataset import BUNDLED, Dataset, load_dataset
 from smidgen.data.known import KNOWN
-from smidgen.data.parts import Examples, label_name
-from smidgen.data.pictures import NoTestImagesError
+from smidgen.data.parts import Examples, NoTestImagesError, label_name
 from smidgen.data.sheet import contact_sheet
 from smidgen.errors import RunError
 from smidgen.files import write_atomic

@@ -1,7 +1,7 @@
 """A strict reader for `.npz` files: a zip of arrays, read without pickle and without trusting what it promises.
 
-Either Keras' names x_train, y_train, x_test, y_test, or images and labels, which are then split by
-the hash of each image; class_names may name the classes.
+The names are Keras's (x_train, y_train, x_test, y_test, x_val, y_val), MedMNIST's (train_images, train_labels, ...),
+or images and labels, which are then split by the hash of each image; class_names may name the classes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ from numpy.lib import format as npy
 
 from smidgen.data.hashes import examples_sha256
 from smidgen.data.memory import check_room
-from smidgen.data.parts import Examples, Parts, Survey
+from smidgen.data.parts import Examples, NoTestImagesError, Parts, Survey
 from smidgen.data.splits import TEST_SHARE, block_at_end, by_content, is_test
 from smidgen.data.tree import LONGEST_NAME, MOST_CLASSES, brief, natural, shown
 from smidgen.errors import DataError
@@ -35,21 +36,30 @@ _RATIO = 1_100
 """Deflate packs at most 1,032 to 1; an entry that promises more is not what it says."""
 
 _MOST_SIDES = 4
-_KERAS = ("x_train", "y_train", "x_test", "y_test")
-_SINGLE = ("images", "labels")
+_Pair = tuple[str, str]
+_TRAIN: tuple[_Pair, ...] = (("x_train", "y_train"), ("train_images", "train_labels"))
+_TEST: tuple[_Pair, ...] = (("x_test", "y_test"), ("test_images", "test_labels"))
+_VALIDATION: tuple[_Pair, ...] = (
+    *((f"x_{name}", f"y_{name}") for name in ("val", "valid", "validation")),
+    *((f"{name}_images", f"{name}_labels") for name in ("val", "valid", "validation")),
+)
+_SINGLE: _Pair = ("images", "labels")
 _Array = npt.NDArray[Any]
 
 
 def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
     """Load the arrays of a file.
 
+    They are `x_train`, `y_train`, `x_test`, `y_test` and, if wanted, `x_val`, `y_val`, as Keras names them;
+    `train_images`, `train_labels` and so on, as MedMNIST does; or `images` and `labels`.
+
     Images are uint8 [count, height, width], [count, height, width, channels] or [count, channels, height,
     width] with 1 or 3 channels; labels whole numbers or names.
 
     Args:
         path: of the file.
-        validation: how many training images to hold out: the last ones where the file has a test part, whose
-            arrays are then not read; otherwise by the order of their hashes.
+        validation: how many training images to hold out: the validation part where the file has one; the last ones
+            where it has a test part, whose arrays are then not read; otherwise by the order of their hashes.
         fold: which block of so many.
 
     Raises:
@@ -69,43 +79,81 @@ def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
 
 def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: int) -> Parts:
     there = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if set(_KERAS) <= set(there):
-        wanted = _KERAS if validation is None else _KERAS[:2]
-    elif set(_SINGLE) <= set(there):
-        wanted = _SINGLE
-    else:
+    train, test, val = (
+        next((pair for pair in pairs if set(pair) <= set(there)), None) for pairs in (_TRAIN, _TEST, _VALIDATION)
+    )
+    single = train is None and set(_SINGLE) <= set(there)
+    if train is None and not single:
         raise DataError(
-            f"{path} has the arrays {', '.join(brief(n) for n in list(there)[:8]) or 'none'}; expected are "
-            f"{', '.join(_KERAS)}, or {' and '.join(_SINGLE)}"
+            f"{path} has the arrays {_list(there)}; expected are {', '.join((*_TRAIN[0], *_TEST[0]))}, or "
+            f"{' and '.join(_SINGLE)}"
         )
-    arrays = {name: _read(path, archive, there[name]) for name in wanted}
-    images = {name: _images(path, name, arrays[name]) for name in wanted[::2]}
-    labels = [_labels(path, name, arrays[name]) for name in wanted[1::2]]
-    for (name, some), given in zip(images.items(), labels, strict=True):
-        if len(some) != len(given):
-            raise DataError(f"{path}: {len(some):,} {name} but {len(given):,} labels; they do not match")
+    if train is not None and test is None and (validation is None or val is None):
+        if val is None:
+            raise DataError(f"{path} has {train[0]}, but no {_TEST[0][0]} and {_TEST[0][1]} to test on; add them")
+        raise NoTestImagesError(
+            f"{path} has images for training and validation, but no test images; add {_TEST[0][0]} and {_TEST[0][1]}, "
+            f"or evaluate on the validation images with data.evaluate=validation"
+        )
+    if validation is not None and val is not None and fold and not single:
+        raise DataError(f"{path} has validation images of its own, so data.fold must be 0")
+    held_out_by = test if validation is None else val
+    pairs = [train or _SINGLE, *([held_out_by] if held_out_by and not single else [])]
+    _check_counts(path, archive, there, pairs)
+    arrays = {name: _read(path, archive, there[name]) for pair in pairs for name in pair}
+    images = [_images(path, name, arrays[name]) for name, _ in pairs]
+    labels = [_labels(path, name, arrays[name]) for _, name in pairs]
     names = _names(path, archive, there, labels)
-    examples = [Examples(i, _numbers(path, g, names)) for i, g in zip(images.values(), labels, strict=True)]
-    notes: tuple[str, ...] = ()
-    if wanted == _SINGLE:
+    examples = [Examples(i, _numbers(path, g, names)) for i, g in zip(images, labels, strict=True)]
+    notes: list[str] = []
+    if single:
         if validation is None:
-            notes = (f"no test part: {TEST_SHARE:.0%} of the images are tested on, chosen by the hash of each",)
-        train, held_out, normal = _divided(path, examples[0], validation, fold)
-    elif validation is not None:
+            notes.append(f"no test part: {TEST_SHARE:.0%} of the images are tested on, chosen by the hash of each")
+        trained, held_out, normal = _divided(path, examples[0], validation, fold)
+    elif len(examples) == 1:
+        assert validation is not None
         start, stop = block_at_end(len(examples[0]), validation, fold, path)
-        train, held_out = examples[0].without(start, stop), examples[0].part(start, stop)
+        trained, held_out = examples[0].without(start, stop), examples[0].part(start, stop)
         normal = examples[0].images
     else:
-        train, held_out = examples
-        normal = train.images
-        if train.images.shape[1:] != held_out.images.shape[1:]:
-            raise DataError(f"{path}: x_train and x_test hold images of different shapes")
+        trained, held_out = examples
+        normal = trained.images
+        if trained.images.shape[1:] != held_out.images.shape[1:]:
+            raise DataError(f"{path}: {pairs[0][0]} and {pairs[1][0]} hold images of different shapes")
+    known = {name for pair in (*pairs, train, test, None if single else val) if pair for name in pair} | {"class_names"}
+    unused = [name for name in there if name not in known]
+    if unused:
+        notes.append(f"arrays that are not used: {_list(unused)}")
     part = "validation" if validation is not None else "test"
-    sides = (train.images.shape[2], train.images.shape[3])
+    sides = (trained.images.shape[2], trained.images.shape[3])
     return Parts(
-        train, held_out, normal, names, {**examples_sha256("train", train), **examples_sha256(part, held_out)},
-        "picture", Survey("npz file", sizes=Counter({sides: len(train) + len(held_out)}), notes=notes),
+        trained, held_out, normal, names, {**examples_sha256("train", trained), **examples_sha256(part, held_out)},
+        "picture",
+        Survey(
+            "npz file", sizes=Counter({sides: len(trained) + len(held_out)}), notes=tuple(notes),
+            own_validation=val is not None and not single,
+        ),
     )  # fmt: skip
+
+
+def _list(names: Iterable[str]) -> str:
+    shown_names = [brief(name) for name in names]
+    more = f" and {len(shown_names) - 8:,} more" if len(shown_names) > 8 else ""
+    return (", ".join(shown_names[:8]) or "none") + more
+
+
+def _check_counts(
+    path: Path, archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo], pairs: Sequence[_Pair]
+) -> None:
+    """Compare how many images and labels the headers declare, before any of them is read."""
+    for name, labels in pairs:
+        counts = []
+        for one in (name, labels):
+            with archive.open(there[one]) as file:
+                shape, _, _ = _header(path, file, there[one])
+            counts.append(shape[0] if shape else 0)
+        if counts[0] != counts[1]:
+            raise DataError(f"{path}: {counts[0]:,} {name} but {counts[1]:,} labels; they do not match")
 
 
 def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:

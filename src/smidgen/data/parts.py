@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from smidgen.errors import DataError
+
 Form = Literal["drawing", "picture"]
 """How an image file is brought to the form of the images: as a drawing in MNIST's manner, or as a picture."""
 
@@ -17,6 +19,10 @@ Form = Literal["drawing", "picture"]
 def label_name(class_names: Sequence[str], label: int) -> str:
     """A class for people: its name, or its number where classes have no names."""
     return class_names[label] if class_names else str(label)
+
+
+class NoTestImagesError(DataError):
+    """Data with training and validation images, but none to test on."""
 
 
 @dataclass(frozen=True)

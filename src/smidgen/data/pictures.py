@@ -19,10 +19,20 @@ import torch
 from torch import Tensor
 
 from smidgen.data.cache import cached, keep, key_of
-from smidgen.data.decode import AnimatedError, Glance, TooLargeError, decode, glance, quiet, read_content
+from smidgen.data.decode import (
+    AnimatedError,
+    BrokenError,
+    Glance,
+    MissingError,
+    TooLargeError,
+    decode,
+    glance,
+    quiet,
+    read_content,
+)
 from smidgen.data.hashes import examples_sha256
 from smidgen.data.memory import check_room
-from smidgen.data.parts import Examples, Parts, Survey
+from smidgen.data.parts import Examples, NoTestImagesError, Parts, Survey
 from smidgen.data.splits import TEST_SHARE, by_content, is_test
 from smidgen.data.tree import Entry, Listing, class_names, list_folder, list_table, shown
 from smidgen.errors import DataError, ImageError
@@ -39,8 +49,14 @@ LEAST_CACHED = 1_000
 _BLOCK_BYTES = 64 * 2**20
 _BIG = 4 * 2**20
 """Files of more bytes than this are decoded one at a time: each may take 150 MB."""
-_USABLE, _UNREADABLE, _ANIMATED, _TOO_LARGE = range(4)
-_REASONS = {_UNREADABLE: "unreadable", _ANIMATED: "animated", _TOO_LARGE: "too large to decode"}
+_USABLE, _UNREADABLE, _ANIMATED, _TOO_LARGE, _MISSING, _BROKEN = range(6)
+_REASONS = {
+    _UNREADABLE: "unreadable",
+    _ANIMATED: "animated",
+    _TOO_LARGE: "too large to decode",
+    _MISSING: "missing",
+    _BROKEN: "truncated or damaged",
+}
 _STEPS = 2_000
 """Items between two reports of how far it is."""
 _LARGE_BYTES, _LARGE_PIXELS = 2**16, 2**16
@@ -49,10 +65,6 @@ _one_at_a_time = threading.Lock()
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-class NoTestImagesError(DataError):
-    """Data with training and validation images, but none to test on."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +98,14 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
         seen = _look(entries, listing, show)
         train, held_out = _split(path, listing, seen, validation, fold)
         labels = {name: number for number, name in enumerate(classes)}
-        _check_classes(path, train, classes)
+        _check_classes(path, train, classes, listing)
         shape = tuple(shape) if shape else own_shape([s.glance for s in train])
         channels, height, width = shape
         check_room(len(train) + len(held_out), (channels, height, width), path)
         images, usable = _decoded([*train, *held_out], (channels, height, width), listing, show)
     kept = [s for s, good in zip([*train, *held_out], usable, strict=True) if good]
     trained = sum(usable[: len(train)])
-    _check_classes(path, kept[:trained], classes)
+    _check_classes(path, kept[:trained], classes, listing)
     everything = Examples(images, torch.tensor([labels[s.entry.label] for s in kept], dtype=torch.int64))
     parts = everything.part(0, trained), everything.part(trained, len(kept))
     if not len(parts[1]):
@@ -150,14 +162,13 @@ def _look(entries: Sequence[Entry], listing: Listing, show: Show) -> list[_Seen]
         if isinstance(found, _Seen):
             seen.append(found)
         else:
-            listing.skip(_REASONS[found[1]], found[0].name)
+            listing.skip(_REASONS[found[1]], found[0].name, found[0].label)
     return seen
 
 
 def _status(error: ImageError) -> int:
-    if isinstance(error, AnimatedError):
-        return _ANIMATED
-    return _TOO_LARGE if isinstance(error, TooLargeError) else _UNREADABLE
+    kinds = {AnimatedError: _ANIMATED, TooLargeError: _TOO_LARGE, MissingError: _MISSING, BrokenError: _BROKEN}
+    return kinds.get(type(error), _UNREADABLE)
 
 
 def _split(
@@ -187,13 +198,18 @@ def _split(
     return [train[i] for i in kept], [train[i] for i in held_out]
 
 
-def _check_classes(path: Path, train: Sequence[_Seen], classes: Sequence[str]) -> None:
+def _check_classes(path: Path, train: Sequence[_Seen], classes: Sequence[str], listing: Listing) -> None:
     there = {s.entry.label for s in train}
     missing = [name for name in classes if name not in there]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        why = "; ".join(
+            f"{count:,} {reason}, as {listing.first_skipped[reason]}"
+            for reason, count in listing.skipped_by_label[missing[0]].items()
+        )
         raise DataError(
-            f"{path}: class {missing[0]!r}{more} has no usable image for training; add some, or remove the class"
+            f"{path}: class {missing[0]!r}{more} has no usable image for training{f' ({why})' if why else ''}; add "
+            f"some, or remove the class"
         )
 
 
@@ -221,7 +237,7 @@ def _decoded(
         usable += good.tolist()
         for one, code in zip(block, status.tolist(), strict=True):
             if code != _USABLE:
-                listing.skip(_REASONS.get(code, _REASONS[_UNREADABLE]), one.entry.name)
+                listing.skip(_REASONS.get(code, _REASONS[_UNREADABLE]), one.entry.name, one.entry.label)
     return images[:place], usable
 
 
@@ -294,7 +310,7 @@ def _duplicates(train: Sequence[_Seen], held_out: Sequence[_Seen], split: str) -
 
 def _notes(listing: Listing, kept: Sequence[_Seen], shape: tuple[int, int, int], *, tuning: bool) -> tuple[str, ...]:
     channels, height, width = shape
-    notes = []
+    notes = [*listing.notes]
     other = [s for s in kept if (s.glance.height, s.glance.width) != (height, width)]
     if other:
         notes.append(

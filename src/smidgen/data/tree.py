@@ -7,7 +7,7 @@ import io
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,12 @@ LONGEST_NAME = 100
 """Of a class, characters."""
 _LONGEST_SHOWN = 300
 
-_PATH_COLUMNS, _LABEL_COLUMNS = ("path", "file", "filename", "image"), ("label", "class")
+_PATH_COLUMNS = """
+    path file filename filepath image imagepath imagefile imagefilename imagename img imgpath picture relativepath
+"""
+_LABEL_COLUMNS = "label labels class classname classlabel labelname target category categoryname"
+_SPLIT_COLUMNS = "split subset set partition datasplit"
+"""Names of columns in small letters, without what separates words."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,27 @@ class Listing:
         kind: `image folder` or `CSV file`.
         entries: sorted by file name, so that files numbered as in an IDX file come in its order.
         classes: their names in order, where a file says so.
+        labels: of the class folders, with images or without.
         skipped: how many files were left out, by the reason.
         first_skipped: the first of each.
+        skipped_by_label: how many, by the label and the reason.
+        notes: one line each, of what else is worth saying.
     """
 
     kind: str
     entries: list[Entry] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
+    labels: set[str] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: dict[str, str] = field(default_factory=dict)
 
-    def skip(self, reason: str, name: str) -> None:
+    skipped_by_label: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, reason: str, name: str, label: str = "") -> None:
         """Count a file that is left out."""
         self.skipped[reason] += 1
+        self.skipped_by_label[label][reason] += 1
         self.first_skipped.setdefault(reason, brief(name))
 
     @property
@@ -163,6 +176,8 @@ def _leads_to_file(link: os.DirEntry[str]) -> bool:
 def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) -> None:
     """Add the images of a class, those in folders within its folder included."""
     waiting, label, inside = [folder], shown(label), root.resolve()
+    if split in ("", "train"):
+        listing.labels.add(label)
     while waiting:
         current = waiting.pop()
         for item in _scan(current, listing):
@@ -171,9 +186,9 @@ def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) ->
             if item.is_dir(follow_symlinks=False):
                 waiting.append(path)
             elif Path(item.name).suffix.lower() not in SUFFIXES:
-                listing.skip("no image by its name", name)
+                listing.skip("no image by its name", name, label)
             elif item.is_symlink() and not path.resolve().is_relative_to(inside):
-                listing.skip("links out of the folder", name)
+                listing.skip("links out of the folder", name, label)
             elif len(listing.entries) >= MOST_FILES:
                 raise DataError(f"{root} holds more than {MOST_FILES:,} images; that is more than is supported")
             else:
@@ -183,15 +198,15 @@ def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) ->
 def list_table(path: Path) -> Listing:
     """The image files that a CSV file names: a column of paths, one of labels and, if wanted, one of splits.
 
-    The first line may name the columns (path, label, split). Paths start at the CSV file's folder and
-    stay within it.
+    The first line may name the columns, as path, label and split or by other usual names. Paths start at the CSV
+    file's folder and stay within it; a backslash separates folders where no file has one in its name.
 
     Raises:
         DataError: it is no such file, or a path, split or line in it cannot be.
     """
     listing, inside = Listing("CSV file", classes=_read_classes(path.parent)), path.parent.resolve()
     try:
-        for number, row in _rows(read_bounded(path, MOST_TABLE_BYTES)):
+        for number, row in _rows(path, read_bounded(path, MOST_TABLE_BYTES), listing):
             listing.entries.append(_entry(path, inside, number, row))
             if len(listing.entries) > MOST_FILES:
                 raise DataError(f"{path} names more than {MOST_FILES:,} images; that is more than is supported")
@@ -207,7 +222,7 @@ def list_table(path: Path) -> Listing:
     return listing
 
 
-def _rows(content: bytes) -> Iterator[tuple[int, tuple[str, str, str]]]:
+def _rows(path: Path, content: bytes, listing: Listing) -> Iterator[tuple[int, tuple[str, str, str]]]:
     """The number of each line with anything in it, and its path, label and split, empty where there is no such column.
 
     One at a time: all cells of a large table would take many times its size. A name in quotation marks may hold a
@@ -220,7 +235,7 @@ def _rows(content: bytes) -> Iterator[tuple[int, tuple[str, str, str]]]:
         if not cells:
             continue
         if not columns:
-            columns, is_head = _columns(cells)
+            columns, is_head = _columns(path, cells, listing)
             if is_head:
                 continue
         name, label, *split = [cells[place] if place < len(cells) else "" for place in columns]
@@ -233,9 +248,14 @@ def _entry(table: Path, inside: Path, number: int, cells: tuple[str, str, str]) 
     if not name or not label:
         raise DataError(f"{table}, line {number}: a path and a label are needed, and in the same columns everywhere")
     if split and split not in SPLITS:
-        raise DataError(f"{table}, line {number}: the split is {brief(split)!r}; allowed: train, val, test")
+        raise DataError(
+            f"{table}, line {number}: the split is {brief(split)!r}; allowed: train, val, test; if the column says "
+            f"something else, rename or remove it"
+        )
     if len(label) > LONGEST_NAME:
         raise DataError(f"{table}, line {number}: the label {brief(label)} is longer than {LONGEST_NAME} characters")
+    if "\\" in name and "\0" not in name and not os.path.lexists(table.parent / name):
+        name = name.replace("\\", "/")
     file = table.parent / name
     # Not `Path.resolve`, which has no answer where links go in a circle.
     if "\0" in name or not Path(os.path.realpath(file)).is_relative_to(inside):
@@ -245,16 +265,37 @@ def _entry(table: Path, inside: Path, number: int, cells: tuple[str, str, str]) 
     return Entry(file, name, shown(label), SPLITS.get(split, ""))
 
 
-def _columns(first: list[str]) -> tuple[list[int], bool]:
-    """Where path, label and split stand, and whether it is the first line that says so."""
-    head = [cell.lower() for cell in first]
-    named = [
-        next((i for i, cell in enumerate(head) if cell in known), None) for known in (_PATH_COLUMNS, _LABEL_COLUMNS)
-    ]
-    if named[0] is None or named[1] is None:
-        return ([0, 1, 2] if len(head) == 3 else [0, 1]), False
-    split = [head.index("split")] if "split" in head else []
-    return [named[0], named[1], *split], True
+def _columns(path: Path, first: list[str], listing: Listing) -> tuple[list[int], bool]:
+    """Where path, label and split stand, and whether it is the first line that says so.
+
+    Raises:
+        DataError: the first line names columns, but not those that are needed.
+    """
+    head = [re.sub(r"[\s_.-]+", "", cell.lower()) for cell in first]
+    kinds = [("path", _PATH_COLUMNS.split()), ("label", _LABEL_COLUMNS.split()), ("split", _SPLIT_COLUMNS.split())]
+    found = [next((i for i, cell in enumerate(head) if cell in known), None) for _, known in kinds]
+    names_a_file = "/" in first[0] or "\\" in first[0] or Path(first[0]).suffix.lower() in SUFFIXES
+    if not names_a_file and (found[0] is None or found[1] is None):
+        missing = " and ".join(kind for (kind, _), place in zip(kinds[:2], found, strict=False) if place is None)
+        raise DataError(
+            f"{path}: the first line has the columns {brief(', '.join(first))}, but none that is known as {missing}; "
+            f"name the columns path and label, and split if there is one"
+        )
+    if names_a_file or found[0] is None or found[1] is None:
+        places, is_head = list(range(min(len(first), 3))), False
+    else:
+        places, is_head = [place for place in found if place is not None], True
+        taken = [
+            f"{brief(first[place])} as {kind}"
+            for (kind, _), place in zip(kinds, found, strict=True)
+            if place is not None and head[place] != kind
+        ]
+        if taken:
+            listing.notes.append(f"columns: {', '.join(taken)}")
+    unused = [brief(name) if is_head else str(i + 1) for i, name in enumerate(first) if i not in places]
+    if unused:
+        listing.notes.append(f"columns that are not used: {', '.join(unused)}")
+    return places if len(places) > 1 else [0, 1], is_head
 
 
 def _read_classes(root: Path) -> tuple[str, ...] | None:
@@ -282,6 +323,8 @@ def class_names(listing: Listing, name: object) -> tuple[str, ...]:
         DataError: there are fewer than two or too many, or a file has a label that is not among them.
     """
     trained = {entry.label for entry in listing.entries if entry.split in ("", "train")}
+    if trained:  # a class folder without images is a class that lacks them
+        trained |= listing.labels
     classes = listing.classes or tuple(sorted(trained, key=natural))
     if not trained:
         what = ", ".join(sorted(SUFFIXES))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smidgen.data.dataset import Dataset, load_dataset
-from smidgen.data.pictures import NoTestImagesError
+from smidgen.data.parts import NoTestImagesError
 from smidgen.errors import TrialError
 from smidgen.files import cannot_write
 from smidgen.nets.build import measure

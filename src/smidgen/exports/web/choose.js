@@ -10,8 +10,8 @@ let asked = 0; // how many files were to be opened: the last one counts
 async function openFile(file) {
   const turn = ++asked;
   try {
-    const { bitmap, kind } = await decoded(file);
-    if (isAnimated(kind, new Uint8Array(await file.arrayBuffer()))) {
+    const { bitmap, kind, bytes } = await decoded(file);
+    if (isAnimated(kind, bytes)) {
       throw new Error(`${nameOf(file)} is animated; keep one frame of it.`);
     }
     if (turn !== asked) return bitmap.close();

@@ -4,9 +4,8 @@
 const MOST_BYTES = 64 * 2 ** 20;
 const MOST_PIXELS = { PNG: 36e6, JPEG: 50e6 }; // other formats as PNG
 const MOST_SIDE = 20000;
-const HEADER_BYTES = 2 ** 20;
 
-/** Formats that are read, each with a function from a file's first bytes to its size; null: another format. */
+/** Formats that are read, each with a function from a file's bytes to its size; null: another format. */
 const FORMATS = { PNG: pngSize, JPEG: jpegSize };
 
 function nameOf(file) {
@@ -16,22 +15,24 @@ function nameOf(file) {
 /**
  * Decode an image file; its size is looked at first.
  * @param {File} file
- * @returns {Promise<{bitmap: ImageBitmap, kind: string}>} upright, as its EXIF data say; a key of FORMATS.
+ * @returns {Promise<{bitmap: ImageBitmap, kind: string, bytes: Uint8Array}>} upright, as its EXIF data say; a key of
+ *   FORMATS; the whole file.
  * @throws {Error} with one line for people.
  */
 async function decoded(file) {
   const name = nameOf(file);
   if (file.size > MOST_BYTES) throw new Error(`${name} is too large: at most 64 MB are read.`);
-  const header = new Uint8Array(await file.slice(0, HEADER_BYTES).arrayBuffer());
+  // The whole file: megabytes of metadata can stand before the size, as depth maps in phones' JPEG files do.
+  const bytes = new Uint8Array(await file.arrayBuffer());
   const kinds = Object.keys(FORMATS);
-  const kind = kinds.find((each) => FORMATS[each](header));
+  const kind = kinds.find((each) => FORMATS[each](bytes));
   if (!kind) throw new Error(`${name} is not a ${kinds.slice(0, -1).join(", ")} or ${kinds.at(-1)} image.`);
-  const { width, height } = FORMATS[kind](header);
+  const { width, height } = FORMATS[kind](bytes);
   if (width * height > (MOST_PIXELS[kind] ?? MOST_PIXELS.PNG) || Math.max(width, height) > MOST_SIDE) {
     throw new Error(`${name} has ${width} × ${height} pixels, too many to decode; scale it down.`);
   }
   try {
-    return { bitmap: await createImageBitmap(file, { colorSpaceConversion: "none" }), kind };
+    return { bitmap: await createImageBitmap(file, { colorSpaceConversion: "none" }), kind, bytes };
   } catch {
     throw new Error(`${name} cannot be decoded: the file is damaged.`);
   }
