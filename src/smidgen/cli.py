@@ -323,7 +323,7 @@ class _Results:
         stdout, stderr = sys.stdout, sys.stderr
         try:
             kept: int | None = os.dup(stdout.fileno())
-            os.dup2(stderr.fileno(), stdout.fileno())  # for what does not print by way of sys.stdout
+            os.dup2(stderr.fileno(), stdout.fileno())  # for output that bypasses sys.stdout
         except (OSError, ValueError):  # no files, as in tests
             kept = None
         cls._stream = stdout if kept is None else os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
@@ -343,7 +343,7 @@ class _Results:
 
     @classmethod
     def discard(cls) -> None:
-        """Let what is still buffered go nowhere, since nobody reads it or it cannot be written."""
+        """Discard buffered output, which has no reader or cannot be written."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), cls.stream().fileno())
 
 

@@ -172,7 +172,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a process that was killed while writing has left. Nobody may be writing there."""
+    """Remove leftovers of a process that was killed while writing. No process may be writing there."""
     for path in directory.glob(f".*{TEMPORARY}"):
         if _TEMPORARY_NAME.fullmatch(path.name):
             with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ def read_image(path: Path, height: int = 28, width: int = 28) -> npt.NDArray[np.
     """Read a PNG or JPEG file and bring it to MNIST's form.
 
     The size is read from the header and checked before anything is decoded. Whether ink is dark
-    or light is told by the image's border, which is taken for paper.
+    or light is told by the image's border, which is assumed to be paper.
 
     Args:
         path: the file.

@@ -189,7 +189,7 @@ def _short(block: Block) -> str:
 
 @dataclass(frozen=True)
 class Augmentation(Settings):
-    """Random augmentation of the training images, drawn anew for each image and epoch.
+    """Random augmentation of the training images, drawn for each image and epoch.
 
     Every strength is the half-width of a uniform distribution around "unchanged"; 0 turns it off.
     Pixels from outside the image are black (0). Images are mirrored only where `flip` asks for

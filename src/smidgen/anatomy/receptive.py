@@ -100,7 +100,7 @@ class NetworkTracer:
         image: batch [1, channels, height, width] that the network is run on.
 
     Attributes:
-        account: of the module that is running; whoever calls a module replaces it for the duration of the call.
+        account: of the running module; the caller of a module replaces it during the call.
     """
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:

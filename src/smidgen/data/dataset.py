@@ -115,7 +115,7 @@ def load_dataset(
         shape: channels, height, width to bring the images to; None takes the data's own.
         form: how image files to be classified are brought to the form of these images; `auto` takes
             MNIST's manner for IDX files of grey images and the rule for pictures otherwise.
-        show: told how far the reading of many files is; None says it on standard error.
+        show: receives the progress of reading many files; None prints it on standard error.
 
     Raises:
         DataError: a file is missing, damaged or has the wrong hash (bundled data), counts or

@@ -39,7 +39,7 @@ from smidgen.errors import DataError, ImageError
 from smidgen.machine import usable_cores
 
 Show = Callable[[str], None]
-"""Is told how it goes, now and then."""
+"""Receives progress messages."""
 
 MOST_SIDE = 128
 """Pictures whose shape no trial states are brought to at most so many pixels a side."""
@@ -85,7 +85,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
             split of their own hold that out instead. None evaluates on the test images.
         fold: which block of so many.
         shape: channels, height, width; None takes the data's own.
-        show: told how far it is.
+        show: receives progress messages.
 
     Raises:
         DataError: there is too little to learn from, labels do not fit, or memory would not do.
@@ -132,7 +132,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
 
 
 def own_shape(glances: Sequence[Glance]) -> tuple[int, int, int]:
-    """The shape of pictures that nobody states: channels, height, width.
+    """The shape of pictures if none is given: channels, height, width.
 
     Grey where all are. Where all are of one size, that size; otherwise a square with the median of
     their longer sides. At most `MOST_SIDE` a side.
@@ -148,7 +148,7 @@ def own_shape(glances: Sequence[Glance]) -> tuple[int, int, int]:
 
 
 def _look(entries: Sequence[Entry], listing: Listing, show: Show) -> list[_Seen]:
-    """Hash every file and read its header; what is no usable picture is counted and left out."""
+    """Hash every file and read its header; unusable files are counted and left out."""
 
     def look(entry: Entry) -> _Seen | tuple[Entry, int]:
         try:

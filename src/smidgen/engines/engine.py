@@ -1,4 +1,4 @@
-"""What trains and evaluates a network: the interface that the loop, evaluation, checkpoints and records know."""
+"""The interface of everything that trains and evaluates a network."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class Engine(Protocol):
 
         Args:
             settings: the trial's. Weight decay does not act on biases and BatchNorm's scale and shift.
-            network: prepared; its parameters may be laid out anew in memory.
+            network: prepared; its parameters may be moved in memory.
             averaged: whether an average is wanted.
         """
 

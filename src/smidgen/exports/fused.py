@@ -1,4 +1,4 @@
-"""The folded graph in the form that exports are written from: what a loop over an output does is one operation."""
+"""The folded graph as exports need it: everything that one loop over an output computes is one operation."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class FusedGraph:
         return channels * height * width
 
     def values(self, images: Tensor, dtype: torch.dtype = torch.float32) -> dict[int, Tensor]:
-        """Every value for a batch, worked out by PyTorch: what exports are calibrated with and held against.
+        """Every value for a batch, computed by PyTorch, for calibration and for checks.
 
         Args:
             images: uint8 [count, channels, height, width].

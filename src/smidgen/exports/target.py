@@ -19,7 +19,7 @@ from smidgen.training.evaluation import scores
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported, and what the export is held against.
+    """What is exported, and what the export is compared with.
 
     Attributes:
         run: a finished run.

@@ -26,7 +26,7 @@ from smidgen.graph.trace import TraceError
 def fold(graph: Graph) -> Graph:
     """A graph for inference, in which every BatchNorm is folded into the convolution before it or after it.
 
-    What cannot be folded without changing results becomes an `Affine`. Weights are worked out in double precision
+    What cannot be folded without changing results becomes an `Affine`. Weights are computed in double precision
     and rounded to float32; those of the result are copies, [outputs, inputs / groups, height, width] each.
 
     Args:

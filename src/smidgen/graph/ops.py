@@ -1,4 +1,4 @@
-"""Operations on numbered values: what a network is, whoever runs it.
+"""Operations on numbered values: a network, independent of any engine or export.
 
 Value 0 is the image. Every other value is written by exactly one operation and never changed afterwards. A value
 is an image [channels, height, width]; a flattened one keeps that shape, since its values lie in the same order.

@@ -269,7 +269,7 @@ class _Watcher:
         if runner.interruption.requested:
             self.save()
             raise KeyboardInterrupt
-        # Of a clock that nobody sets.
+        # A monotonic clock, which cannot be set.
         if time.monotonic() - self._saved_at >= runner.checkpoint_seconds:
             self.save()
 

@@ -42,7 +42,7 @@ def trial() -> Trial:
         # --set data.evaluate={tuned}.
         data=Data(source={source!r}, shape={shape}, validation={validation}{evaluate}),
         network=NETWORK,
-        # Drawn anew for each training image: moved by up to 5 % of the side, scaled by up to 5 %. Where a
+        # For each training image: moved by up to 5 % of the side, scaled by up to 5 %. Where a
         # mirrored image means the same (clothes, not digits), flip=0.5 mirrors half of them.
         augmentation=Augmentation(translation=0.05, scale=0.05, flip=0.0),
         # The peak learning rate is what to try first: half and twice as much.

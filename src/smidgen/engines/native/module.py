@@ -197,7 +197,7 @@ def _check_input(images: object) -> None:
 
 
 def _location(images: Tensor | Blocks) -> dict[str, Any]:
-    """Where the images lie, as the compiled part is told."""
+    """The address and layout of the images, for the compiled part."""
     if isinstance(images, Blocks):
         return {"images": images.values.data_ptr(), "strides": None}
     return {"images": images.data_ptr(), "strides": images.stride()}
