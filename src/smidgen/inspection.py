@@ -40,7 +40,7 @@ class Inspection:
 
     @property
     def budgets(self) -> dict[str, tuple[int, int]]:
-        """What there is a budget of: how much is used, and how much is allowed."""
+        """Used and allowed amount of each budget."""
         budgets = {}
         most = self.max_parameters or (self.trial.goal.parameters if self.trial else None)
         if most is not None:

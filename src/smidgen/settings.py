@@ -139,7 +139,7 @@ def with_settings(value: AnySettings, assignments: typing.Iterable[str]) -> AnyS
 
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, Json, Json]]:
-    """Where two values differ: `(path, old, new)`, a whole part at once where its kind differs."""
+    """Differences of two values: `(path, old, new)`, with parts of different kinds as a whole."""
     return _differences(_without_records(old), _without_records(new), "")
 
 

@@ -22,7 +22,7 @@ MOST_CHANNELS = 4096
 
 @dataclass(frozen=True)
 class Goal(Settings):
-    """What a run must reach. Accuracy is in percent of the test images, after the last epoch."""
+    """The goal of a run. Accuracy is in percent of the test images, after the last epoch."""
 
     accuracy: float = setting(99.4, least=0, most=100, help="least test accuracy of the last epoch, percent")
     parameters: int = setting(7_999, least=1, help="most trainable parameters")
@@ -31,7 +31,7 @@ class Goal(Settings):
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """Which images to train on and which to evaluate on.
+    """The images to train on and to evaluate on.
 
     With `evaluate="validation"` the last `validation` training images are held out for evaluation,
     the rest trained on, and the test images never touched: for tuning. Another `fold` holds out the

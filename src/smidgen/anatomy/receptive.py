@@ -38,7 +38,7 @@ from smidgen.graph.cost import macs_of_operator
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """What the units of a tensor see.
+    """The receptive field of a tensor's units.
 
     Attributes:
         marks: float64 [8, *positions], as described in `smidgen.anatomy.marks`; the channels of a position are
@@ -73,7 +73,7 @@ def _span(ends: Tensor) -> int:
 
 @dataclass
 class Account:
-    """What was executed in one call of a module, without the calls of its submodules.
+    """The cost of one call of a module, without its submodules.
 
     Attributes:
         macs: multiply-accumulates.
@@ -128,7 +128,7 @@ class NetworkTracer:
         return output
 
     def field(self, output: object) -> Field | None:
-        """What the units of a tensor see; None where that is unknown."""
+        """The receptive field of a tensor's units; None if it is unknown."""
         if not isinstance(output, Tensor) or self._left:
             return None
         with self.own_work():
@@ -172,7 +172,7 @@ class NetworkTracer:
 
     @contextlib.contextmanager
     def own_work(self) -> Iterator[None]:
-        """For its duration, what is executed is the tracer's work and not the network's."""
+        """Meanwhile, ignore executed operators: they are the tracer's own."""
         busy, self._busy = self._busy, True
         try:
             yield

@@ -191,7 +191,7 @@ PROFILED = 40
 
 
 def _profile(training: Training, trial: Trial, dataset: Dataset) -> Profile | None:
-    """Where a step's time goes, as far as the engine can tell."""
+    """The time of a step by layer, if the engine measures it."""
     engine, network = training.engine, training.network
     step = _engine_step(training, trial, dataset)
     for _ in range(WARM_UP):

@@ -1,4 +1,4 @@
-"""What a benchmark measured, as tables and as JSON."""
+"""Results of a benchmark, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Way:
         return statistics.median(self.rates)
 
     def ratio_to(self, other: Way) -> float:
-        """How many times as fast as another way: median of the rounds' ratios."""
+        """Speed relative to another way: median of the ratios of the rounds."""
         return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
 
 
@@ -58,7 +58,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the native engine's time goes in one network.
+    """The native engine's time by layer for one network.
 
     Attributes:
         layers: each layer's passes.
@@ -97,7 +97,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class NetworkResults:
-    """What was measured with one trial's network.
+    """Measurements of one trial's network.
 
     Attributes:
         trial: the trial's name.
@@ -178,7 +178,7 @@ class NetworkResults:
 
 @dataclass(frozen=True)
 class Results:
-    """What the bench measured.
+    """All measurements of a benchmark.
 
     Attributes:
         networks: the reference network with trial 3's settings first.

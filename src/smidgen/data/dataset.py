@@ -159,7 +159,7 @@ def load_dataset(
 
 
 def _with_classes_checked(parts: Parts, classes: int, name: str, *, tuning: bool) -> Survey:
-    """What was found on the way, and which classes have no training image.
+    """The survey with a note on classes without training images.
 
     Raises:
         DataError: a test image is of such a class.
@@ -185,7 +185,7 @@ def _with_classes_checked(parts: Parts, classes: int, name: str, *, tuning: bool
 def _read(
     source: str | Path, validation: int | None, fold: int, shape: Sequence[int] | None, show: Show
 ) -> tuple[Parts, str]:
-    """What the reader for a source gives, and the name of the data."""
+    """The parts of a source as its reader gives them, and the name of the data."""
     known = KNOWN.get(str(source))
     path = Path(source) if known is None else BUNDLED.get(str(source), known.folder)
     name = str(path) if known is None else str(source)
@@ -236,7 +236,7 @@ def _fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _shown_now_and_then(seconds: float = 5.0) -> Show:
-    """Says on standard error how it goes, after some seconds and then every so often."""
+    """Prints progress to standard error every few seconds."""
     last = time.monotonic()
 
     def show(text: str) -> None:

@@ -1,4 +1,4 @@
-"""How much memory is free, so that what would not fit is refused before it is tried."""
+"""Free memory, to refuse data that does not fit before loading it."""
 
 from __future__ import annotations
 

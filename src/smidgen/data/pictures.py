@@ -216,7 +216,7 @@ def _check_classes(path: Path, train: Sequence[_Seen], classes: Sequence[str], l
 def _decoded(
     seen: Sequence[_Seen], shape: tuple[int, int, int], listing: Listing, show: Show
 ) -> tuple[Tensor, list[bool]]:
-    """All images, uint8 [usable, *shape], in order, and which of those that were seen are usable."""
+    """The decoded images, uint8 [usable, *shape], in order, and for each listed one whether it is usable."""
     images = torch.zeros((len(seen), *shape), dtype=torch.uint8)
     usable: list[bool] = []
     size = max(1, _BLOCK_BYTES // (shape[0] * shape[1] * shape[2]))
@@ -268,7 +268,7 @@ def _decode_block(
 def _mapped(
     function: Callable[[_In], _Out], items: Sequence[_In], what: str, show: Show, *, large: bool, before: int = 0
 ) -> Iterator[_Out]:
-    """What a function makes of each item, in order.
+    """The results of a function for each item, in order.
 
     Large pictures go through several threads, as Pillow's decoders let others run. For small ones
     Python itself is most of the work, and two threads that wait for it take longer than one does
@@ -283,7 +283,7 @@ def _mapped(
 
 
 def _mean_bytes(entries: Sequence[Entry]) -> float:
-    """Of some of the files, evenly spread."""
+    """Mean size of a sample of the files."""
     sizes = []
     for entry in entries[:: max(1, len(entries) // 50)]:
         with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Which images are tested on, and which held out for tuning, where the data do not say so themselves."""
+"""Splits for data that has none: test images, and images held out for tuning."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def block_at_end(count: int, validation: int, fold: int, name: object) -> tuple[
 
 
 def by_content(sha256: Sequence[str], validation: int, fold: int, name: object) -> tuple[list[int], list[int]]:
-    """Which images are trained on and which held out for tuning, each in order: a block by the order of the hashes.
+    """Indices for training and for tuning, each in order: a block in the order of the hashes is held out.
 
     File names often tell the class, so the last files would be of one class; hashes are as good as drawn.
 

@@ -71,7 +71,7 @@ class Optimizer(Protocol):
         """One step along the gradients that `Engine.gradients` left."""
 
     def state(self) -> dict[str, Tensor]:
-        """What it remembers, by name: the tensors themselves, not copies."""
+        """Its state by name: the tensors themselves, not copies."""
 
     def state_after(self, steps: int) -> dict[str, Tensor]:
         """Tensors of the names, shapes and types that `state` has after so many steps, with any values."""
@@ -109,7 +109,7 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Of the images and the parameters."""
+        """The device of the images and the parameters."""
 
     @property
     def threads(self) -> int:
@@ -117,11 +117,11 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> Precision:
-        """Of the products."""
+        """The precision of the multiplications."""
 
     @property
     def note(self) -> str:
-        """What stands in the way of a faster engine that `auto` would have taken, or nothing."""
+        """Why `auto` did not choose a faster engine; empty if it did."""
 
     @property
     def torch_threads(self) -> int:
@@ -188,7 +188,7 @@ class Engine(Protocol):
     def optimizer(
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
     ) -> tuple[Optimizer, Average | None]:
-        """What changes a prepared network's trained parameters, and an average that begins at their values.
+        """The optimizer of a prepared network's trained parameters, and an average that starts at their values.
 
         Args:
             settings: the trial's. Weight decay does not act on biases and BatchNorm's scale and shift.
@@ -200,4 +200,4 @@ class Engine(Protocol):
         """Take the time of every layer's passes in a prepared network from now on; None where that cannot be told."""
 
     def peak(self) -> float | None:
-        """What all threads together can do, measured: multiply-adds a second; None where that cannot be told."""
+        """Measured peak of all threads together, multiply-adds per second; None if unknown."""

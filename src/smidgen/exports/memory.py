@@ -87,7 +87,7 @@ def lifetimes(graph: FusedGraph) -> list[Buffer]:
 
 
 def leads(graph: FusedGraph) -> dict[tuple[int, int], int]:
-    """For each node that may write over an input that it alone still needs: how far ahead it must begin, elements.
+    """By how many elements the output of a node must precede an input that it may overwrite.
 
     Values lie in memory row by row, the channels of a pixel side by side, and are worked through in that order.
     """

@@ -157,7 +157,7 @@ def run(graph: Graph, images: Tensor) -> dict[int, Tensor]:
 
 
 def apply(operation: Operation, inputs: list[Tensor]) -> Tensor:
-    """What an operation of a folded graph writes for inputs [count, channels, height, width]."""
+    """The output of an operation of a folded graph for inputs [count, channels, height, width]."""
     x = inputs[0]
     match operation:
         case Convolution():

@@ -1,4 +1,4 @@
-"""From any PyTorch module to a graph of operations, by torch.fx.
+"""Tracing any PyTorch module into a graph of operations, by torch.fx.
 
 Any module is accepted whose calls map to the operations of `smidgen.graph.ops`, whatever its classes. Shapes are
 computed along the way.
@@ -84,7 +84,7 @@ def trace(network: nn.Module, input_shape: Shape) -> Graph:
 
 
 def _python_state(network: nn.Module) -> object:
-    """What a forward can depend on besides its input, where tracing would fix a single outcome."""
+    """State besides its input that a forward can depend on: tracing would fix a single outcome."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 - the one that users' code draws from
     attributes = [
         [(key, value) for key, value in vars(module).items() if isinstance(value, int | float | str)]

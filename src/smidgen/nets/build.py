@@ -1,4 +1,4 @@
-"""From a trial's network, a value, to a PyTorch module."""
+"""Building a PyTorch module from a trial's network."""
 
 from __future__ import annotations
 

@@ -247,12 +247,12 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
 
 
 def steps_per_epoch(trial: Trial, dataset: Dataset) -> int:
-    """How many optimizer steps an epoch has; the last may be over fewer images."""
+    """Number of optimizer steps in an epoch; the last may be over fewer images."""
     return math.ceil(len(dataset.train) / trial.batch_size)
 
 
 def recalibration_steps(trial: Trial, steps: int) -> int:
-    """How many of the last epoch's batches re-estimate BatchNorm's statistics instead of updating the weights.
+    """Number of batches of the last epoch that re-estimate BatchNorm's statistics instead of updating the weights.
 
     Args:
         trial: the recipe.

@@ -143,7 +143,7 @@ def new_trial(path: str | Path, *, data: str | Path, max_parameters: int = 20_00
 
 
 def _sizes(images: int, epochs: int) -> dict[str, Any]:
-    """What follows from the number of training images."""
+    """Settings that follow from the number of training images."""
     batch_size = 64 if images >= 10_000 else 32 if images >= 500 else 16
     steps = epochs * images / batch_size
     return {

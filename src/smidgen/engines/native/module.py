@@ -240,7 +240,7 @@ class _Program:
         return all(entry.owner.get(entry.key) is entry.tensor for entry in self.graph.tensors)
 
     def addresses(self) -> list[int]:
-        """Where the parameters and buffers lie; what they are is checked when that changes."""
+        """The addresses of parameters and buffers, which are checked whenever they change."""
         tensors = self.graph.tensors
         addresses = [entry.tensor.data_ptr() for entry in tensors]
         found = addresses, [entry.tensor.numel() for entry in tensors]
@@ -250,13 +250,13 @@ class _Program:
         return addresses
 
     def gradient_addresses(self, gradients: Sequence[Tensor | None]) -> list[int]:
-        """For each tensor of the graph where its gradient goes: 0 for buffers and for what does not learn."""
+        """The address of the gradient of each tensor of the graph: 0 for buffers and frozen parameters."""
         addresses = [0 if g is None else g.data_ptr() for g in gradients]
         filled = iter(addresses)
         return [next(filled) if entry.is_parameter else 0 for entry in self.graph.tensors]
 
     def key(self, stream: Stream | None = None) -> int:
-        """What dropout is drawn by: of the stream, or PyTorch's generator, which follows `torch.manual_seed`."""
+        """The key of dropout's random numbers: the stream's, or drawn from PyTorch's generator."""
         if not self.random:
             return 0
         return stream.torch_seed() if stream else int(torch.empty((), dtype=torch.int64).random_())

@@ -41,7 +41,7 @@ _MOST = 48
 
 
 def prefix(name: str | None, trial: str) -> str:
-    """What all public identifiers and the files begin with.
+    """The prefix of all public identifiers and files.
 
     Args:
         name: what the user wants; None makes one from the trial's name.
