@@ -90,7 +90,7 @@ def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) ->
     Args:
         path: of the file.
         content: all of it.
-        previous: where the old content goes; None drops it. At every moment one of the two is whole.
+        previous: where the old content is kept; None drops it. At every moment one of the two is complete.
 
     Raises:
         RunError: it cannot be written; what was there before is still there.

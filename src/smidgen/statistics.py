@@ -222,7 +222,7 @@ class Comparison:
 
     Attributes:
         difference: mean accuracy of the first set minus that of the second, points.
-        interval: 95 %; None where a side has a single run, as nothing then tells how much seeds differ.
+        interval: 95 %; None if a side has a single run, since the variance between seeds is then unknown.
         p: two-sided; below 0.05 exactly where the interval leaves out 0. Where a side has a single
             run, it is about other images only, with these networks (McNemar's exact test for one run
             against one).

@@ -112,7 +112,7 @@ def read_header(path: Path, *, follow: bool = True) -> Header:
     """Read the header of a file; allocates memory for the header only.
 
     Raises:
-        OSError: it is no regular file, too large or cannot be read.
+        OSError: it is not a regular file, is too large or cannot be read.
         TensorFileError: it is not a file of tensors that smidgen wrote.
     """
     with open_to_read(path, follow=follow) as file:
@@ -128,7 +128,7 @@ def read_tensors(path: Path, header: Header, *, follow: bool = True) -> dict[str
     """All tensors of a file whose header was read and accepted.
 
     Raises:
-        OSError: it is no regular file, too large or cannot be read.
+        OSError: it is not a regular file, is too large or cannot be read.
         TensorFileError: the seal is broken, or the file is not the one whose header was read.
     """
     with open_to_read(path, follow=follow) as file:

@@ -82,7 +82,7 @@ def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0,
 
     Args:
         channels: that come in.
-        outputs: channels that come out.
+        outputs: number of output channels.
         kernel: side of the square kernel of the first, pixels.
         padding: zero pixels added on each side.
         stride: of the first, pixels.

@@ -339,7 +339,7 @@ def _scale(operator: Operator, given: dict[str, Any], axis: int, tensor: Tensor,
 def _checked(jump: Fraction | None, first: Tensor, dim: int) -> Fraction | None:
     """The distance of neighbouring positions.
 
-    It is the expected one where there is one position, where all see the same, and where it is no whole number.
+    It is the expected one if there is a single position, if all positions see the same, or if it is not a whole number.
     """
     if first.shape[dim] < 2:
         return jump

@@ -119,7 +119,7 @@ def _measure(
 
 
 def _native(threads: int, precision: Precision = "fp32") -> Engine | None:
-    """The native engine, where it is to be had."""
+    """The native engine, if it is available."""
     try:
         return choose("native", threads=threads, precision=precision)
     except SmidgenError:

@@ -117,7 +117,7 @@ class NetworkResults:
 
     @property
     def checkpoint_share(self) -> float:
-        """The share of training that goes into checkpoints: one an epoch of 60,000 images, and one in 30 seconds."""
+        """The share of training time spent on checkpoints: one per epoch of 60,000 images, and one every 30 seconds."""
         epoch = EPOCH_IMAGES / self.ways.get("native", self.ways["eager"]).rate
         return self.checkpoint_seconds * (1 / epoch + 1 / CHECKPOINT_SECONDS)
 
@@ -203,7 +203,7 @@ class Results:
         }
 
     def profiles(self) -> str:
-        """Tables of where the native engine's time goes."""
+        """Tables of the native engine's time by layer."""
         found = [f"{n.trial}, float32, {self.threads} thread(s)\n{n.profile}" for n in self.networks if n.profile]
         return "\n\n".join(found)
 

@@ -47,7 +47,7 @@ def key_of(shape: tuple[int, int, int], contents: Sequence[str]) -> str:
 
 
 def cached(key: str, shape: tuple[int, int, int], count: int) -> tuple[Tensor, Tensor] | None:
-    """Images uint8 [count, *shape] and the status of each, uint8 [count]; None where there is no whole block."""
+    """Images uint8 [count, *shape] and the status of each, uint8 [count]; None if there is no complete block."""
     folder = cache_folder()
     if folder is None:
         return None

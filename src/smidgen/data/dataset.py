@@ -212,7 +212,7 @@ def _read(
 
 
 def _brought_to(parts: Parts, shape: tuple[int, int, int], part: str, name: str) -> Parts:
-    """Images that were read in another shape, by the rule for pictures; hashes are of what comes out."""
+    """Images that were read in another shape, by the rule for pictures; hashes are of the result."""
     check_room(len(parts.train) + len(parts.held_out), shape, name)
     train, held_out = (Examples(_fitted(p.images, shape), p.labels) for p in (parts.train, parts.held_out))
     same = parts.normal is parts.train.images

@@ -149,7 +149,7 @@ def glance(content: bytes, name: object) -> Glance:
 
     Raises:
         AnimatedError: it has more than one frame.
-        ImageError: it is no picture that can be trained on.
+        ImageError: it is not a picture that can be trained on.
     """
     with opened(content, name, PICTURE_FORMATS) as image:
         if image.format != "MPO" and getattr(image, "is_animated", False):

@@ -202,7 +202,7 @@ def list_table(path: Path) -> Listing:
     file's folder and stay within it; a backslash separates folders where no file has one in its name.
 
     Raises:
-        DataError: it is no such file, or a path, split or line in it cannot be.
+        DataError: it is not a CSV file, or a path, split or line in it is invalid.
     """
     listing, inside = Listing("CSV file", classes=_read_classes(path.parent)), path.parent.resolve()
     try:

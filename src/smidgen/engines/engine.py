@@ -182,7 +182,7 @@ class Engine(Protocol):
             The mean cross-entropy (nats), and how many images have their highest score at their label.
 
         Raises:
-            TrainingError: a value is no longer a finite number; names the layer.
+            TrainingError: a value is not finite; names the layer.
         """
 
     def optimizer(
@@ -197,7 +197,7 @@ class Engine(Protocol):
         """
 
     def time_layers(self, network: nn.Module) -> LayerTimes | None:
-        """Take the time of every layer's passes in a prepared network from now on; None where that cannot be told."""
+        """Start timing every layer's passes in a prepared network; None if the engine cannot."""
 
     def peak(self) -> float | None:
         """Measured peak of all threads together, multiply-adds per second; None if unknown."""

@@ -36,7 +36,7 @@ class Exported:
         target: as in `onnx`.
         directory: where the files are.
         sizes: bytes by file name.
-        check: what came out on the test images; None if it was left out.
+        check: the result on the test images; None if it was skipped.
     """
 
     run: Run

@@ -35,7 +35,7 @@ class Convolution(Operation):
         dilation: rows, columns.
         groups: of channels that do not see each other.
         relu: whether negative results become 0.
-        scale: [outputs], multiplied with what comes out of the ReLU; None: nothing follows.
+        scale: [outputs], applied after the ReLU; None: nothing follows.
         shift: [outputs], added after that; None where scale is.
     """
 

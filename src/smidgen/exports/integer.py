@@ -123,7 +123,7 @@ class Averages:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lookup:
-    """A function of each value, as a table of what comes out for each integer."""
+    """A function of each value, as a table with the result for each integer."""
 
     node: Activation
     table: Integers

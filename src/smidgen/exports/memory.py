@@ -42,7 +42,7 @@ class Buffer:
 def plan(buffers: Sequence[Buffer], leads: Mapping[tuple[int, int], int]) -> tuple[dict[int, int], int]:
     """Offsets for all buffers, and how many elements they take together.
 
-    Greedy, in the order in which the values are written: each goes where the whole grows least.
+    Greedy, in the order in which the values are written: each is placed where the total grows least.
 
     Args:
         buffers: what needs a place.

@@ -29,7 +29,7 @@ def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int)
 
     Args:
         input_shape: channels, height, width.
-        classes: how many scores come out.
+        classes: number of scores.
         max_parameters: the budget.
 
     Raises:

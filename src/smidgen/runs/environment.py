@@ -116,7 +116,7 @@ def choose_again(
         The engine, and the name that was wanted: `auto` can still give way to eager.
 
     Raises:
-        SmidgenError: what is not to be had here.
+        SmidgenError: something that is not available here.
     """
     if begun is not None:
         if engine == "auto" and begun.engine == "eager":

@@ -190,7 +190,7 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
         watcher: called after each step.
 
     Raises:
-        TrainingError: the loss is no longer a finite number; names epoch and step.
+        TrainingError: the loss is not finite; names epoch and step.
     """
     engine, mean, std = training.engine, dataset.mean, dataset.std
     examples = dataset.train.to(engine.device)

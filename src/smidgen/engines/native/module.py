@@ -26,7 +26,7 @@ class NativeNetwork(nn.Module):
 
     It has the parameters and buffers of the module it is made from, under the same names, and
     shares them; autograd, optimizers and state dicts work as they do with that module. Second
-    derivatives are not to be had.
+    derivatives are not supported.
 
     Args:
         network: what to run; it is traced again when its modules change between training and
@@ -90,7 +90,7 @@ class NativeNetwork(nn.Module):
             TypeError: the input is neither blocks nor a float32 tensor on the CPU.
             ValueError: a tensor does not have four dimensions, or blocks are not aligned to 64 bytes.
             UnsupportedError: the number of channels or the size is not the network's.
-            TrainingError: a value is no longer a finite number; names the layer, or the input.
+            TrainingError: a value is not finite; names the layer, or the input.
         """
         _check_input(images)
         _, channels, height, width = images.shape
@@ -116,11 +116,11 @@ class NativeNetwork(nn.Module):
 
         Returns:
             The mean cross-entropy (nats), and how many images have their highest score at their
-            label. Where the loss is no finite number the gradients are left as they were.
+            label. If the loss is not finite, the gradients are unchanged.
 
         Raises:
             TypeError, ValueError: the images or labels are not as said above.
-            TrainingError: a value is no longer a finite number; names the layer, or the input.
+            TrainingError: a value is not finite; names the layer, or the input.
         """
         _check_input(images)
         count, channels, height, width = images.shape

@@ -48,7 +48,7 @@ def prefix(name: str | None, trial: str) -> str:
         trial: its name, as in `mnist-4-strict`.
 
     Raises:
-        SmidgenError: it is no identifier, a keyword, or taken.
+        SmidgenError: it is not an identifier, a keyword, or taken.
     """
     wanted = re.sub(r"[^A-Za-z0-9]+", "_", trial).strip("_").lower() if name is None else name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", wanted):

@@ -56,7 +56,7 @@ class Code:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of all fields: the widest come first, so that there is no gap but at the end."""
+        """Bytes of all fields: the widest come first, so only the end is padded."""
         used, widest = sum(_BYTES[kind] * count for kind, _, count in self.scratch), _BYTES[self.scratch[0][0]]
         return -(-used // widest) * widest
 
