@@ -132,7 +132,7 @@ def test_last_images_of_the_last_epoch_only_measure(
         assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
-def test_without_it_every_step_learns(small_trial: Trial) -> None:
+def test_without_it_every_step_updates_the_weights(small_trial: Trial) -> None:
     assert loop.recalibration_steps(small_trial, 10) == 0
     assert loop.recalibration_steps(replace(small_trial, recalibration=0.05), 10) == 1
     assert loop.recalibration_steps(replace(small_trial, recalibration=0.99), 10) == 9

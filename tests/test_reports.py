@@ -309,7 +309,7 @@ def test_a_run_without_a_convolution_has_no_filters() -> None:
     assert pictures.filters(torch.nn.Linear(2, 2)) is None
 
 
-def test_a_goal_judged_on_validation_is_open(small_trial: Trial, tmp_path: Path) -> None:
+def test_a_goal_evaluated_on_validation_is_open(small_trial: Trial, tmp_path: Path) -> None:
     run(small_trial, settings=["data.evaluate=validation"], out=tmp_path / "r", progress=Silent())
     document = write(collect([tmp_path / "r"]))
     assert "goal open, evaluated on the validation split" in document.verdict
