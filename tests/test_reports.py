@@ -40,7 +40,7 @@ def runs(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         run(small_trial, seed=seed, out=root / f"a{seed}", options=RunOptions(threads=1), progress=Silent())
     other = replace(
-        small_trial, name="longer", note="three epochs, distorted", epochs=3, augmentation=Augmentation(rotation=10)
+        small_trial, name="longer", note="three epochs, augmented", epochs=3, augmentation=Augmentation(rotation=10)
     )
     run(other, seed=0, out=root / "b0", options=RunOptions(threads=1), progress=Silent())
     return root
