@@ -2,7 +2,7 @@
 
 Trains the flagship and copies of it that lack one thing each, with the same seeds, on two thirds of the training
 images, and evaluates them on the last third, a third in turn for each seed (never on the test images). Prints a table
-with the paired differences. Runs that are there already are kept, so an interrupted call goes on where it stopped.
+with the paired differences. Existing runs are kept, so an interrupted call resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How networks do on corrupted test images, which nobody tuned on: `make corruptions`.
+"""Accuracy on corrupted test images, which were not used for tuning: `make corruptions`.
 
 Takes the runs of `make results`, trains what is missing of them, and prints the accuracy on the test images as they
 are and on four corrupted copies of them, as Markdown. The kinds are those of MNIST-C (Mu and Gilmer,
@@ -69,7 +69,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def corrupted(examples: Examples, kind: Callable[[Tensor], Tensor]) -> Examples:
-    """The examples with their images changed: worked out on 0 to 1, cut off there, rounded to 256 levels."""
+    """The examples with their images changed: computed on 0 to 1, clipped, and rounded to 256 levels."""
     changed = kind(examples.images.float() / 255).clamp(0, 1)
     return Examples((255 * changed).round().to(torch.uint8), examples.labels)
 

@@ -1,6 +1,6 @@
 """Makes the runs behind docs/results.md, prints its tables and updates the measured results: `make results`.
 
-Runs that are there already are kept, so an interrupted call goes on where it stopped. `--sets` chooses the runs:
+Existing runs are kept, so an interrupted call resumes where it stopped. `--sets` chooses the runs:
 `reference` (the reference trials), `float32`, `sprint` (one run at a time with two threads, because its seconds
 count), `bf16` (the flagship with bfloat16 products) and `eager` (the flagship trained by PyTorch, which takes several
 times as long and is left out unless named). With `--seeds` or `--epochs`, the measured results beside the built-in

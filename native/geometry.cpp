@@ -9,7 +9,7 @@ namespace {
 
 using TapLists = std::map<std::vector<std::pair<int, int>>, int>;
 
-// Adds a place to a gather, joined to the places before it where it goes on from them.
+// Adds a place to a gather, merged with the preceding places if it continues them.
 void add_place(Gather& gather, TapLists& known, int output, int base, std::vector<Tap> taps, bool new_row) {
     std::vector<std::pair<int, int>> key;
     for (Tap& tap : taps) {

@@ -1,4 +1,4 @@
-// What the kernels are told to do, worked out once for a network: no instruction level in it.
+// Instructions for the kernels, computed once per network and independent of the instruction level.
 //
 // Values lie in blocks of 16 images: [block][channel][row][column][16]. A "pixel" below is such a
 // vector of 16 floats; offsets count pixels unless a name says floats.

@@ -202,7 +202,7 @@ private:
         require_output(op, expected);
     }
 
-    // A ReLU's gradient that a convolution leaves to the BatchNorm after it is done once, and by nobody else.
+    // A ReLU's gradient that a convolution leaves to the BatchNorm after it is done exactly once.
     void check_input_relu() {
         std::vector<int> readers(network_.shapes.size(), 0);
         readers[network_.output] = 1;

@@ -7,8 +7,8 @@ namespace smidgen {
 namespace {
 
 // How long a thread looks again and again before it sleeps. Waking up takes about as long as a small
-// layer, and a step has a dozen barriers; but longer would take the core from whoever else could use
-// it.
+// layer, and a step has a dozen barriers; but waiting longer would block a core that other processes
+// could use.
 constexpr auto PATIENCE = std::chrono::microseconds(100);
 
 inline void relax() {

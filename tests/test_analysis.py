@@ -32,7 +32,7 @@ class TestAnalysis:
         ],
     )
     def test_fit_at_its_boundaries(self, train: float, held_out: float, dropout: float, words: str) -> None:
-        """The target is 99 %, so undistorted training below 98.7 % underfits; a gap above 0.3 points overfits;
+        """The target is 99 %, so unaugmented training below 98.7 % underfits; a gap above 0.3 points overfits;
         with dropout, below 98 % on the held-out images is far below."""
         sentence = fit_sentence(train, held_out, replace(self.trial, dropout=dropout), "test")
         assert words in sentence

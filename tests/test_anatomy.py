@@ -22,17 +22,17 @@ from smidgen.nets.build import build_network
 from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
 
-SEED_TABLE = (Path(__file__).parent / "golden" / "seed-table.txt").read_text()
+REFERENCE_TABLE = (Path(__file__).parent / "golden" / "reference-table.txt").read_text()
 
 
 def seed_rows() -> list[tuple[str, tuple[int, ...], int]]:
     """Type, output shape and parameters of each row of the reference notebooks' layer table."""
-    rows = re.findall(r"(\w+)-\d+\s+\[-1, (\d+), (\d+), (\d+)\]\s+([\d,]+)", SEED_TABLE)
+    rows = re.findall(r"(\w+)-\d+\s+\[-1, (\d+), (\d+), (\d+)\]\s+([\d,]+)", REFERENCE_TABLE)
     return [(kind, (int(c), int(h), int(w)), int(n.replace(",", ""))) for kind, c, h, w, n in rows]
 
 
 @pytest.mark.parametrize("name", ["mnist-2-regularized", "mnist-3-augmented"])
-def test_the_seeds_table_layer_by_layer(name: str) -> None:
+def test_the_reference_notebooks_table_layer_by_layer(name: str) -> None:
     rows = seed_rows()
     assert len(rows) == 25
     anatomy = inspect(name).anatomy

@@ -44,8 +44,8 @@ def test_it_is_a_pure_function_of_images_and_stream(images: Tensor, interpolatio
 
 def test_each_image_has_parameters_of_its_own(images: Tensor) -> None:
     same = images[:1].expand(32, -1, -1, -1)
-    distorted = augment(same, FULL, stream)
-    assert len({tuple(image.flatten().tolist()) for image in distorted}) == 32
+    augmented = augment(same, FULL, stream)
+    assert len({tuple(image.flatten().tolist()) for image in augmented}) == 32
 
 
 def matrices(settings: Augmentation, draws: list[float], height: int = 28, width: int = 28) -> npt.NDArray[np.float32]:

@@ -183,7 +183,7 @@ def test_cmyk_and_exif_rotation(tmp_path: Path) -> None:
     assert np.array_equal(decode(content, "z", (1, 24, 8))[0], np.rot90(values, -1))
 
 
-def test_strange_names_come_through_to_the_end(tmp_path: Path) -> None:
+def test_unusual_names_survive_to_the_end(tmp_path: Path) -> None:
     root = write_images(tmp_path / "d", 12, classes=CLASSES)
     (root / CLASSES[0] / "a b\nç.png").write_bytes((root / CLASSES[0] / "c001.png").read_bytes())
     data = load_dataset(root)
@@ -400,7 +400,7 @@ def test_twenty_thousand_files_with_one_broken(tmp_path: Path) -> None:
     assert torch.equal(data.train.labels, (data.train.images[:, 0, 0, 0] >= 125).long())
 
 
-def test_a_picture_to_be_classified_goes_the_same_way(folder: Path) -> None:
+def test_a_picture_to_classify_is_preprocessed_alike(folder: Path) -> None:
     path = folder / "a" / "a003.png"
     assert np.array_equal(read_picture(path, (3, 12, 12)), decode(path.read_bytes(), "x", (3, 12, 12)))
     animated(folder / "moving.gif", "GIF")

@@ -43,7 +43,7 @@ def test_run_trains_and_says_so(smidgen: Command, trial_json: Path, tmp_path: Pa
     assert done.err == ""
 
 
-def test_run_json_is_one_object_and_the_rest_goes_to_standard_error(
+def test_run_json_is_one_object_and_everything_else_is_on_standard_error(
     smidgen: Command, trial_json: Path, tmp_path: Path, small_run: Run
 ) -> None:
     done = smidgen("run", trial_json, "--seed", "3", "--threads", "1", "--out", tmp_path / "r", "--json")
@@ -191,7 +191,7 @@ def test_an_interruption_keeps_what_is_finished(
         }
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_reader_that_closes_the_stream_is_not_an_error() -> None:
     read, write = os.pipe()
     process = start_smidgen("trials", stdout=write)
     os.close(write)
@@ -200,7 +200,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert errors == ""
 
 
-def test_a_training_goes_on_when_its_reader_goes_away(trial_json: Path, tmp_path: Path) -> None:
+def test_training_continues_when_its_reader_closes_the_stream(trial_json: Path, tmp_path: Path) -> None:
     read, write = os.pipe()
     process = start_smidgen("run", trial_json, "--out", tmp_path / "r", "--threads", "1", stdout=write)
     os.close(write)

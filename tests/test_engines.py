@@ -76,7 +76,7 @@ def test_the_check_itself_sees_each_kind() -> None:
 
 
 @pytest.mark.parametrize("folder", ["src/smidgen", "benchmarks"])
-def test_outside_engines_nobody_knows_the_native_engine(folder: str) -> None:
+def test_only_engines_refers_to_the_native_engine(folder: str) -> None:
     top = ROOT if folder.startswith("src") else ROOT.parents[1] / folder
     for path in top.rglob("*.py"):
         if (ROOT / "engines") not in path.parents:
@@ -175,7 +175,7 @@ def test_an_optimizer_that_sees_matrices(
     assert names == {name for name, _ in training.network.named_parameters()}
 
 
-def test_a_checkpoint_of_an_optimizer_with_another_state_goes_on(
+def test_a_checkpoint_of_an_optimizer_with_other_state_resumes(
     small_trial: Trial, data: Dataset, seen_shapes: list[torch.Size], tmp_path: Path
 ) -> None:
     trial = replace(small_trial, optimizer=Rotated(lr=0.02), epochs=2)
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_an_optimizer_with_another_state_goes_on(
         assert torch.equal(a, b), name
 
 
-def test_an_optimizer_that_nobody_knows_is_refused(small_trial: Trial, tmp_path: Path) -> None:
+def test_an_unknown_optimizer_is_refused(small_trial: Trial, tmp_path: Path) -> None:
     trial = replace(small_trial, optimizer=Rotated(lr=0.02))
     with pytest.raises(SmidgenError, match=r"^no engine has the optimizer Rotated$"):
         run(trial, out=tmp_path / "r", progress=Silent())

@@ -51,7 +51,7 @@ def runs(flagship_run: Run, reference_run: Run) -> dict[str, Run]:
 
 @pytest.mark.parametrize("trial", TRIALS)
 @pytest.mark.parametrize("way", WAYS)
-def test_every_test_image_comes_out_the_same(
+def test_every_test_image_matches(
     runs: dict[str, Run], trial: str, way: dict[str, str], tmp_path: Path, smidgen: Command, mnist: Dataset
 ) -> None:
     options = [word for name, value in way.items() for word in (f"--{name}", value)]
@@ -185,7 +185,7 @@ def test_an_onnx_file_takes_uint8_images_in_any_number(runs: dict[str, Run], mni
         np.testing.assert_allclose(scores, chosen.network(normalized).numpy(), atol=1e-4)
 
 
-def test_a_run_judged_on_validation_is_checked_on_the_test_images(small_trial: Trial, tmp_path: Path) -> None:
+def test_a_run_evaluated_on_validation_is_checked_on_the_test_images(small_trial: Trial, tmp_path: Path) -> None:
     from smidgen.settings import with_settings
 
     tuned = run(
@@ -237,7 +237,7 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     )
 
 
-def test_a_name_from_a_trial_that_is_no_identifier(small_run: Run) -> None:
+def test_a_name_from_a_trial_that_is_not_an_identifier(small_run: Run) -> None:
     from smidgen.exports.c.names import prefix
 
     assert prefix(None, "mnist-4-strict") == "mnist_4_strict"

@@ -23,7 +23,9 @@ images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("values", [images, np.array([3, 0, 9], dtype=np.uint8)])
-def test_values_come_back_with_the_hash_of_the_unpacked_file(tmp_path: Path, values: np.ndarray, zipped: bool) -> None:
+def test_values_are_read_back_with_the_hash_of_the_unpacked_file(
+    tmp_path: Path, values: np.ndarray, zipped: bool
+) -> None:
     content = idx_bytes(values)
     path = tmp_path / ("x.gz" if zipped else "x")
     path.write_bytes(gzip.compress(content) if zipped else content)
@@ -77,7 +79,7 @@ def test_damaged_compression_is_named(tmp_path: Path) -> None:
             read_idx(path, dimensions=3)
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_idx(tmp_path / "nothing", dimensions=3)
     with pytest.raises(DataError, match="cannot be read"):

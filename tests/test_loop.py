@@ -121,7 +121,7 @@ def test_each_image_is_drawn_once_an_epoch(small_trial: Trial, data: Dataset, lo
     assert watch.steps[9] == (1, 600)
 
 
-def test_each_step_is_distorted_by_a_stream_of_its_own(
+def test_each_step_is_augmented_by_its_own_stream(
     small_trial: Trial, data: Dataset, loaders: list[WatchedLoader]
 ) -> None:
     trained(small_trial, data, seed=6)
@@ -164,7 +164,7 @@ def test_a_step_is_what_plain_pytorch_does(small_trial: Trial, data: Dataset) ->
         assert torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3), name
 
 
-def test_it_learns(small_trial: Trial, data: Dataset) -> None:
+def test_accuracy_improves(small_trial: Trial, data: Dataset) -> None:
     _, history = trained(replace(small_trial, epochs=12), data)
     assert history[-1].train_loss < 0.6 * history[0].train_loss
     assert history[-1].test_accuracy > 60
@@ -176,7 +176,7 @@ def test_the_learning_rate_follows_the_schedule(small_trial: Trial, data: Datase
     assert [r.learning_rate for r in history] == pytest.approx([0.5, 0.05])
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_step(small_trial: Trial, data: Dataset) -> None:
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(small_trial: Trial, data: Dataset) -> None:
     with pytest.raises(TrainingError, match=r"epoch 1, step \d+ of 12.*lower optimizer.lr"):
         trained(replace(small_trial, optimizer=SGD(lr=1000, momentum=0.99)), data)
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dat
         checkpoint.restore(fresh, tmp_path / "nothing", ORIGIN, small_trial, 600)
 
 
-def test_a_state_that_is_not_finite_is_no_checkpoint(small_trial: Trial, data: Dataset) -> None:
+def test_a_state_that_is_not_finite_is_not_saved(small_trial: Trial, data: Dataset) -> None:
     training, _ = trained(replace(small_trial, epochs=1), data)
     with torch.no_grad():
         next(iter(training.network.parameters()))[0, 0, 0, 0] = float("inf")

@@ -403,7 +403,7 @@ def test_misuse_raises_and_names_the_input() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_value_that_is_no_number_is_named(bad: float) -> None:
+def test_a_value_that_is_not_finite_is_named(bad: float) -> None:
     images, labels = batch(40)
     native = NativeNetwork(network_of(strict()), 2)
     broken = images.clone()
@@ -578,7 +578,7 @@ STRENGTHS = [
 
 @pytest.mark.parametrize("name", LEVELS)
 @pytest.mark.parametrize("settings", STRENGTHS, ids=["none", "affine", "elastic", "wild", "flip", "all"])
-def test_loader_distorts_as_augment_does(
+def test_the_loader_augments_as_augment_does(
     settings: Augmentation, name: str, mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMIDGEN_ISA", name)

@@ -550,7 +550,7 @@ def test_an_edit_between_import_and_first_use_is_noticed(
         from_module(module.Plain)
 
 
-def test_names_that_a_module_changes_itself_are_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_a_module_changes_itself_are_not_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "busy.py"
     head = NETS[: NETS.index("class Tied")]
     path.write_text(

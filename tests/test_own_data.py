@@ -261,7 +261,7 @@ def test_a_test_class_that_never_occurs_in_training_is_named(tmp_path: Path, kin
     assert load_dataset(tmp_path / "d.npz", validation=3).survey.notes == notes
 
 
-def test_names_in_an_npz_file_that_are_no_text_are_damage(tmp_path: Path) -> None:
+def test_names_in_an_npz_file_that_are_not_text_are_damage(tmp_path: Path) -> None:
     content = npz(images=GOOD, labels=np.arange(4) % 2, é=GOOD)
     broken = content.replace("é".encode(), b"\xc3\x29")
     assert broken != content

@@ -92,7 +92,7 @@ def forget() -> None:
     os.environ.pop(code.VARIABLE, None)
 
 
-def test_the_json_of_networks_of_blocks_is_as_it_was(small_trial: Trial) -> None:
+def test_the_json_of_networks_of_blocks_is_unchanged(small_trial: Trial) -> None:
     data = small_trial.to_json()
     assert isinstance(data["network"], dict)
     assert set(data["network"]) == {"blocks", "order"}

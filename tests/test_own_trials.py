@@ -73,7 +73,7 @@ def test_a_file_that_is_there_is_not_overwritten(file: Path, folder: Path, smidg
     assert smidgen("inspect", done["trial"], "--json").json["parameters"] == done["parameters"]
 
 
-def test_data_without_test_images_give_a_trial_that_is_judged_on_validation(tmp_path: Path) -> None:
+def test_data_without_test_images_give_a_trial_evaluated_on_validation(tmp_path: Path) -> None:
     for split, first in (("train", 0), ("val", 50)):
         write_images(tmp_path / "d" / split, 8, first=first)
     new_trial(tmp_path / "t.py", data=tmp_path / "d", max_parameters=800, epochs=1)
@@ -83,7 +83,7 @@ def test_data_without_test_images_give_a_trial_that_is_judged_on_validation(tmp_
 
 
 @native_only
-def test_both_engines_learn_colour_alike(file: Path, colour_run: Run, tmp_path: Path) -> None:
+def test_both_engines_train_alike_on_colour(file: Path, colour_run: Run, tmp_path: Path) -> None:
     assert colour_run.result.engine == "native"
     settings = ["augmentation.flip=0.5", "augmentation.translation=0", "augmentation.scale=0"]
     eager = run(

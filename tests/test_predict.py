@@ -65,7 +65,7 @@ def padded(image: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> Im
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_comes_to_the_form_of_mnist(mnist: Dataset, tmp_path: Path, form: str) -> None:
+def test_every_form_is_brought_to_that_of_mnist(mnist: Dataset, tmp_path: Path, form: str) -> None:
     """Against the original MNIST image, which is 20 × 20 in a box, centred by mass."""
     alike = []
     for index in range(20):
@@ -160,7 +160,7 @@ def test_a_hostile_image_is_one_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         read_image(tmp_path / "nothing.png")
     with pytest.raises(ImageError, match="cannot be read: it is a folder"):

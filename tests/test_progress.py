@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_live_bar(small_trial: Trial, tmp_path: Path, monkeypa
     assert text.count("epoch 1/2  train loss") == 1
 
 
-def test_the_bar_goes_away_when_training_fails(
+def test_the_bar_is_removed_when_training_fails(
     small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")

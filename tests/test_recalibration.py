@@ -27,7 +27,7 @@ from smidgen.trial import Augmentation, Conv, Linear, Network, Trial
 ENGINES = ["auto", "eager"]
 
 
-def distorted(trial: Trial) -> Trial:
+def augmented(trial: Trial) -> Trial:
     return replace(trial, epochs=2, recalibration=0.3, augmentation=Augmentation(rotation=10, translation=0.1))
 
 
@@ -89,8 +89,8 @@ def test_statistics_are_the_means_over_the_batches(engine: EngineName, images: T
 def test_last_images_of_the_last_epoch_only_measure(
     engine: EngineName, averaging: float, small_trial: Trial, small_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each image is drawn once an epoch, learnt from or measured by; what is measured is undistorted."""
-    trial = replace(distorted(small_trial), averaging=averaging)
+    """Each image is drawn once an epoch, learnt from or measured by; what is measured is unaugmented."""
+    trial = replace(augmented(small_trial), averaging=averaging)
     drawn: list[tuple[int, bool, list[int]]] = []
 
     runner = choose(engine, "cpu", 1)
@@ -116,14 +116,14 @@ def test_last_images_of_the_last_epoch_only_measure(
     count, steps = len(small_data.train), loop.steps_per_epoch(trial, small_data)
     for epoch in (1, 2):
         assert sorted(i for e, _, picks in drawn if e == epoch for i in picks) == list(range(count))
-    assert [distorted for _, distorted, _ in drawn[:steps]] == [True] * steps
+    assert [augmented for _, augmented, _ in drawn[:steps]] == [True] * steps
     measuring = loop.recalibration_steps(trial, steps)
     assert 0 < measuring < steps
-    assert [distorted for _, distorted, _ in drawn[steps:]] == [True] * (steps - measuring) + [False] * measuring
+    assert [augmented for _, augmented, _ in drawn[steps:]] == [True] * (steps - measuring) + [False] * measuring
     for name, tensor in training.judged.state_dict().items():
         if "running" in name:
             assert not torch.equal(tensor, statistics[name])
-    picks = torch.tensor([i for _, distorted, picks in drawn[steps:] if not distorted for i in picks])
+    picks = torch.tensor([i for _, augmented, picks in drawn[steps:] if not augmented for i in picks])
     expected = copy.deepcopy(training.judged)
     parts = picks.split(trial.batch_size)
     plain = make(runner, small_data.train, Augmentation(), 0, small_data.mean, small_data.std)
@@ -132,7 +132,7 @@ def test_last_images_of_the_last_epoch_only_measure(
         assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
-def test_without_it_every_step_learns(small_trial: Trial) -> None:
+def test_without_it_every_step_updates_the_weights(small_trial: Trial) -> None:
     assert loop.recalibration_steps(small_trial, 10) == 0
     assert loop.recalibration_steps(replace(small_trial, recalibration=0.05), 10) == 1
     assert loop.recalibration_steps(replace(small_trial, recalibration=0.99), 10) == 9
@@ -152,7 +152,7 @@ def test_going_on_from_a_checkpoint_in_the_last_epoch(
     steps: int, small_trial: Trial, small_data: Dataset, tmp_path: Path
 ) -> None:
     """In the middle of the learning, and after its last step, before anything is measured."""
-    trial, engine = distorted(small_trial), choose(threads=1)
+    trial, engine = augmented(small_trial), choose(threads=1)
     each = loop.steps_per_epoch(trial, small_data)
     assert each < steps <= 2 * each - loop.recalibration_steps(trial, each)
     whole = loop.start(trial, loop.new_network(trial, small_data, 5), engine)

@@ -20,12 +20,12 @@ from smidgen.anatomy.layers import examine
 from smidgen.anatomy.receptive import Field, NetworkTracer
 from smidgen.inspection import inspect
 
-SEED_TABLE = (Path(__file__).parent / "golden" / "seed-receptive-fields.md").read_text()
+REFERENCE_TABLE = (Path(__file__).parent / "golden" / "reference-receptive-fields.md").read_text()
 
 
-def test_the_seeds_receptive_field_table() -> None:
+def test_the_reference_notebooks_receptive_field_table() -> None:
     """Layer, input size, output size and receptive field of each of its ten rows."""
-    rows = re.findall(r"\| (Conv2D|Max Pool|GAP|FC)\S* \| (\S+) \| (\S+) \| (\S+) \|", SEED_TABLE)
+    rows = re.findall(r"\| (Conv2D|Max Pool|GAP|FC)\S* \| (\S+) \| (\S+) \| (\S+) \|", REFERENCE_TABLE)
     assert len(rows) == 10
     layers = [x for x in inspect("mnist-3-augmented").anatomy.layers if x.type in ("Conv2d", "MaxPool2d", "AvgPool2d")]
     found = [

@@ -40,7 +40,7 @@ def runs(small_trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         run(small_trial, seed=seed, out=root / f"a{seed}", options=RunOptions(threads=1), progress=Silent())
     other = replace(
-        small_trial, name="longer", note="three epochs, distorted", epochs=3, augmentation=Augmentation(rotation=10)
+        small_trial, name="longer", note="three epochs, augmented", epochs=3, augmentation=Augmentation(rotation=10)
     )
     run(other, seed=0, out=root / "b0", options=RunOptions(threads=1), progress=Silent())
     return root
@@ -309,7 +309,7 @@ def test_a_run_without_a_convolution_has_no_filters() -> None:
     assert pictures.filters(torch.nn.Linear(2, 2)) is None
 
 
-def test_a_goal_judged_on_validation_is_open(small_trial: Trial, tmp_path: Path) -> None:
+def test_a_goal_evaluated_on_validation_is_open(small_trial: Trial, tmp_path: Path) -> None:
     run(small_trial, settings=["data.evaluate=validation"], out=tmp_path / "r", progress=Silent())
     document = write(collect([tmp_path / "r"]))
     assert "goal open, evaluated on the validation split" in document.verdict

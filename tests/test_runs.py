@@ -208,7 +208,7 @@ def test_a_damaged_run_is_one_line(small_run: Run, tmp_path: Path, name: str, da
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_paths_that_are_not_runs_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run directory"):
         load_run(tmp_path / "nothing")
     with pytest.raises(RunError, match="not a run directory"):

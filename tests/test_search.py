@@ -264,7 +264,7 @@ def test_one_worker_two_workers_and_none_find_the_same(whole: Search, small_tria
 
 
 @pytest.mark.parametrize("after", [0, 2, 4, 7, 12])
-def test_an_interrupted_search_goes_on(whole: Search, small_trial: Trial, tmp_path: Path, after: int) -> None:
+def test_an_interrupted_search_resumes(whole: Search, small_trial: Trial, tmp_path: Path, after: int) -> None:
     """In the first batch, between the rounds, in the second batch, with the finalists."""
     with pytest.raises(SearchInterruptedError, match="of 6 candidates"):
         small_search(small_trial, tmp_path, workers=Here(most=after))
@@ -350,7 +350,7 @@ def test_seeds_take_turns_on_the_folds(small_trial: Trial, tmp_path: Path) -> No
         small_search(small_trial, tmp_path / "many", folds=7)
 
 
-def test_a_candidate_that_diverges_is_noted_and_the_rest_goes_on(small_trial: Trial, tmp_path: Path) -> None:
+def test_a_candidate_that_diverges_is_noted_and_the_rest_continues(small_trial: Trial, tmp_path: Path) -> None:
     diverged = Outcome(Job(small_trial, 0, None, ""), "training diverged", recipe=True)  # type: ignore[arg-type]
     found = small_search(small_trial, tmp_path, workers=Here(fails={2: diverged, 5: diverged}))
     errors = [c.error for c in found.candidates]
@@ -376,7 +376,7 @@ def test_a_finalist_that_once_diverges_comes_after_those_that_do_not(
         assert (found.best.candidate.number == first) == (lost != whole.best.candidate.trial.name)
 
 
-def test_a_full_disk_is_not_held_against_a_candidate(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_count_against_a_candidate(whole: Search, small_trial: Trial, tmp_path: Path) -> None:
     full = Outcome(Job(small_trial, 0, None, ""), "x cannot be written: No space left on device")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"No space left on device"):
         small_search(small_trial, tmp_path, workers=Here(fails={2: full}))

@@ -239,7 +239,7 @@ def test_sets_that_do_not_fit_are_refused(whole: Sweep, small_trial: Trial, tmp_
         compare([*whole.trials[0].runs, *whole.trials[1].runs], whole.trials[0].runs)
 
 
-def test_an_interrupted_sweep_leaves_what_is_finished_and_goes_on(trials: list[Trial], tmp_path: Path) -> None:
+def test_an_interrupted_sweep_keeps_finished_runs_and_resumes(trials: list[Trial], tmp_path: Path) -> None:
     trial = tmp_path / "small.json"
     trial.write_text(json.dumps(trials[0].to_json()))
     arguments = ["sweep", str(trial), "--seeds", "0-5", "--workers", "2", "--out", str(tmp_path / "s")]
@@ -262,7 +262,7 @@ def test_an_interrupted_sweep_leaves_what_is_finished_and_goes_on(trials: list[T
     assert "6/6" in printed
 
 
-def test_ctrl_c_in_a_notebook_names_how_far_it_came(trials: list[Trial], tmp_path: Path) -> None:
+def test_ctrl_c_in_a_notebook_reports_the_progress(trials: list[Trial], tmp_path: Path) -> None:
     def interrupt(text: str) -> None:
         if "1 of 6 runs done" in text:
             raise KeyboardInterrupt

@@ -50,7 +50,7 @@ class TestLineage:
         assert with_settings(second, ["epochs=4"]).base == "mnist-1-skeleton"
         assert Trial.from_json(json.loads(json.dumps(third.to_json()))).lineage == third.lineage
 
-    def test_it_is_no_part_of_the_recipe(self) -> None:
+    def test_it_is_not_part_of_the_recipe(self) -> None:
         trial = replace(skeleton(), name="other")
         data = trial.to_json()
         del data["lineage"]  # as files of older versions

@@ -130,7 +130,7 @@ class _Group:
         self.add("--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help=help)
 
     def execution(self, threads: str) -> None:
-        """How a run is executed, as `RunOptions` holds it."""
+        """The options of `RunOptions`."""
         self.add(
             "--engine", choices=["auto", "native", "eager"], default="auto",
             help="native: C++ kernels on the CPU; eager: PyTorch; auto (default): native if it can run the trial",
@@ -147,12 +147,12 @@ class _Group:
         )  # fmt: skip
 
     def workers(self) -> None:
-        """Who does many runs."""
+        """Worker processes or a cluster."""
         self.add("--workers", type=int, metavar="N", help="worker processes; default: usable cores / --threads")
         self.add("--cluster", metavar="ADDRESS", help="use a Ray cluster: local, auto, or ray://HOST:PORT")
 
     def out(self, what: str, default: str | None = None) -> None:
-        """Where files go."""
+        """The output directory."""
         self.add("--out", metavar="DIR", default=default, help=f"{what}; default {default}" if default else what)
 
 
@@ -307,7 +307,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 class _Results:
-    """Where results go: standard output."""
+    """The stream for results: standard output."""
 
     _stream: ClassVar[TextIO | None] = None
 
@@ -319,11 +319,11 @@ class _Results:
     @classmethod
     @contextlib.contextmanager
     def alone(cls) -> Iterator[None]:
-        """For its duration, whatever else is printed, as by a user's own code, goes to standard error."""
+        """Meanwhile, redirect all other output, such as that of a user's code, to standard error."""
         stdout, stderr = sys.stdout, sys.stderr
         try:
             kept: int | None = os.dup(stdout.fileno())
-            os.dup2(stderr.fileno(), stdout.fileno())  # for what does not print by way of sys.stdout
+            os.dup2(stderr.fileno(), stdout.fileno())  # for output that bypasses sys.stdout
         except (OSError, ValueError):  # no files, as in tests
             kept = None
         cls._stream = stdout if kept is None else os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
@@ -343,7 +343,7 @@ class _Results:
 
     @classmethod
     def discard(cls) -> None:
-        """Let what is still buffered go nowhere, since nobody reads it or it cannot be written."""
+        """Discard buffered output, which has no reader or cannot be written."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), cls.stream().fileno())
 
 

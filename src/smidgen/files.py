@@ -90,7 +90,7 @@ def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) ->
     Args:
         path: of the file.
         content: all of it.
-        previous: where the old content goes; None drops it. At every moment one of the two is whole.
+        previous: where the old content is kept; None drops it. At every moment one of the two is complete.
 
     Raises:
         RunError: it cannot be written; what was there before is still there.
@@ -172,7 +172,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a process that was killed while writing has left. Nobody may be writing there."""
+    """Remove leftovers of a process that was killed while writing. No process may be writing there."""
     for path in directory.glob(f".*{TEMPORARY}"):
         if _TEMPORARY_NAME.fullmatch(path.name):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""From an image file, of any size and either polarity, to the form of the images trained on.
+"""Preprocessing of drawings of any size and either polarity into MNIST's form.
 
 MNIST's own form (from its page): the digit scaled to fit a box of 20 × 20 pixels with its
 proportions kept, then placed so that its centre of mass is the centre of 28 × 28 pixels; light
@@ -31,7 +31,7 @@ def read_image(path: Path, height: int = 28, width: int = 28) -> npt.NDArray[np.
     """Read a PNG or JPEG file and bring it to MNIST's form.
 
     The size is read from the header and checked before anything is decoded. Whether ink is dark
-    or light is told by the image's border, which is taken for paper.
+    or light is told by the image's border, which is assumed to be paper.
 
     Args:
         path: the file.
@@ -83,7 +83,7 @@ def _on_paper(image: Image.Image) -> Image.Image:
 
 
 def _ink(image: Image.Image, path: Path) -> _Floats:
-    """How much ink each pixel has, 0 to 1, whichever of ink and paper is the darker."""
+    """Ink of each pixel, 0 to 1, whether ink is darker or lighter than the paper."""
     grey = np.asarray(image, dtype=np.float32)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper = np.float32(np.median(border))

@@ -1,4 +1,4 @@
-"""`smidgen inspect`: the anatomy of whatever network a user names, held against its budget."""
+"""`smidgen inspect`: the anatomy of any network, compared with its budget."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Inspection:
 
     @property
     def budgets(self) -> dict[str, tuple[int, int]]:
-        """What there is a budget of: how much is used, and how much is allowed."""
+        """Used and allowed amount of each budget."""
         budgets = {}
         most = self.max_parameters or (self.trial.goal.parameters if self.trial else None)
         if most is not None:
@@ -100,7 +100,7 @@ def inspect(
             name, `FILE.py:NAME`, a `trial.json`. Classes and functions are called with `input_shape` and `classes`
             (10), as far as they take them.
         input_shape: channels, height, width; None takes the trial's data's, or MNIST's for a module.
-        max_parameters: a budget to hold it against; None takes the trial's.
+        max_parameters: a budget; None takes the trial's.
 
     Raises:
         SmidgenError: nothing of that name, or the network does not take such an input.

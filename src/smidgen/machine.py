@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class _Process:
-    """What threads of this process share.
+    """State shared by the threads of this process.
 
     Attributes:
         lock: held by the thread that works with PyTorch's global state.
@@ -44,7 +44,7 @@ class _Process:
         self.has_threads = self.forked = False
 
     def after_fork(self) -> None:
-        """In the child, which has none of the parent's threads."""
+        """Called in a forked child, which has none of the parent's threads."""
         self.forked, self.lock = self.forked or self.has_threads, threading.RLock()
 
 

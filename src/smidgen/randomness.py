@@ -20,7 +20,7 @@ _WORD = 2**64 - 1
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; each purpose has a stream of its own."""
+    """The purpose of random numbers; each has its own stream."""
 
     ORDER = 1
     AUGMENTATION = 2

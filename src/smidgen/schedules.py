@@ -13,7 +13,7 @@ class Constant(Settings):
     """The learning rate stays as it is."""
 
     def fraction(self, step: int, steps_per_epoch: int, epochs: int) -> float:  # noqa: ARG002 - it is always 1
-        """What the optimizer's learning rate is multiplied by in a step.
+        """The factor of the optimizer's learning rate in a step.
 
         Args:
             step: counted from 0 over the whole training.

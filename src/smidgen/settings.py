@@ -43,7 +43,7 @@ def setting(
 
     For a tuple the limits hold for each item. A field that came `later` than the values whose digests
     are on disk counts in a digest only where it is not at its default, so that those stay valid.
-    A `record` tells where a value comes from: it is kept in JSON, and left out of digests, differences and equality.
+    A `record` states where a value comes from: it is kept in JSON, and left out of digests, differences and equality.
     """
     metadata = {
         "least": least, "most": most, "above": above, "below": below, "help": help, "later": later, "record": record
@@ -114,7 +114,7 @@ def canonical_json(data: Json) -> str:
 def with_settings(value: AnySettings, assignments: typing.Iterable[str]) -> AnySettings:
     """A copy of `value` with each `path=text` applied, in order.
 
-    `path` goes through the tree by names and, in tuples, by index: `network.blocks.0.channels=12`.
+    `path` addresses a setting by names and, in tuples, by index: `network.blocks.0.channels=12`.
     The text is read as the setting's type: a number, a word, `true`/`false`, `none`, or JSON.
     A part that comes in kinds (optimizer, schedule) changes kind by its name: `optimizer=adamw`;
     settings that both kinds have keep their values.
@@ -139,7 +139,7 @@ def with_settings(value: AnySettings, assignments: typing.Iterable[str]) -> AnyS
 
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, Json, Json]]:
-    """Where two values differ: `(path, old, new)`, a whole part at once where its kind differs."""
+    """Differences of two values: `(path, old, new)`, with parts of different kinds as a whole."""
     return _differences(_without_records(old), _without_records(new), "")
 
 

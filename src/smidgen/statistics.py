@@ -112,7 +112,7 @@ def _bootstrap(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True)
 class SeedComponent:
-    """How far a mean difference of accuracies varies with the seeds of one independent sample of runs.
+    """Variance of a mean difference of accuracies due to the seeds of one independent sample of runs.
 
     The sample is the runs of one side, or the pairs of runs with the same seed. Variances are those
     of the mean over the sample's runs, points²; arrays in a simulation of many comparisons.
@@ -128,7 +128,7 @@ class SeedComponent:
     residual: Floats
 
     def with_runs(self, runs: int) -> SeedComponent:
-        """What to expect of a sample of another size."""
+        """The expected variance for a sample of another size."""
         shrinks = self.runs / runs
         # By chance the estimate can lie below the part of it that is known well.
         return SeedComponent(runs, np.maximum(self.variance, self.residual) * shrinks, self.residual * shrinks)
@@ -136,7 +136,7 @@ class SeedComponent:
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """What a mean difference of accuracies owes to chance: seeds and images, crossed.
+    """Variance of a mean difference of accuracies due to seeds and images, crossed.
 
     The variance is the sum of independent parts: one for each sample of runs, and the images' own.
     The interval takes each part with the t quantile of its own degrees of freedom:
@@ -222,7 +222,7 @@ class Comparison:
 
     Attributes:
         difference: mean accuracy of the first set minus that of the second, points.
-        interval: 95 %; None where a side has a single run, as nothing then tells how much seeds differ.
+        interval: 95 %; None if a side has a single run, since the variance between seeds is then unknown.
         p: two-sided; below 0.05 exactly where the interval leaves out 0. Where a side has a single
             run, it is about other images only, with these networks (McNemar's exact test for one run
             against one).

@@ -51,7 +51,7 @@ class TensorFileError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file of tensors says of itself.
+    """The header of a file of tensors.
 
     Attributes:
         about: the description.
@@ -109,10 +109,10 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def read_header(path: Path, *, follow: bool = True) -> Header:
-    """What a file says of itself; takes memory for the header only.
+    """Read the header of a file; allocates memory for the header only.
 
     Raises:
-        OSError: it is no regular file, too large or cannot be read.
+        OSError: it is not a regular file, is too large or cannot be read.
         TensorFileError: it is not a file of tensors that smidgen wrote.
     """
     with open_to_read(path, follow=follow) as file:
@@ -125,10 +125,10 @@ def read_header(path: Path, *, follow: bool = True) -> Header:
 
 
 def read_tensors(path: Path, header: Header, *, follow: bool = True) -> dict[str, Tensor]:
-    """All tensors of a file whose header was read and agreed to.
+    """All tensors of a file whose header was read and accepted.
 
     Raises:
-        OSError: it is no regular file, too large or cannot be read.
+        OSError: it is not a regular file, is too large or cannot be read.
         TensorFileError: the seal is broken, or the file is not the one whose header was read.
     """
     with open_to_read(path, follow=follow) as file:
@@ -184,7 +184,7 @@ def _side(value: object) -> int:
 
 
 def _place_of_seal(content: bytes) -> tuple[int, int]:
-    """Where the digest stands: first byte, and the one after the last."""
+    """The place of the digest: first byte, and the one after the last."""
     found = list(_SEAL.finditer(content, 8, _header_end(content)))
     if len(found) != 1:
         raise TensorFileError("its hash is missing")

@@ -22,7 +22,7 @@ MOST_CHANNELS = 4096
 
 @dataclass(frozen=True)
 class Goal(Settings):
-    """What a run must reach. Accuracy is in percent of the test images, after the last epoch."""
+    """The goal of a run. Accuracy is in percent of the test images, after the last epoch."""
 
     accuracy: float = setting(99.4, least=0, most=100, help="least test accuracy of the last epoch, percent")
     parameters: int = setting(7_999, least=1, help="most trainable parameters")
@@ -31,7 +31,7 @@ class Goal(Settings):
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """Which images to train on and which to evaluate on.
+    """The images to train on and to evaluate on.
 
     With `evaluate="validation"` the last `validation` training images are held out for evaluation,
     the rest trained on, and the test images never touched: for tuning. Another `fold` holds out the
@@ -82,7 +82,7 @@ def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0,
 
     Args:
         channels: that come in.
-        outputs: channels that come out.
+        outputs: number of output channels.
         kernel: side of the square kernel of the first, pixels.
         padding: zero pixels added on each side.
         stride: of the first, pixels.
@@ -189,7 +189,7 @@ def _short(block: Block) -> str:
 
 @dataclass(frozen=True)
 class Augmentation(Settings):
-    """Random augmentation of the training images, drawn anew for each image and epoch.
+    """Random augmentation of the training images, drawn for each image and epoch.
 
     Every strength is the half-width of a uniform distribution around "unchanged"; 0 turns it off.
     Pixels from outside the image are black (0). Images are mirrored only where `flip` asks for

@@ -91,7 +91,7 @@ def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int,
 
 
 def images_needed(accuracy: float, total: int) -> int:
-    """How many of `total` images must be right for an accuracy in percent, exactly."""
+    """Number of `total` images that must be correct for an accuracy in percent, exactly."""
     return math.ceil(Fraction(str(accuracy)) * total / 100)
 
 

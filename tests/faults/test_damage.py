@@ -184,7 +184,7 @@ def test_the_checkpoint_before_is_used_and_said(
     assert outcome(out) == expected
 
 
-def test_without_a_whole_checkpoint_nothing_goes_on(zygote: Zygote, killed: Path, tmp_path: Path) -> None:
+def test_without_an_undamaged_checkpoint_nothing_resumes(zygote: Zygote, killed: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(killed, tmp_path / "r"))
     for name in (NEWEST, PREVIOUS):
         _flip(out / name)

@@ -163,7 +163,7 @@ def test_a_hard_link_to_a_file_elsewhere_is_not_written_through(runs: Path, tmp_
         assert elsewhere.read_text() == "precious"
 
 
-def test_names_that_are_not_utf8_are_no_obstacle(runs: Path, tmp_path: Path, zygote: Zygote) -> None:
+def test_names_that_are_not_utf8_work(runs: Path, tmp_path: Path, zygote: Zygote) -> None:
     directory = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
     shutil.copytree(runs / "killed", directory)
     status, printed = zygote.call("run", "--resume", directory)
@@ -171,7 +171,7 @@ def test_names_that_are_not_utf8_are_no_obstacle(runs: Path, tmp_path: Path, zyg
 
 
 @pytest.mark.parametrize("options", [{"stdout": None}, {"stderr": None}, {"PYTHONIOENCODING": "ascii"}])
-def test_closed_or_narrow_output_is_no_obstacle(options: dict[str, str | None]) -> None:
+def test_closed_or_narrow_output_works(options: dict[str, str | None]) -> None:
     close = "".join(f" {number}>&-" for number, name in ((1, "stdout"), (2, "stderr")) if name in options)
     env = {**os.environ, **{k: v for k, v in options.items() if v}}
     done = subprocess.run(f"{sys.executable} -m smidgen trials{close}", shell=True, env=env, capture_output=True)

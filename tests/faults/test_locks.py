@@ -62,7 +62,7 @@ def test_who_holds_it_is_named(tmp_path: Path) -> None:
     Lock(tmp_path).release()
 
 
-def test_the_lock_of_a_dead_process_is_no_obstacle(
+def test_the_lock_of_a_dead_process_is_taken_over(
     zygote: Zygote, victims: dict[str, list[str]], tmp_path: Path
 ) -> None:
     out = tmp_path / "r"

@@ -1,4 +1,4 @@
-"""What a network is made of: one walk over it gives every layer's shapes, costs and receptive field."""
+"""Layer tables: shapes, costs and receptive fields of every layer, from one run of the network."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class _Walk:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """For its duration, note the calls of modules, direct calls of `forward` too."""
+        """Meanwhile, record the calls of modules, including direct calls of `forward`."""
         # In the instances' dictionaries, since scripted modules refuse other ways; some may have a forward there.
         replaced = {module: module.__dict__.get("forward") for module in self._network.modules()}
         for name, module in self._network.named_modules():

@@ -25,7 +25,7 @@ Jump = tuple[Fraction | None, Fraction | None]
 
 
 class UnknownFieldError(Exception):
-    """What a value depends on is not known."""
+    """Raised if the pixels that a value depends on are unknown."""
 
 
 def image_marks(image: Tensor) -> Tensor:

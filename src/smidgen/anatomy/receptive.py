@@ -38,7 +38,7 @@ from smidgen.graph.cost import macs_of_operator
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """What the units of a tensor see.
+    """The receptive field of a tensor's units.
 
     Attributes:
         marks: float64 [8, *positions], as described in `smidgen.anatomy.marks`; the channels of a position are
@@ -73,7 +73,7 @@ def _span(ends: Tensor) -> int:
 
 @dataclass
 class Account:
-    """What was executed in one call of a module, without the calls of its submodules.
+    """The cost of one call of a module, without its submodules.
 
     Attributes:
         macs: multiply-accumulates.
@@ -100,7 +100,7 @@ class NetworkTracer:
         image: batch [1, channels, height, width] that the network is run on.
 
     Attributes:
-        account: of the module that is running; whoever calls a module replaces it for the duration of the call.
+        account: of the running module; the caller of a module replaces it during the call.
     """
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
@@ -128,7 +128,7 @@ class NetworkTracer:
         return output
 
     def field(self, output: object) -> Field | None:
-        """What the units of a tensor see; None where that is unknown."""
+        """The receptive field of a tensor's units; None if it is unknown."""
         if not isinstance(output, Tensor) or self._left:
             return None
         with self.own_work():
@@ -172,7 +172,7 @@ class NetworkTracer:
 
     @contextlib.contextmanager
     def own_work(self) -> Iterator[None]:
-        """For its duration, what is executed is the tracer's work and not the network's."""
+        """Meanwhile, ignore executed operators: they are the tracer's own."""
         busy, self._busy = self._busy, True
         try:
             yield
@@ -339,7 +339,7 @@ def _scale(operator: Operator, given: dict[str, Any], axis: int, tensor: Tensor,
 def _checked(jump: Fraction | None, first: Tensor, dim: int) -> Fraction | None:
     """The distance of neighbouring positions.
 
-    It is the expected one where there is one position, where all see the same, and where it is no whole number.
+    It is the expected one if there is a single position, if all positions see the same, or if it is not a whole number.
     """
     if first.shape[dim] < 2:
         return jump

@@ -1,4 +1,4 @@
-"""What each of PyTorch's operators does to marks: one rule for each kind of operator.
+"""The effect of PyTorch's operators on marks: one rule per kind of operator.
 
 It is unknown what the results of an operator without a rule depend on.
 """

@@ -119,7 +119,7 @@ def _measure(
 
 
 def _native(threads: int, precision: Precision = "fp32") -> Engine | None:
-    """The native engine, where it is to be had."""
+    """The native engine, if it is available."""
     try:
         return choose("native", threads=threads, precision=precision)
     except SmidgenError:
@@ -191,7 +191,7 @@ PROFILED = 40
 
 
 def _profile(training: Training, trial: Trial, dataset: Dataset) -> Profile | None:
-    """Where a step's time goes, as far as the engine can tell."""
+    """The time of a step by layer, if the engine measures it."""
     engine, network = training.engine, training.network
     step = _engine_step(training, trial, dataset)
     for _ in range(WARM_UP):

@@ -1,4 +1,4 @@
-"""What a benchmark measured, as tables and as JSON."""
+"""Results of a benchmark, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Way:
         return statistics.median(self.rates)
 
     def ratio_to(self, other: Way) -> float:
-        """How many times as fast as another way: median of the rounds' ratios."""
+        """Speed relative to another way: median of the ratios of the rounds."""
         return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
 
 
@@ -58,7 +58,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the native engine's time goes in one network.
+    """The native engine's time by layer for one network.
 
     Attributes:
         layers: each layer's passes.
@@ -97,7 +97,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class NetworkResults:
-    """What was measured with one trial's network.
+    """Measurements of one trial's network.
 
     Attributes:
         trial: the trial's name.
@@ -117,7 +117,7 @@ class NetworkResults:
 
     @property
     def checkpoint_share(self) -> float:
-        """The share of training that goes into checkpoints: one an epoch of 60,000 images, and one in 30 seconds."""
+        """The share of training time spent on checkpoints: one per epoch of 60,000 images, and one every 30 seconds."""
         epoch = EPOCH_IMAGES / self.ways.get("native", self.ways["eager"]).rate
         return self.checkpoint_seconds * (1 / epoch + 1 / CHECKPOINT_SECONDS)
 
@@ -178,7 +178,7 @@ class NetworkResults:
 
 @dataclass(frozen=True)
 class Results:
-    """What the bench measured.
+    """All measurements of a benchmark.
 
     Attributes:
         networks: the reference network with trial 3's settings first.
@@ -203,7 +203,7 @@ class Results:
         }
 
     def profiles(self) -> str:
-        """Tables of where the native engine's time goes."""
+        """Tables of the native engine's time by layer."""
         found = [f"{n.trial}, float32, {self.threads} thread(s)\n{n.profile}" for n in self.networks if n.profile]
         return "\n\n".join(found)
 

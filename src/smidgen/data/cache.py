@@ -28,7 +28,7 @@ FOLDER = Path("runs") / ".smidgen-cache"
 
 
 def cache_folder() -> Path | None:
-    """Where decoded images are kept; None where they are not."""
+    """The folder of decoded images; None if the cache is disabled."""
     named = os.environ.get(VARIABLE)
     if named is None:
         return FOLDER
@@ -36,7 +36,7 @@ def cache_folder() -> Path | None:
 
 
 def key_of(shape: tuple[int, int, int], contents: Sequence[str]) -> str:
-    """What a block of images is kept under.
+    """The cache key of a block of images.
 
     Args:
         shape: channels, height, width.
@@ -47,7 +47,7 @@ def key_of(shape: tuple[int, int, int], contents: Sequence[str]) -> str:
 
 
 def cached(key: str, shape: tuple[int, int, int], count: int) -> tuple[Tensor, Tensor] | None:
-    """Images uint8 [count, *shape] and the status of each, uint8 [count]; None where there is no whole block."""
+    """Images uint8 [count, *shape] and the status of each, uint8 [count]; None if there is no complete block."""
     folder = cache_folder()
     if folder is None:
         return None

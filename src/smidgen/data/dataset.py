@@ -115,7 +115,7 @@ def load_dataset(
         shape: channels, height, width to bring the images to; None takes the data's own.
         form: how image files to be classified are brought to the form of these images; `auto` takes
             MNIST's manner for IDX files of grey images and the rule for pictures otherwise.
-        show: told how far the reading of many files is; None says it on standard error.
+        show: receives the progress of reading many files; None prints it on standard error.
 
     Raises:
         DataError: a file is missing, damaged or has the wrong hash (bundled data), counts or
@@ -159,7 +159,7 @@ def load_dataset(
 
 
 def _with_classes_checked(parts: Parts, classes: int, name: str, *, tuning: bool) -> Survey:
-    """What was found on the way, and which classes have no training image.
+    """The survey with a note on classes without training images.
 
     Raises:
         DataError: a test image is of such a class.
@@ -185,7 +185,7 @@ def _with_classes_checked(parts: Parts, classes: int, name: str, *, tuning: bool
 def _read(
     source: str | Path, validation: int | None, fold: int, shape: Sequence[int] | None, show: Show
 ) -> tuple[Parts, str]:
-    """What the reader for a source gives, and the name of the data."""
+    """The parts of a source as its reader gives them, and the name of the data."""
     known = KNOWN.get(str(source))
     path = Path(source) if known is None else BUNDLED.get(str(source), known.folder)
     name = str(path) if known is None else str(source)
@@ -212,7 +212,7 @@ def _read(
 
 
 def _brought_to(parts: Parts, shape: tuple[int, int, int], part: str, name: str) -> Parts:
-    """Images that were read in another shape, by the rule for pictures; hashes are of what comes out."""
+    """Images that were read in another shape, by the rule for pictures; hashes are of the result."""
     check_room(len(parts.train) + len(parts.held_out), shape, name)
     train, held_out = (Examples(_fitted(p.images, shape), p.labels) for p in (parts.train, parts.held_out))
     same = parts.normal is parts.train.images
@@ -236,7 +236,7 @@ def _fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _shown_now_and_then(seconds: float = 5.0) -> Show:
-    """Says on standard error how it goes, after some seconds and then every so often."""
+    """Prints progress to standard error every few seconds."""
     last = time.monotonic()
 
     def show(text: str) -> None:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels of the shape that is trained on, within bounds.
+"""Decoding image files into pixels of the trained shape, within bounds.
 
 One rule for every picture: turned upright as its EXIF data say, transparency put on white, 16 bits
 brought to 8, CMYK and palettes to colours, colour to grey (ITU-R 601 luma) or grey to colour as the
@@ -64,7 +64,7 @@ class BrokenError(ImageError):
 
 @dataclass(frozen=True)
 class Glance:
-    """What a picture's header says.
+    """The size and colour of a picture, from its header.
 
     Attributes:
         height: upright, pixels.
@@ -93,7 +93,7 @@ def read_content(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without Pillow's warnings: its own limit is far above the one checked here, and the rest is counted.
+    """Suppress Pillow's warnings: its limit is far above the one checked here, and other problems are counted.
 
     For all threads at once, so not to be entered by several.
     """
@@ -145,11 +145,11 @@ def _listed(formats: tuple[str, ...]) -> str:
 
 
 def glance(content: bytes, name: object) -> Glance:
-    """What the header of a picture says; its pixels are not decoded.
+    """Read the header of a picture without decoding its pixels.
 
     Raises:
         AnimatedError: it has more than one frame.
-        ImageError: it is no picture that can be trained on.
+        ImageError: it is not a picture that can be trained on.
     """
     with opened(content, name, PICTURE_FORMATS) as image:
         if image.format != "MPO" and getattr(image, "is_animated", False):

@@ -32,7 +32,7 @@ class Description:
 
     @property
     def published(self) -> dict[str, str]:
-        """For each file the published data set whose file of that name has the same SHA-256, or nothing."""
+        """For each file, the published data set that contains a file of that name with the same SHA-256, if any."""
         return {
             name: next((known.title for known in KNOWN.values() if known.sha256.get(name) == sha256), "")
             for name, sha256 in self.dataset.sha256.items()
@@ -40,7 +40,7 @@ class Description:
 
     @property
     def parts(self) -> dict[str, Examples]:
-        """What there is, by split."""
+        """The examples of each split."""
         parts = {"train": self.dataset.train}
         if self.validation is not None:
             parts["validation"] = self.validation
@@ -69,7 +69,7 @@ class Description:
         }
 
     def text(self, hashes: bool = False) -> str:
-        """For people: a line; for what is not bundled also classes, sizes, what was left out; hashes if wanted."""
+        """A line of text; for data that is not bundled also classes, sizes and skipped files; hashes on request."""
         d = self.dataset
         counts = " and ".join(f"{len(e):,} {'training' if p == 'train' else p}" for p, e in self.parts.items())
         lines = [

@@ -54,7 +54,7 @@ class IdxFolder:
     emnist: str = ""
 
     def file(self, name: str) -> Path:
-        """Where one of `FILES` is, by its key.
+        """The path of one of `FILES`, by its key.
 
         Raises:
             DataError: it is missing.

@@ -1,4 +1,4 @@
-"""How much memory is free, so that what would not fit is refused before it is tried."""
+"""Free memory, to refuse data that does not fit before loading it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
-    """Memory that this process can still take; None where the system does not say."""
+    """Memory still available to this process; None if the system does not report it."""
     known = []
     with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))

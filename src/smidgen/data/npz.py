@@ -63,7 +63,7 @@ def load_npz(path: Path, *, validation: int | None, fold: int) -> Parts:
         fold: which block of so many.
 
     Raises:
-        DataError: the file is no such thing, damaged, or its arrays do not fit together.
+        DataError: the file is not an .npz file, damaged, or its arrays do not match.
     """
     try:
         with open_to_read(path) as raw, zipfile.ZipFile(raw) as archive:

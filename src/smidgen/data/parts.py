@@ -1,4 +1,4 @@
-"""What every reader of data gives: images with labels, and what is worth saying about them."""
+"""The common result of all data readers: images with labels, and notes on them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found on the way to the images.
+    """Findings about a data set: sizes, skipped files, duplicates, notes.
 
     Attributes:
         kind: of the data: `IDX files`, `image folder`, ...
@@ -81,7 +81,7 @@ class Survey:
 
     @property
     def skipped_line(self) -> str:
-        """What was left out and why, in one line; empty where nothing was."""
+        """Skipped files and reasons, in one line; empty if there are none."""
         if not self.skipped:
             return ""
         parts = [f"{count:,} {reason} ({self.first_skipped[reason]})" for reason, count in self.skipped.items()]
@@ -90,14 +90,14 @@ class Survey:
 
     @property
     def duplicates_line(self) -> str:
-        """Which images are there more than once, in one line; empty where none are."""
+        """Duplicate images, in one line; empty if there are none."""
         if not self.duplicates:
             return ""
         return "duplicates: " + "; ".join(f"{count:,} {what}" for what, count in self.duplicates.items())
 
     @property
     def lines(self) -> list[str]:
-        """All that is worth a line."""
+        """All notes, one line each."""
         return [line for line in (*self.notes, self.skipped_line, self.duplicates_line) if line]
 
 

@@ -39,7 +39,7 @@ from smidgen.errors import DataError, ImageError
 from smidgen.machine import usable_cores
 
 Show = Callable[[str], None]
-"""Is told how it goes, now and then."""
+"""Receives progress messages."""
 
 MOST_SIDE = 128
 """Pictures whose shape no trial states are brought to at most so many pixels a side."""
@@ -85,7 +85,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
             split of their own hold that out instead. None evaluates on the test images.
         fold: which block of so many.
         shape: channels, height, width; None takes the data's own.
-        show: told how far it is.
+        show: receives progress messages.
 
     Raises:
         DataError: there is too little to learn from, labels do not fit, or memory would not do.
@@ -132,7 +132,7 @@ def load_pictures(path: Path, *, validation: int | None, fold: int, shape: Seque
 
 
 def own_shape(glances: Sequence[Glance]) -> tuple[int, int, int]:
-    """The shape of pictures that nobody states: channels, height, width.
+    """The shape of pictures if none is given: channels, height, width.
 
     Grey where all are. Where all are of one size, that size; otherwise a square with the median of
     their longer sides. At most `MOST_SIDE` a side.
@@ -148,7 +148,7 @@ def own_shape(glances: Sequence[Glance]) -> tuple[int, int, int]:
 
 
 def _look(entries: Sequence[Entry], listing: Listing, show: Show) -> list[_Seen]:
-    """Hash every file and read its header; what is no usable picture is counted and left out."""
+    """Hash every file and read its header; unusable files are counted and left out."""
 
     def look(entry: Entry) -> _Seen | tuple[Entry, int]:
         try:
@@ -216,7 +216,7 @@ def _check_classes(path: Path, train: Sequence[_Seen], classes: Sequence[str], l
 def _decoded(
     seen: Sequence[_Seen], shape: tuple[int, int, int], listing: Listing, show: Show
 ) -> tuple[Tensor, list[bool]]:
-    """All images, uint8 [usable, *shape], in order, and which of those that were seen are usable."""
+    """The decoded images, uint8 [usable, *shape], in order, and for each listed one whether it is usable."""
     images = torch.zeros((len(seen), *shape), dtype=torch.uint8)
     usable: list[bool] = []
     size = max(1, _BLOCK_BYTES // (shape[0] * shape[1] * shape[2]))
@@ -268,7 +268,7 @@ def _decode_block(
 def _mapped(
     function: Callable[[_In], _Out], items: Sequence[_In], what: str, show: Show, *, large: bool, before: int = 0
 ) -> Iterator[_Out]:
-    """What a function makes of each item, in order.
+    """The results of a function for each item, in order.
 
     Large pictures go through several threads, as Pillow's decoders let others run. For small ones
     Python itself is most of the work, and two threads that wait for it take longer than one does
@@ -283,7 +283,7 @@ def _mapped(
 
 
 def _mean_bytes(entries: Sequence[Entry]) -> float:
-    """Of some of the files, evenly spread."""
+    """Mean size of a sample of the files."""
     sizes = []
     for entry in entries[:: max(1, len(entries) // 50)]:
         with contextlib.suppress(OSError, ValueError):

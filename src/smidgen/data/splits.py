@@ -1,4 +1,4 @@
-"""Which images are tested on, and which held out for tuning, where the data do not say so themselves."""
+"""Splits for data that has none: test images, and images held out for tuning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def block_at_end(count: int, validation: int, fold: int, name: object) -> tuple[
     """The block that is held out for tuning: start and stop, counted back from the end of the training images.
 
     Raises:
-        DataError: too few images would be left to train on, or there is no such block.
+        DataError: too few images would be left to train on, or the block does not exist.
     """
     if count - validation < 2:
         raise DataError(
@@ -43,9 +43,10 @@ def block_at_end(count: int, validation: int, fold: int, name: object) -> tuple[
 
 
 def by_content(sha256: Sequence[str], validation: int, fold: int, name: object) -> tuple[list[int], list[int]]:
-    """Which images are trained on and which held out for tuning, each in order: a block by the order of the hashes.
+    """Indices for training and for tuning, each in order: a block in the order of the hashes is held out.
 
-    File names often tell the class, so the last files would be of one class; hashes are as good as drawn.
+    File names often contain the class, so the last files would be of one class; the order of hashes is as good as
+    random.
 
     Raises:
         DataError: as `block_at_end`.

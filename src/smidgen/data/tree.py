@@ -1,4 +1,4 @@
-"""What image files a folder or a CSV file names, with their labels and splits; nothing is decoded here."""
+"""Listing the image files of a folder or CSV file with labels and splits; nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass
 class Listing:
-    """What was named.
+    """The image files of a folder or CSV file.
 
     Attributes:
         kind: `image folder` or `CSV file`.
@@ -151,7 +151,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def _scan(folder: Path, listing: Listing) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name, without hidden things; links to folders are counted and left out."""
+    """The entries of a folder by name, without hidden ones; links to folders are counted and skipped."""
     try:
         with os.scandir(folder) as found:
             items = sorted((i for i in found if not i.name.startswith((".", "__MACOSX"))), key=lambda i: i.name)
@@ -202,7 +202,7 @@ def list_table(path: Path) -> Listing:
     file's folder and stay within it; a backslash separates folders where no file has one in its name.
 
     Raises:
-        DataError: it is no such file, or a path, split or line in it cannot be.
+        DataError: it is not a CSV file, or a path, split or line in it is invalid.
     """
     listing, inside = Listing("CSV file", classes=_read_classes(path.parent)), path.parent.resolve()
     try:
@@ -266,7 +266,7 @@ def _entry(table: Path, inside: Path, number: int, cells: tuple[str, str, str]) 
 
 
 def _columns(path: Path, first: list[str], listing: Listing) -> tuple[list[int], bool]:
-    """Where path, label and split stand, and whether it is the first line that says so.
+    """The places of path, label and split, and whether the first line is a header.
 
     Raises:
         DataError: the first line names columns, but not those that are needed.

@@ -34,7 +34,7 @@ def choose(
     this process may use, at most 8.
 
     Raises:
-        SmidgenError: an engine, device, precision or number of threads that is not to be had here.
+        SmidgenError: an engine, device, precision or number of threads that is not available.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SmidgenError("PyTorch finds no CUDA device here; use --device cpu or auto")

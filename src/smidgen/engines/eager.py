@@ -43,7 +43,7 @@ class EagerEngine:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How images and weights lie in memory."""
+        """The memory layout of images and weights."""
         if self.layout is not None:
             return self.layout
         return torch.channels_last if self.threads == 1 else torch.contiguous_format

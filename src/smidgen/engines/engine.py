@@ -1,4 +1,4 @@
-"""What trains and evaluates a network: the interface that the loop, evaluation, checkpoints and records know."""
+"""The interface of everything that trains and evaluates a network."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Optimizer(Protocol):
         """One step along the gradients that `Engine.gradients` left."""
 
     def state(self) -> dict[str, Tensor]:
-        """What it remembers, by name: the tensors themselves, not copies."""
+        """Its state by name: the tensors themselves, not copies."""
 
     def state_after(self, steps: int) -> dict[str, Tensor]:
         """Tensors of the names, shapes and types that `state` has after so many steps, with any values."""
@@ -109,7 +109,7 @@ class Engine(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Of the images and the parameters."""
+        """The device of the images and the parameters."""
 
     @property
     def threads(self) -> int:
@@ -117,11 +117,11 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> Precision:
-        """Of the products."""
+        """The precision of the multiplications."""
 
     @property
     def note(self) -> str:
-        """What stands in the way of a faster engine that `auto` would have taken, or nothing."""
+        """Why `auto` did not choose a faster engine; empty if it did."""
 
     @property
     def torch_threads(self) -> int:
@@ -182,22 +182,22 @@ class Engine(Protocol):
             The mean cross-entropy (nats), and how many images have their highest score at their label.
 
         Raises:
-            TrainingError: a value is no longer a finite number; names the layer.
+            TrainingError: a value is not finite; names the layer.
         """
 
     def optimizer(
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
     ) -> tuple[Optimizer, Average | None]:
-        """What changes a prepared network's trained parameters, and an average that begins at their values.
+        """The optimizer of a prepared network's trained parameters, and an average that starts at their values.
 
         Args:
             settings: the trial's. Weight decay does not act on biases and BatchNorm's scale and shift.
-            network: prepared; its parameters may be laid out anew in memory.
+            network: prepared; its parameters may be moved in memory.
             averaged: whether an average is wanted.
         """
 
     def time_layers(self, network: nn.Module) -> LayerTimes | None:
-        """Take the time of every layer's passes in a prepared network from now on; None where that cannot be told."""
+        """Start timing every layer's passes in a prepared network; None if the engine cannot."""
 
     def peak(self) -> float | None:
-        """What all threads together can do, measured: multiply-adds a second; None where that cannot be told."""
+        """Measured peak of all threads together, multiply-adds per second; None if unknown."""

@@ -104,7 +104,7 @@ class TorchOptimizer:
 
 
 def _room(key: str, parameter: Tensor) -> Tensor:
-    """For one entry of the state: `step` counts, everything else is as large as the parameter."""
+    """An empty tensor for one entry of the state: a scalar for `step`, otherwise shaped like the parameter."""
     if key == "step":
         return torch.zeros((), device=parameter.device)
     return torch.zeros_like(parameter, requires_grad=False)

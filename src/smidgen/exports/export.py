@@ -36,7 +36,7 @@ class Exported:
         target: as in `onnx`.
         directory: where the files are.
         sizes: bytes by file name.
-        check: what came out on the test images; None if it was left out.
+        check: the result on the test images; None if it was skipped.
     """
 
     run: Run
@@ -177,7 +177,7 @@ def _source(run: Run) -> Source:
 
 
 def _earlier(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Files of an earlier export into the directory that the new one does not write anew.
+    """Files of an earlier export in the directory that the new one does not overwrite.
 
     Raises:
         RunError: a file would be overwritten that no export wrote, or that was changed since.

@@ -1,4 +1,4 @@
-"""The folded graph in the form that exports are written from: what a loop over an output does is one operation."""
+"""The folded graph as exports need it: everything that one loop over an output computes is one operation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Convolution(Operation):
         dilation: rows, columns.
         groups: of channels that do not see each other.
         relu: whether negative results become 0.
-        scale: [outputs], multiplied with what comes out of the ReLU; None: nothing follows.
+        scale: [outputs], applied after the ReLU; None: nothing follows.
         shift: [outputs], added after that; None where scale is.
     """
 
@@ -101,7 +101,7 @@ class FusedGraph:
         return channels * height * width
 
     def values(self, images: Tensor, dtype: torch.dtype = torch.float32) -> dict[int, Tensor]:
-        """Every value for a batch, worked out by PyTorch: what exports are calibrated with and held against.
+        """Every value for a batch, computed by PyTorch, for calibration and for checks.
 
         Args:
             images: uint8 [count, channels, height, width].

@@ -35,7 +35,7 @@ SCORE_SHIFT = 30
 
 @dataclass(frozen=True)
 class Grid:
-    """What the integers of a value stand for: scale * (q - zero).
+    """The real numbers that a value's integers represent: scale * (q - zero).
 
     Attributes:
         scale: of a step.
@@ -55,7 +55,7 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """From sums to the steps of a value, channel by channel, or to scores.
+    """The conversion from sums to the steps of a value, or to scores, by channel.
 
     Attributes:
         multipliers: one a channel, or one for all; less than 2**31 in size.
@@ -123,7 +123,7 @@ class Averages:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lookup:
-    """A function of each value, as a table of what comes out for each integer."""
+    """A function of each value, as a table with the result for each integer."""
 
     node: Activation
     table: Integers
@@ -166,7 +166,7 @@ class IntegerNetwork:
 
     @property
     def score_unit(self) -> float:
-        """What 1 of a score is in the unit of the network's scores; all zeros are the same, so any may stand."""
+        """One step of a score in the unit of the network's scores; 1 if all scores are zero."""
         return self.grids[self.output].scale
 
     def scores(self, images: Tensor) -> Tensor:

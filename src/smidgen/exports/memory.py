@@ -1,9 +1,9 @@
-"""Where the values of a network lie in one stretch of memory while it is run.
+"""The places of a network's values in one block of memory.
 
-Values share memory when they are not needed at the same time. An operation may also write over its own
-input while it reads it, if it keeps behind: an unpadded convolution that goes through the image row by row
-has done with the beginning of its input by the time it has something to put there, so its output may begin
-a few elements before its input. That halves the memory of a plain stack of convolutions.
+Values share memory if they are not needed at the same time. An operation may also overwrite its own input behind
+the place that it reads: an unpadded convolution that works row by row no longer needs the beginning of its input
+when it writes, so its output may begin a few elements before its input. That halves the memory of a plain stack of
+convolutions.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Buffer:
 def plan(buffers: Sequence[Buffer], leads: Mapping[tuple[int, int], int]) -> tuple[dict[int, int], int]:
     """Offsets for all buffers, and how many elements they take together.
 
-    Greedy, in the order in which the values are written: each goes where the whole grows least.
+    Greedy, in the order in which the values are written: each is placed where the total grows least.
 
     Args:
         buffers: what needs a place.
         leads: for (input, output) of a step that may write over its input: how many elements the output
-            must begin before the input, at least. Only for inputs that nobody reads afterwards.
+            must begin before the input, at least. Only for inputs that are not read afterwards.
     """
     placed: list[tuple[Buffer, int]] = []
 
@@ -87,7 +87,7 @@ def lifetimes(graph: FusedGraph) -> list[Buffer]:
 
 
 def leads(graph: FusedGraph) -> dict[tuple[int, int], int]:
-    """For each node that may write over an input that it alone still needs: how far ahead it must begin, elements.
+    """By how many elements the output of a node must precede an input that it may overwrite.
 
     Values lie in memory row by row, the channels of a pixel side by side, and are worked through in that order.
     """
@@ -104,7 +104,7 @@ def leads(graph: FusedGraph) -> dict[tuple[int, int], int]:
 def _lead(node: Operation, shapes: Sequence[Shape]) -> int | None:
     match node:
         case Convolution():
-            # All channels of a pixel are worked out from the same window, so the last is written before it is let go.
+            # All channels of a pixel use the same window, so the last is written before the window is released.
             inputs, outputs = shapes[node.inputs[0]][0], shapes[node.output][0]
             starts = _starts(node, shapes) * inputs
             written = (np.arange(len(starts)) + 1) * outputs
@@ -123,7 +123,7 @@ def _lead(node: Operation, shapes: Sequence[Shape]) -> int | None:
 
 
 def _starts(node: Convolution | Pool, shapes: Sequence[Shape]) -> NDArray[np.int64]:
-    """The first input pixel that each output pixel is worked out from, both counted row by row."""
+    """The first input pixel that each output pixel depends on, both counted row by row."""
     (_, _, width), (_, out_height, out_width) = shapes[node.inputs[0]], shapes[node.output]
     rows = np.maximum(np.arange(out_height) * node.stride[0] - node.padding[0], 0)
     columns = np.maximum(np.arange(out_width) * node.stride[1] - node.padding[1], 0)

@@ -24,7 +24,7 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a page is given its images.
+    """A kind of page, by how it receives images.
 
     Attributes:
         scripts: of the page; `network.js` stands by itself, so that node can run it.
@@ -135,7 +135,7 @@ def _words(source: Source) -> dict[str, str]:
 
 
 def _about(source: Source) -> str:
-    """What is known of the network, as a list in HTML."""
+    """Facts about the network, as a list in HTML."""
     run = source.run
     last, split = run.history[-1], run.result.held_out
     note = f", {run.trial.note}" if run.trial.note else ""

@@ -14,7 +14,7 @@ from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 
 
 class _Weights:
-    """All numbers of the network one after another; a place among them is [start, count]."""
+    """All numbers of the network in one array; a place in it is [start, count]."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -106,7 +106,7 @@ def _finite(limit: float) -> float:
 
 
 def title(node: Operation, graph: FusedGraph) -> str:
-    """What a node does, in words for a learner: `3 × 3 convolution, ReLU`."""
+    """A description of a node for learners: `3 × 3 convolution, ReLU`."""
     source = graph.shapes[node.inputs[0]]
     match node:
         case Convolution():

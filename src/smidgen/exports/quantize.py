@@ -1,4 +1,4 @@
-"""From a network in float32 to one in integers, calibrated on training images."""
+"""Quantization of a float32 network to integers, calibrated on training images."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _rescale(node: Operation, factors: Floats, offsets: Floats, top: int, bound:
 
 
 def _to_scores(units: Floats) -> tuple[Rescale, float]:
-    """From sums of different units to scores of one, the largest of them, and that unit."""
+    """The conversion from sums of different units to scores of one unit, the largest, and that unit."""
     unit = float(units.max())
     multipliers = np.rint(units / unit * 2.0**SCORE_SHIFT).astype(np.int64)
     return Rescale(multipliers, np.zeros(len(units), dtype=np.int64), SCORE_SHIFT, None), unit

@@ -25,7 +25,7 @@ def make_target(name: str, options: Mapping[str, Option]) -> Target:
     """A target by name, with its options.
 
     Raises:
-        SmidgenError: there is no such target, or it does not take an option.
+        SmidgenError: the target does not exist, or does not accept an option.
     """
     if name not in TARGETS:
         raise SmidgenError(f"no target {name!r}; {suggestion(name, TARGETS)}there are: {', '.join(TARGETS)}")

@@ -1,4 +1,4 @@
-"""What every export target has: files made from a trained network, and a check of those files."""
+"""The interface of export targets: files made from a trained network, and a check of those files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smidgen.training.evaluation import scores
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported, and what the export is held against.
+    """What is exported, and what the export is compared with.
 
     Attributes:
         run: a finished run.
@@ -58,7 +58,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Check:
-    """What came out when the exported files classified all test images.
+    """Result of classifying all test images with the exported files.
 
     Attributes:
         images: how many.
@@ -118,7 +118,7 @@ def compared(
 
 
 class Target(Protocol):
-    """Something that a network can be exported to."""
+    """The interface of an export target."""
 
     def files(self, source: Source) -> dict[str, bytes]:
         """The export as files by name; everything is refused here, before anything is written.

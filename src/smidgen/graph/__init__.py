@@ -1,1 +1,1 @@
-"""What a network is: typed operations, traced from any module; folding, costs and activations."""
+"""Networks as graphs of typed operations: tracing, folding, costs and activations."""

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, bytes of values. Counted here and nowhere else."""
+"""The cost of a network: parameters, multiply-accumulates, bytes of values. Counted only here."""
 
 from __future__ import annotations
 

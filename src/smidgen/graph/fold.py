@@ -26,7 +26,7 @@ from smidgen.graph.trace import TraceError
 def fold(graph: Graph) -> Graph:
     """A graph for inference, in which every BatchNorm is folded into the convolution before it or after it.
 
-    What cannot be folded without changing results becomes an `Affine`. Weights are worked out in double precision
+    What cannot be folded without changing results becomes an `Affine`. Weights are computed in double precision
     and rounded to float32; those of the result are copies, [outputs, inputs / groups, height, width] each.
 
     Args:
@@ -157,7 +157,7 @@ def run(graph: Graph, images: Tensor) -> dict[int, Tensor]:
 
 
 def apply(operation: Operation, inputs: list[Tensor]) -> Tensor:
-    """What an operation of a folded graph writes for inputs [count, channels, height, width]."""
+    """The output of an operation of a folded graph for inputs [count, channels, height, width]."""
     x = inputs[0]
     match operation:
         case Convolution():

@@ -1,4 +1,4 @@
-"""Operations on numbered values: what a network is, whoever runs it.
+"""Operations on numbered values: a network, independent of any engine or export.
 
 Value 0 is the image. Every other value is written by exactly one operation and never changed afterwards. A value
 is an image [channels, height, width]; a flattened one keeps that shape, since its values lie in the same order.
@@ -84,7 +84,7 @@ class BatchNorm(Operation):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Affine(Operation):
-    """Each channel times `scale` plus `shift`, both [channels]: what is left of a BatchNorm that nothing absorbs."""
+    """Each channel times `scale` plus `shift`, both [channels]: a BatchNorm that cannot be folded."""
 
     scale: Tensor
     shift: Tensor
@@ -169,7 +169,7 @@ class Graph:
     tensors: tuple[ModuleTensor, ...] = ()
 
     def readers(self) -> dict[int, int]:
-        """How often each value is read, the network's output once more."""
+        """How often each value is read, counting the network's output once more."""
         counts = dict.fromkeys(range(len(self.shapes)), 0)
         counts[self.output] += 1
         for operation in self.operations:

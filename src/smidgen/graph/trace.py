@@ -1,7 +1,7 @@
-"""From any PyTorch module to a graph of operations, by torch.fx.
+"""Tracing any PyTorch module into a graph of operations, by torch.fx.
 
-Everything counts that comes down to the operations of `smidgen.graph.ops`, in whatever classes it is written.
-Shapes are worked out on the way.
+Any module is accepted whose calls map to the operations of `smidgen.graph.ops`, whatever its classes. Shapes are
+computed along the way.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class TraceError(SmidgenError):
 
 @exclusive()
 def trace(network: nn.Module, input_shape: Shape) -> Graph:
-    """The graph of a network in the mode (training or evaluation) that each of its modules is in.
+    """The graph of a network, with each module in its present mode (training or evaluation).
 
-    Operations whose result nothing needs are left out, unless they gather BatchNorm's statistics.
+    Operations with unused results are left out, unless they update BatchNorm's statistics.
 
     Args:
         network: takes one batch of images.
@@ -84,7 +84,7 @@ def trace(network: nn.Module, input_shape: Shape) -> Graph:
 
 
 def _python_state(network: nn.Module) -> object:
-    """What a forward can depend on besides its input, where tracing would fix a single outcome."""
+    """State besides its input that a forward can depend on: tracing would fix a single outcome."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 - the one that users' code draws from
     attributes = [
         [(key, value) for key, value in vars(module).items() if isinstance(value, int | float | str)]

@@ -1,4 +1,4 @@
-"""From a trial's network, a value, to a PyTorch module."""
+"""Building a PyTorch module from a trial's network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_ACTIVATIONS = 10_000_000
 
 
 class Sequence2d(nn.Sequential):
-    """Layers one after another; the scores come out as [count, classes] whatever the last layer is."""
+    """Layers in sequence; the scores have the shape [count, classes] whatever the last layer is."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Scores (logits) [count, classes] of images [count, channels, height, width]."""
@@ -41,7 +41,7 @@ def build_network(
     Args:
         network: the blocks, or a module of the user's own, whose file must have been named.
         input_shape: channels, height, width of an image.
-        classes: how many scores come out.
+        classes: number of scores.
         dropout: rate after each convolution with an activation; at 0 there is no such layer. A module has
             its own.
 
@@ -71,7 +71,7 @@ def _planned(network: Network, input_shape: Sequence[int], classes: int, dropout
 
 
 class _Plan:
-    """The layers so far and the shape that comes out of them; nothing is allocated until all fit."""
+    """The layers so far and their output shape; nothing is allocated until all fit."""
 
     def __init__(self, network: Network, input_shape: tuple[int, ...], classes: int, dropout: float) -> None:
         self.order, self.dropout, self.classes = network.order, dropout, classes

@@ -90,7 +90,7 @@ def trust(path: str | Path) -> Any:
 
 
 def where(error: BaseException, path: Path | None = None) -> str:
-    """What went wrong in a user's code, and where: `NameError: name 'x' is not defined (line 3)`.
+    """An error in a user's code with its place: `NameError: name 'x' is not defined (line 3)`.
 
     Args:
         error: that was raised.

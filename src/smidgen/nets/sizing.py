@@ -29,7 +29,7 @@ def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int)
 
     Args:
         input_shape: channels, height, width.
-        classes: how many scores come out.
+        classes: number of scores.
         max_parameters: the budget.
 
     Raises:
@@ -54,7 +54,7 @@ def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int)
 
 
 class _Plan:
-    """What is settled before the widths are: the stages."""
+    """The stages of a network, chosen before the widths."""
 
     def __init__(self, input_shape: Sequence[int], classes: int) -> None:
         self.input_shape, self.classes = tuple(input_shape), classes
@@ -64,7 +64,7 @@ class _Plan:
         self.stages = 1 + max(0, min(MOST_HALVINGS, round(math.log2(max(side, 1) / LAST_SIDE))))
 
     def widths(self, first: float) -> list[int]:
-        """Of each convolution, the first stage's being given."""
+        """The width of each convolution, given that of the first stage."""
         widths = [max(1, round(first * GROWTH**stage)) for stage in range(self.stages)]
         return [width for stage, width in enumerate(widths) for _ in range(1 if self._is_last(stage) else 2)]
 

@@ -82,7 +82,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _meaning(code: CodeType) -> tuple[object, ...]:
-    """What a function does, wherever in the file it stands."""
+    """The parts of a code object that matter, independent of its position in the file."""
     constants = tuple(_meaning(c) if isinstance(c, CodeType) else (type(c), c) for c in code.co_consts)
     return code.co_code, code.co_names, code.co_varnames, code.co_freevars, constants
 

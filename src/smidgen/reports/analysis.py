@@ -64,7 +64,7 @@ def analyse(group: TrialRuns, base: TrialRuns | None = None) -> list[str]:
 
 
 def fit_sentence(train: float, held_out: float, trial: Trial, split: str) -> str:
-    """What the gap between training and held-out accuracy says.
+    """A sentence on the gap between training and held-out accuracy.
 
     Args:
         train: mean training accuracy of the last epoch, percent, as the images were seen.
@@ -139,7 +139,7 @@ def stability_sentence(histories: Sequence[Sequence[EpochRecord]]) -> str:
 
 
 def drop_sentences(histories: Sequence[Sequence[EpochRecord]]) -> list[str]:
-    """What each sudden fall of the learning rate did, averaged over the seeds."""
+    """Sentences on the effect of each drop of the learning rate, averaged over seeds."""
     first = histories[0]
     sentences = []
     # The first two epochs show whether the rate was steady to begin with.
@@ -192,7 +192,7 @@ def pairs_sentence(
 
 
 def comparison_sentence(group: TrialRuns, base: TrialRuns) -> str:
-    """How a trial does against the one that it was made from."""
+    """A sentence that compares a trial with the one it was derived from."""
     try:
         return str(compare_trials(group, base))
     except RunError as error:

@@ -273,7 +273,7 @@ def contact_sheet(images: Sequence[npt.NDArray[np.uint8]], captions: Sequence[tu
 
 
 def for_file(svg: str) -> str:
-    """A chart as a file of its own, on white: there is no page to take the text colour from."""
+    """A chart as a separate file, on white, since there is no page to inherit the text colour from."""
     return svg.replace("currentColor", "#222222").replace("<svg ", '<svg style="background:#ffffff" ', 1)
 
 

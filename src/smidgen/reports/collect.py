@@ -52,7 +52,7 @@ class TrialRuns:
 
     @property
     def held_out(self) -> str:
-        """What accuracy was measured on: test or validation."""
+        """The split that accuracy was measured on: test or validation."""
         return self.runs[0].result.held_out
 
     @property
@@ -79,7 +79,7 @@ class TrialRuns:
 
     @cached_property
     def predictions(self) -> list[Predictions]:
-        """What each run's network answered for every held-out image; empty without the data.
+        """Each run's predictions for all held-out images; empty without the data.
 
         Raises:
             RunError: kept predictions disagree with the run's figures, or images cannot be classified.
@@ -92,7 +92,7 @@ class TrialRuns:
         return np.stack([predictions.classes == self.labels for predictions in self.predictions])
 
     def _predictions(self, run: Run, dataset: Dataset) -> Predictions:
-        """What the run kept, or, for a run of an older version, what its network answers now."""
+        """The stored predictions of a run or, for a run of an older version, newly computed ones."""
         predictions = run.predictions or self._classified(run, dataset)
         correct, recorded = int((predictions.classes == self.labels).sum()), run.history[-1].test_correct
         if correct != recorded:
@@ -124,7 +124,7 @@ class TrialRuns:
 
 @dataclass(eq=False)
 class Collection:
-    """What could be read of what was named.
+    """The readable runs among those that were named.
 
     Attributes:
         trials: in the order in which they were first named.

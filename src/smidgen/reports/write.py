@@ -143,7 +143,7 @@ def _chapter(group: TrialRuns, base_runs: TrialRuns | None) -> list[Block]:
 
 
 def _story(trial: Trial) -> list[Block]:
-    """What its author says of the trial: of a built-in trial target, result and analysis, of another its note."""
+    """Target, result and analysis of a built-in trial; the note of any other."""
     builtin = BUILTIN.get(trial.name)
     if builtin is None or builtin.make().recipe_digest != trial.recipe_digest:
         return [Paragraph(trial.note)] if trial.note else []
@@ -247,7 +247,7 @@ def _images(group: TrialRuns) -> list[Block]:
 
 
 def _data(group: TrialRuns) -> list[Block]:
-    """What the images are, and what was done to them that the trial need not say."""
+    """Facts about the images and their preprocessing."""
     data, augmentation = group.dataset, group.trial.augmentation
     assert data is not None
     shape = _times(data.input_shape)

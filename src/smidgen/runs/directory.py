@@ -48,7 +48,7 @@ class RunFiles:
 class RunDirectory:
     """The directory of one run.
 
-    A run that has `trial.json` has begun and can be resumed. `result.json` is written last: a run that
+    A run that has `trial.json` has started and can be resumed. `result.json` is written last: a run that
     has it is finished.
 
     Attributes:
@@ -61,7 +61,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, out: Path | None, trial: str, seed: int) -> RunDirectory:
-        """Make the directory of a new run, or reuse one in which no run has begun, and lock it.
+        """Make the directory of a new run, or reuse one in which no run has started, and lock it.
 
         Args:
             out: the directory. None chooses a new one, `runs/<trial>-seed<seed>`, with a number added if
@@ -110,7 +110,7 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether a run has started here."""
         with looked_up(self.path):
             return (self.path / RunFiles.TRIAL).exists()
 

@@ -1,4 +1,4 @@
-"""What a run's result depends on besides its trial and data, and restoring that when the run is resumed."""
+"""The environment that a run's result depends on besides trial and data, and restoring it on resumption."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def environment(engine: Engine, dataset: Dataset, seed: int) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What may make a resumed run's result differ from an uninterrupted one's: old and new values, by name."""
+    """Changes that may make a resumed run differ from an uninterrupted one: old and new values by name."""
     names = [*_SHAPES_BYTES, *["threads"] * ENGINES[now["engine"]].threads_change_results]
     return {name: (before.get(name), now[name]) for name in names if before.get(name) != now[name]}
 
@@ -116,7 +116,7 @@ def choose_again(
         The engine, and the name that was wanted: `auto` can still give way to eager.
 
     Raises:
-        SmidgenError: what is not to be had here.
+        SmidgenError: something that is not available here.
     """
     if begun is not None:
         if engine == "auto" and begun.engine == "eager":

@@ -1,4 +1,4 @@
-"""How runs are executed, apart from the recipe."""
+"""Execution options of runs, apart from the recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_CHECKPOINT_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is executed, apart from its trial, seed and data.
+    """Execution options of a run, apart from trial, seed and data.
 
     Attributes:
         engine: `native` (the project's CPU kernels), `eager` (PyTorch), or `auto`, which takes the native
@@ -57,6 +57,6 @@ class RunOptions:
 
     @property
     def identity(self) -> dict[str, Json]:
-        """What can change a run's result, where nothing is left open; the threads of some engines cannot."""
+        """The options that can change a run's result; for some engines, threads cannot."""
         same: dict[str, Json] = {"engine": self.engine, "precision": self.precision, "device": self.device}
         return {**same, **({"threads": self.threads} if ENGINES[self.engine].threads_change_results else {})}

@@ -45,7 +45,7 @@ def predict(
     """Classify image files, each brought to the form of the images that were trained on.
 
     For a network of drawings, such as MNIST's digits, a file may be dark on light or light on dark; for
-    one of pictures it goes the same way as those that were trained on (`smidgen.data.decode`).
+    one of pictures it is preprocessed like the training images (`smidgen.data.decode`).
 
     Args:
         run: a finished run, its directory, or a safetensors file that `smidgen export` wrote.

@@ -1,4 +1,4 @@
-"""What a run's network answers for the held-out images, kept so that reports need not classify them again."""
+"""Predictions of a run for the held-out images, stored so that reports need not classify them again."""
 
 from __future__ import annotations
 

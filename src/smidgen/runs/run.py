@@ -146,7 +146,7 @@ def changed_trial(
 
 @dataclass(frozen=True)
 class _RunRequest:
-    """What was asked for, checked as far as possible without looking at the directory."""
+    """A requested run, checked as far as possible without reading the directory."""
 
     trial: Trial
     seed: int

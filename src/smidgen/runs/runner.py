@@ -38,7 +38,7 @@ class Runner:
         dataset: the trial's.
         engine: that trains.
         anatomy: of the network.
-        directory: of the run; a run that was begun there is resumed.
+        directory: of the run; a run that was started there is resumed.
         progress: receives progress callbacks.
         interruption: looked at after each step.
         checkpoint_seconds: between checkpoints within an epoch.
@@ -269,7 +269,7 @@ class _Watcher:
         if runner.interruption.requested:
             self.save()
             raise KeyboardInterrupt
-        # Of a clock that nobody sets.
+        # A monotonic clock, which cannot be set.
         if time.monotonic() - self._saved_at >= runner.checkpoint_seconds:
             self.save()
 

@@ -24,7 +24,7 @@ MOST_REJECTED = 1_000
 
 @dataclass(frozen=True)
 class Limits:
-    """What no candidate may exceed, checked before any training.
+    """Limits of all candidates, checked before training.
 
     Attributes:
         parameters: trainable ones, at least 1; None: those of the base's goal.

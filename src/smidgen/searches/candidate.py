@@ -134,7 +134,7 @@ def ranked(candidates: Sequence[Candidate], *, pareto: bool) -> list[Candidate]:
 
 
 def rungs(seeds: int) -> list[int]:
-    """How many seeds a candidate has had after each round of successive halving: 1, 2, 4, ..., all."""
+    """Number of seeds of a candidate after each round of successive halving: 1, 2, 4, ..., all."""
     return [*(2**i for i in range(math.ceil(math.log2(seeds)))), seeds]
 
 

@@ -1,4 +1,4 @@
-"""What a search has found: tables, the Pareto chart, and the best candidates as trial files."""
+"""Results of a search: tables, the Pareto chart, and the best candidates as trial files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Finalist:
 
     @property
     def wanted(self) -> int:
-        """How many fresh seeds there should be: as many as it was chosen with."""
+        """Number of fresh seeds: as many as the candidate was selected with."""
         return len(self.candidate.accuracies)
 
     @property

@@ -55,7 +55,7 @@ class SearchInterruptedError(SmidgenInterruptedError):
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a search goes; with the limits, the space and the data it determines every candidate.
+    """The plan of a search; with the limits, the space and the data it determines every candidate.
 
     Attributes:
         candidates: how many are trained, rounded up to whole batches; 1 to 100,000.
@@ -89,12 +89,12 @@ class SearchPlan:
 
     @property
     def total(self) -> int:
-        """How many candidates there are, in whole batches."""
+        """Number of candidates, rounded up to whole batches."""
         return -(-self.candidates // self.batch) * self.batch
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same to resume a search: there may be more candidates or finalists."""
+        """Settings that must be unchanged to resume a search; candidates and finalists may increase."""
         return {name: getattr(self, name) for name in ("batch", "seeds", "folds", "pareto", "seed")}
 
 

@@ -1,4 +1,4 @@
-"""What a search chooses among: a typed space of networks and recipes, and the trial that each choice makes."""
+"""The search space: networks and recipes, and the trial of each choice."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Space(Settings):
-    """What is varied, and how far. A dimension with a single possibility is fixed.
+    """The dimensions of a search and their ranges. A dimension with a single value is fixed.
 
     A network is made of stages of convolutions with a halving of the image between them; it ends with a
     global average pooling and a linear layer, or a 1 x 1 convolution to the classes and the pooling.

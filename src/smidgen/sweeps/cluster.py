@@ -126,7 +126,7 @@ class RayWorkers:
 
 
 def _remote_job(job: Job) -> tuple[Outcome, dict[str, bytes]]:
-    """In a worker: do the job in a temporary folder, and return the files of its run."""
+    """Executed by a worker: do the job in a temporary folder, and return the files of its run."""
     with tempfile.TemporaryDirectory(prefix="smidgen-") as name:
         outcome = run_job(job, Path(name))
         if outcome.error:

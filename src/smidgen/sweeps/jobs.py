@@ -48,7 +48,7 @@ class Job:
 
     @property
     def place(self) -> Path:
-        """Where its run directory goes, below the sweep's: `mnist-4-strict-1a2b3c4d/seed7`."""
+        """Its run directory, relative to the sweep's: `mnist-4-strict-1a2b3c4d/seed7`."""
         return Path(f"{self.trial.name}-{self.key[:8]}") / f"seed{self.seed}"
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""How good a network is on held-out images."""
+"""Evaluation of networks on held-out images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEPT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network makes of a set of images.
+    """Loss, accuracy and logits of a network on a set of images.
 
     Attributes:
         loss: cross-entropy, averaged over the images, nats.

@@ -1,7 +1,7 @@
 """The training loop.
 
-Nothing in it has state beyond the network, the optimizer and the average: the order of the images
-is a function of (seed, epoch), augmentation and dropout of (seed, epoch, step), the learning rate of
+It has no state beyond the network, the optimizer and the average: the order of the images is
+a function of (seed, epoch), augmentation and dropout of (seed, epoch, step), the learning rate of
 the step.
 """
 
@@ -44,7 +44,7 @@ class EpochRecord:
         test_total: held-out images.
         learning_rate: of the epoch's last step.
         seconds_training: the steps.
-        seconds_evaluation: judging the held-out images.
+        seconds_evaluation: evaluating the held-out images.
     """
 
     epoch: int
@@ -90,7 +90,7 @@ class EpochRecord:
 
 
 class Watcher(Protocol):
-    """Who is told how training goes; it must not change anything."""
+    """Receives progress callbacks; it must not change anything."""
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         """After a step: images seen in the epoch, and means of loss and accuracy (percent) over them."""
@@ -115,7 +115,7 @@ class EpochSums:
 
 @dataclass
 class Training:
-    """Everything that training changes. With a trial, a seed and data it determines all that follows.
+    """All state that training changes. With the trial, the seed and the data, it determines everything that follows.
 
     Attributes:
         engine: that trains and evaluates.
@@ -139,7 +139,7 @@ class Training:
 
     @property
     def judged(self) -> nn.Module:
-        """The network whose accuracy counts: the averaged one where there is one."""
+        """The network that is evaluated: the averaged one, if there is averaging."""
         return self.average.network if self.average else self.network
 
 
@@ -187,10 +187,10 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
         trial: the recipe.
         dataset: images are drawn from its training examples, each once an epoch.
         seed: 0 to 2**63 - 1.
-        watcher: told after each step.
+        watcher: called after each step.
 
     Raises:
-        TrainingError: the loss is no longer a finite number; names epoch and step.
+        TrainingError: the loss is not finite; names epoch and step.
     """
     engine, mean, std = training.engine, dataset.mean, dataset.std
     examples = dataset.train.to(engine.device)
@@ -247,12 +247,12 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
 
 
 def steps_per_epoch(trial: Trial, dataset: Dataset) -> int:
-    """How many optimizer steps an epoch has; the last may be over fewer images."""
+    """Number of optimizer steps in an epoch; the last may be over fewer images."""
     return math.ceil(len(dataset.train) / trial.batch_size)
 
 
 def recalibration_steps(trial: Trial, steps: int) -> int:
-    """How many of the last epoch's batches learn nothing, but measure BatchNorm's statistics anew.
+    """Number of batches of the last epoch that re-estimate BatchNorm's statistics instead of updating the weights.
 
     Args:
         trial: the recipe.

@@ -27,7 +27,7 @@ def recalibrate(network: nn.Module, batches: Iterable[object]) -> None:
             next.
 
     Raises:
-        TrainingError: a value is no longer a finite number.
+        TrainingError: a value is not finite.
     """
     probe = copy.deepcopy(network).eval()
     measured = norms(probe)

@@ -63,7 +63,7 @@ def listing_text() -> str:
 
 
 def changes(old: Trial, new: Trial) -> list[str]:
-    """What a trial changed from the one it was made from, a line a setting."""
+    """Differences between a trial and its base, one line per setting."""
     lines = []
     if old.network != new.network:
         lines.append(f"network: {_shown(old.network)} -> {_shown(new.network)}")

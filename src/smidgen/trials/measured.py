@@ -45,12 +45,12 @@ class Measured:
 
     @property
     def at_goal(self) -> int:
-        """How many runs met the goal."""
+        """Number of runs that met the goal."""
         return round(self.goal_share * self.n)
 
 
 def read_measured() -> dict[str, Measured]:
-    """What was measured, by trial name; nothing where there is no `measured.json`."""
+    """Measured results by trial name; empty without `measured.json`."""
     found = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     return {name: Measured(**values) for name, values in found.items()}
 

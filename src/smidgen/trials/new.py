@@ -42,7 +42,7 @@ def trial() -> Trial:
         # --set data.evaluate={tuned}.
         data=Data(source={source!r}, shape={shape}, validation={validation}{evaluate}),
         network=NETWORK,
-        # Drawn anew for each training image: moved by up to 5 % of the side, scaled by up to 5 %. Where a
+        # For each training image: moved by up to 5 % of the side, scaled by up to 5 %. Where a
         # mirrored image means the same (clothes, not digits), flip=0.5 mirrors half of them.
         augmentation=Augmentation(translation=0.05, scale=0.05, flip=0.0),
         # The peak learning rate is what to try first: half and twice as much.
@@ -143,7 +143,7 @@ def new_trial(path: str | Path, *, data: str | Path, max_parameters: int = 20_00
 
 
 def _sizes(images: int, epochs: int) -> dict[str, Any]:
-    """What follows from the number of training images."""
+    """Settings that follow from the number of training images."""
     batch_size = 64 if images >= 10_000 else 32 if images >= 500 else 16
     steps = epochs * images / batch_size
     return {

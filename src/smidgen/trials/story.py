@@ -1,4 +1,4 @@
-"""What a built-in trial was meant to reach, what it reached, and why."""
+"""Target, result and analysis of a built-in trial."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def find_core() -> ModuleType | None:
 
 
 def why_missing() -> str:
-    """Why the compiled part is not to be had, in one line; nothing where it is."""
+    """Why the compiled part is missing, in one line; empty if it is available."""
     try:
         return "" if find_core() else NOT_BUILT
     except BrokenCoreError as error:

@@ -1,4 +1,4 @@
-"""From a graph to the operations of the compiled part: what its kernels do in one pass over memory is one operation.
+"""Fusing a graph into the operations of the compiled part: one operation per pass of its kernels over memory.
 
 The classes here have the names and fields of those in `native/operations.h`, which refuses any other.
 """

@@ -26,7 +26,7 @@ class NativeNetwork(nn.Module):
 
     It has the parameters and buffers of the module it is made from, under the same names, and
     shares them; autograd, optimizers and state dicts work as they do with that module. Second
-    derivatives are not to be had.
+    derivatives are not supported.
 
     Args:
         network: what to run; it is traced again when its modules change between training and
@@ -90,7 +90,7 @@ class NativeNetwork(nn.Module):
             TypeError: the input is neither blocks nor a float32 tensor on the CPU.
             ValueError: a tensor does not have four dimensions, or blocks are not aligned to 64 bytes.
             UnsupportedError: the number of channels or the size is not the network's.
-            TrainingError: a value is no longer a finite number; names the layer, or the input.
+            TrainingError: a value is not finite; names the layer, or the input.
         """
         _check_input(images)
         _, channels, height, width = images.shape
@@ -116,11 +116,11 @@ class NativeNetwork(nn.Module):
 
         Returns:
             The mean cross-entropy (nats), and how many images have their highest score at their
-            label. Where the loss is no finite number the gradients are left as they were.
+            label. If the loss is not finite, the gradients are unchanged.
 
         Raises:
             TypeError, ValueError: the images or labels are not as said above.
-            TrainingError: a value is no longer a finite number; names the layer, or the input.
+            TrainingError: a value is not finite; names the layer, or the input.
         """
         _check_input(images)
         count, channels, height, width = images.shape
@@ -197,7 +197,7 @@ def _check_input(images: object) -> None:
 
 
 def _location(images: Tensor | Blocks) -> dict[str, Any]:
-    """Where the images lie, as the compiled part is told."""
+    """The address and layout of the images, for the compiled part."""
     if isinstance(images, Blocks):
         return {"images": images.values.data_ptr(), "strides": None}
     return {"images": images.data_ptr(), "strides": images.stride()}
@@ -240,7 +240,7 @@ class _Program:
         return all(entry.owner.get(entry.key) is entry.tensor for entry in self.graph.tensors)
 
     def addresses(self) -> list[int]:
-        """Where the parameters and buffers lie; what they are is checked when that changes."""
+        """The addresses of parameters and buffers, which are checked whenever they change."""
         tensors = self.graph.tensors
         addresses = [entry.tensor.data_ptr() for entry in tensors]
         found = addresses, [entry.tensor.numel() for entry in tensors]
@@ -250,13 +250,13 @@ class _Program:
         return addresses
 
     def gradient_addresses(self, gradients: Sequence[Tensor | None]) -> list[int]:
-        """For each tensor of the graph where its gradient goes: 0 for buffers and for what does not learn."""
+        """The address of the gradient of each tensor of the graph: 0 for buffers and frozen parameters."""
         addresses = [0 if g is None else g.data_ptr() for g in gradients]
         filled = iter(addresses)
         return [next(filled) if entry.is_parameter else 0 for entry in self.graph.tensors]
 
     def key(self, stream: Stream | None = None) -> int:
-        """What dropout is drawn by: of the stream, or PyTorch's generator, which follows `torch.manual_seed`."""
+        """The key of dropout's random numbers: the stream's, or drawn from PyTorch's generator."""
         if not self.random:
             return 0
         return stream.torch_seed() if stream else int(torch.empty((), dtype=torch.int64).random_())

@@ -102,7 +102,7 @@ def code_bytes(source: Path, command: Sequence[str], flags: Sequence[str], size:
 
 @dataclass(frozen=True)
 class Classified:
-    """What the program made of images.
+    """The output of the program for a set of images.
 
     Attributes:
         labels: int64 [count].

@@ -88,7 +88,7 @@ class _Writer:
         return offsets
 
     def _features(self) -> dict[str, set[str]]:
-        """What of each kernel is used, by its name."""
+        """The used features of each kernel, by its name."""
         found: dict[str, set[str]] = {}
         for step in self.network.steps:
             if isinstance(step, Sums | Largest | Averages):
@@ -126,7 +126,7 @@ class _Writer:
         return f"{step.node.name}: {before} to {shape_text(shapes[step.node.output])}"
 
     def kinds(self, step: Step) -> dict[str, object]:
-        """What the places in a fragment stand for."""
+        """The values of the placeholders in a fragment."""
         inputs = [self.types[value] for value in step.node.inputs]
         return {
             "name": self.kernel(step),

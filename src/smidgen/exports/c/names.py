@@ -41,14 +41,14 @@ _MOST = 48
 
 
 def prefix(name: str | None, trial: str) -> str:
-    """What all public identifiers and the files begin with.
+    """The prefix of all public identifiers and files.
 
     Args:
         name: what the user wants; None makes one from the trial's name.
         trial: its name, as in `mnist-4-strict`.
 
     Raises:
-        SmidgenError: it is no identifier, a keyword, or taken.
+        SmidgenError: it is not an identifier, a keyword, or taken.
     """
     wanted = re.sub(r"[^A-Za-z0-9]+", "_", trial).strip("_").lower() if name is None else name
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", wanted):

@@ -1,4 +1,4 @@
-"""Puts the files of a C export together."""
+"""Assembles the files of a C export."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MOST_COMMENT = 200
 
 @dataclass
 class Code:
-    """The parts of a network in C that differ between kinds of arithmetic.
+    """The parts of a network in C that depend on the arithmetic.
 
     Attributes:
-        arithmetic: what it is, for the head of the header.
+        arithmetic: its description, for the top of the header file.
         score: C type of a score.
         score_unit: what 1 of a score is in the network's unit, as C.
         score_format: arguments of printf for score `c` of `scores`.
@@ -40,7 +40,7 @@ class Code:
         tables: constants.
         steps: lines of the function that runs the network.
         scratch: C type, name and number of elements of each field of the scratch memory.
-        weight_bytes: what the constants take, without the shapes.
+        weight_bytes: of the constants, without the shapes.
     """
 
     arithmetic: str
@@ -56,7 +56,7 @@ class Code:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of all fields: the widest come first, so that there is no gap but at the end."""
+        """Bytes of all fields: the widest come first, so only the end is padded."""
         used, widest = sum(_BYTES[kind] * count for kind, _, count in self.scratch), _BYTES[self.scratch[0][0]]
         return -(-used // widest) * widest
 
@@ -161,7 +161,7 @@ def sides(node: Convolution | Pool, kernel: Pair, shapes: Sequence[Shape], featu
 
 
 def features_of(nodes: Iterable[Convolution | Pool]) -> set[str]:
-    """What of a kernel the nodes have need of."""
+    """The features of a kernel that the nodes use."""
     found = set()
     for node in nodes:
         if node.padding != (0, 0):
@@ -175,7 +175,7 @@ def features_of(nodes: Iterable[Convolution | Pool]) -> set[str]:
 
 
 def check_sizes(shapes: Sequence[Shape], operations: Sequence[Operation]) -> None:
-    """Refuse what does not fit the tables.
+    """Refuse layers that do not fit the tables.
 
     Raises:
         SmidgenError: names the layer.
@@ -198,12 +198,12 @@ def shape_text(shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class About:
-    """What the files say of the network.
+    """The description of the network in the files.
 
     Attributes:
         prefix: of identifiers and file names.
-        title: one line, without anything that would end a comment.
-        origin: where it comes from, likewise.
+        title: one line that cannot end a comment.
+        origin: of the weights, likewise.
         input_shape: channels, height, width.
         classes: number of scores.
         macs: multiply-accumulates for an image.

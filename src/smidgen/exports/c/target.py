@@ -31,7 +31,7 @@ class CTarget:
         """The three files.
 
         Raises:
-            SmidgenError: the name is no identifier in C, a layer cannot be expressed, or a check is wanted
+            SmidgenError: the name is not an identifier in C, a layer cannot be expressed, or a check is wanted
                 and there is no compiler.
         """
         name = prefix(self.name, source.run.trial.name)

@@ -48,7 +48,7 @@ function showPicture(bitmap, name) {
   paint();
 }
 
-/** Paint the picture anew, as sharp as the screen is. */
+/** Repaint the picture at the screen's resolution. */
 function paint() {
   const side = Math.round(area.clientWidth * (window.devicePixelRatio || 1));
   if (side === 0) return;

@@ -99,7 +99,7 @@ class Pad {
       if (!event.isPrimary || event.button !== 0) return;
       event.preventDefault(); // no focus ring by mouse, no selection
       canvas.focus({ preventScroll: true });
-      canvas.setPointerCapture(event.pointerId); // goes on outside the canvas
+      canvas.setPointerCapture(event.pointerId); // continues outside the canvas
       this.keyboard = false;
       this.begin(this.pointOf(event), event.pointerId);
     });
@@ -183,7 +183,7 @@ class Pad {
     this.listener.said(this.stroke ? "pen down" : "pen up");
   }
 
-  /** Paint the area anew, as sharp as the screen is. */
+  /** Repaint the area at the screen's resolution. */
   show() {
     const { canvas } = this;
     const side = Math.round(canvas.clientWidth * (window.devicePixelRatio || 1));

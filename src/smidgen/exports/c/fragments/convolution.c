@@ -1,5 +1,5 @@
 /* {{about}}
-   Four outputs at a time, so that each input is loaded once for the four of them. */
+   Four outputs at a time, so that each input is loaded once for all four. */
 struct ${{name}}_layer {
     const SMIDGEN_FLASH {{weight}} *weights; /* [out_channels][kernel_height][kernel_width][in_channels{{per_group}}] */
     const SMIDGEN_FLASH {{bias}} *bias;      /* [out_channels] */
@@ -101,7 +101,7 @@ static void ${{name}}(const SMIDGEN_FLASH struct ${{name}}_layer *layer, const {
                 const int32_t last = outputs;
 @end
                 for (; o < last; o += 4) {
-                    /* Beyond the last output the last is worked out again and not stored. */
+                    /* Beyond the last output, the last one is computed again and not stored. */
                     const int32_t count = last - o < 4 ? last - o : 4;
                     const SMIDGEN_FLASH {{weight}} *const w0 = layer->weights + o * kernel;
                     const SMIDGEN_FLASH {{weight}} *const w1 = count > 1 ? w0 + kernel : w0;

@@ -20,9 +20,9 @@
 
 /* ---- The network ----
 
-   Values share memory: a place is used again when nobody will read what was there, and an output may run into its
-   own input from behind, which the layer has done with by the time it gets there. So the order of the calls, and
-   the order in which each works through its image, must stay as they are. */
+   Values share memory: a place is reused when its value is no longer needed, and an output may overwrite the part of
+   its own input that the layer has already read. So neither the order of the calls, nor the order in which a layer
+   processes its image, may change. */
 
 const {{score}} *{{prefix}}_scores(const uint8_t image[{{upper}}_PIXELS], {{prefix}}_scratch *scratch)
 {
