@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -383,6 +385,16 @@ def test_a_tracer_that_fails_refuses_no_network(monkeypatch: pytest.MonkeyPatch)
     anatomy = examine(own_network(["rows joined"]), (1, 12, 12))
     assert [x.receptive_field for x in anatomy.layers] == [None] * len(anatomy.layers)
     assert "at least 0 MACs" in str(anatomy)
+
+
+def test_the_tracer_needs_neither_the_compiler_nor_all_tensors_of_the_process() -> None:
+    """Importing PyTorch's compiler takes a second; a lazy layer elsewhere has no memory yet."""
+    lazy = nn.LazyLinear(3)
+    assert traced(own_network(["tensor of its own"]), 8) is not None
+    assert lazy.has_uninitialized_params()
+    code = "import sys, smidgen; smidgen.inspect('mnist-tiny'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_joined_rows_see_across_the_seam() -> None:

@@ -229,14 +229,14 @@ def test_a_diverged_but_finite_run_can_be_read(runs: Path, tmp_path: Path, smidg
 
 
 def test_an_inspection_takes_no_time_for_a_large_input(runs: Path, tmp_path: Path, smidgen: Command) -> None:
-    """A hundred billion multiplications, which are counted and not done: the test would not end."""
+    """Ten billion multiplications, which are counted and not done: the test would not end."""
     trial = json.loads((runs / "run" / "trial.json").read_text())
     conv = {"type": "conv", "channels": 1, "kernel": 63, "padding": 31, "norm": False}
     trial["network"]["blocks"] = [conv] * 8 + [{"type": "avg-pool"}, {"type": "linear"}]
     trial["goal"]["parameters"] = 10**6
     (tmp_path / "trial.json").write_text(json.dumps(trial))
-    done = smidgen("inspect", tmp_path / "trial.json", "--input", "1x2000x2000", "--json")
-    assert done.json["macs"] > 10**11
+    done = smidgen("inspect", tmp_path / "trial.json", "--input", "1x1000x1000", "--json")
+    assert done.json["macs"] > 10**10
 
 
 def test_a_phone_picture_of_several_parts_is_read_within_the_same_bounds(tmp_path: Path) -> None:

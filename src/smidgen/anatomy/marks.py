@@ -1,6 +1,6 @@
 """Marks: which input pixels each single value of a tensor depends on.
 
-The marks of a tensor are float64 [8, *shape of the tensor]: for each value the first row, minus the last row, the
+The marks of a tensor are float32 [8, *shape of the tensor]: for each value the first row, minus the last row, the
 first column and minus the last column that it depends on, as if the image extended beyond its edges; then the same
 four over the pixels that exist. Whatever depends on several values depends on the union of their pixels, which is the
 elementwise minimum. A value that depends on no pixel holds `NOTHING`.
@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 MARKS = 8
 NOTHING = 2.0**40
@@ -31,14 +32,14 @@ class UnknownFieldError(Exception):
 def image_marks(image: Tensor) -> Tensor:
     """The marks of an image batch [count, channels, height, width]: each pixel depends on itself."""
     height, width = image.shape[2:]
-    rows = torch.arange(height, dtype=torch.float64).view(1, 1, -1, 1).expand(1, 1, height, width)
-    columns = torch.arange(width, dtype=torch.float64).view(1, 1, 1, -1).expand(1, 1, height, width)
+    rows = torch.arange(height, dtype=torch.float32).view(1, 1, -1, 1).expand(1, 1, height, width)
+    columns = torch.arange(width, dtype=torch.float32).view(1, 1, 1, -1).expand(1, 1, height, width)
     return torch.stack([rows, -rows, columns, -columns] * 2).expand(MARKS, *image.shape)
 
 
 def nothing(shape: Sequence[int]) -> Tensor:
     """The marks of values that depend on no pixel."""
-    return torch.full((), NOTHING, dtype=torch.float64).expand(MARKS, *shape)
+    return torch.full((), NOTHING, dtype=torch.float32).expand(MARKS, *shape)
 
 
 def compact(marks: Tensor, dims: Sequence[int] | None = None) -> Tensor:
@@ -181,8 +182,10 @@ class Memory:
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a tensor; None where it has none of the usual kind, as sparse tensors."""
-    return tensor.untyped_storage() if tensor.layout == torch.strided and not tensor.is_nested else None
+    """The storage of a tensor; None if it has none of the usual kind, as sparse and uninitialized tensors."""
+    if is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_nested:
+        return None
+    return tensor.untyped_storage()
 
 
 def _flat(place: _Place) -> Tensor:
@@ -190,7 +193,7 @@ def _flat(place: _Place) -> Tensor:
     if place.flat is None:
         if place.values > LARGEST:
             raise UnknownFieldError
-        place.flat = torch.full((MARKS, place.values), NOTHING, dtype=torch.float64)
+        place.flat = torch.full((MARKS, place.values), NOTHING, dtype=torch.float32)
         if place.marks is not None and place.layout is not None:
             _strided(place.flat, place.layout).copy_(place.marks)
         place.marks = None

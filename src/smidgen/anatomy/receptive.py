@@ -41,7 +41,7 @@ class Field:
     """The receptive field of a tensor's units.
 
     Attributes:
-        marks: float64 [8, *positions], as described in `smidgen.anatomy.marks`; the channels of a position are
+        marks: float32 [8, *positions], as described in `smidgen.anatomy.marks`; the channels of a position are
             taken together.
         jump: input pixels between neighbouring positions along height and width.
     """
@@ -137,7 +137,7 @@ class NetworkTracer:
             except UnknownFieldError:
                 return None
             if marks is None:
-                return Field(torch.full((MARKS, 1), NOTHING, dtype=torch.float64), (None, None))
+                return Field(torch.full((MARKS, 1), NOTHING, dtype=torch.float32), (None, None))
             if marks.dim() <= 3:  # a vector has one position
                 return Field(marks.flatten(1).amin(1, keepdim=True), jump)
             # Channels come first after the count, or last.
@@ -352,6 +352,11 @@ def _checked(jump: Fraction | None, first: Tensor, dim: int) -> Fraction | None:
 
 class _Operators(TorchDispatchMode):
     """Reports every operator that is executed to a tracer."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Otherwise PyTorch imports its compiler, which takes more than a second; nothing is compiled here."""
+        return False
 
     def __init__(self, tracer: NetworkTracer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

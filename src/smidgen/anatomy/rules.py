@@ -211,7 +211,7 @@ def _padded(marks: Tensor, dim: int, before: int, after: int, jump: Fraction | N
         beyond = edge.repeat_interleave(count, dim)
         axis = {marks.dim() - 2: 0, marks.dim() - 1: 2}.get(dim)
         if axis is not None and marks.dim() == 5:
-            steps = torch.arange(1, count + 1, dtype=torch.float64)
+            steps = torch.arange(1, count + 1, dtype=torch.float32)
             steps = (steps.flip(0) if sign < 0 else steps).reshape(-1, *[1] * (marks.dim() - dim - 1))
             moved = (steps * sign * float(jump or 0)).round()
             for at, shift in ((axis, moved), (axis + 1, -moved)):
@@ -222,10 +222,15 @@ def _padded(marks: Tensor, dim: int, before: int, after: int, jump: Fraction | N
 
 
 def _slid(marks: Tensor, dim: int, kernel: int, stride: int, dilation: int, count: int) -> Tensor:
-    """The union over each window along one dimension."""
-    reach = (kernel - 1) * dilation
-    marks = marks.narrow(dim, 0, (count - 1) * stride + reach + 1)
-    return marks.unfold(dim, reach + 1, stride)[..., ::dilation].amin(-1)
+    """The union over each window along one dimension, from windows of 1, 2, 4, ... places."""
+    marks = marks.narrow(dim, 0, (count - 1) * stride + (kernel - 1) * dilation + 1)
+    size = 1
+    while size < kernel:
+        step = min(size, kernel - size)
+        left = marks.shape[dim] - step * dilation
+        marks = torch.minimum(marks.narrow(dim, 0, left), marks.narrow(dim, step * dilation, left))
+        size += step
+    return marks[(slice(None),) * dim + (slice(None, None, stride),)]
 
 
 @dataclass(frozen=True)
@@ -306,7 +311,7 @@ def _spread_windows(call: Call, window: _Window) -> Tensor:
     ):
         shape = list(marks.shape)
         shape[dim] = (shape[dim] - 1) * stride + 1
-        spread = torch.full(shape, NOTHING, dtype=torch.float64)
+        spread = torch.full(shape, NOTHING, dtype=torch.float32)
         spread[(slice(None),) * dim + (slice(None, None, stride),)] = marks
         reach, count = dilation * (kernel - 1), result.shape[dim - 1]
         before = reach - padding
