@@ -305,6 +305,21 @@ def test_a_column_of_splits_by_any_usual_name_keeps_test_pictures_out_of_trainin
     assert any("as split" in note for note in data.survey.notes) == (column.lower() != "split")
 
 
+def test_the_plain_name_of_a_column_goes_before_others(folder: Path) -> None:
+    rows = [f"x,{p.relative_to(folder)},other,{p.parent.name},train" for p in sorted(folder.rglob("*.png"))]
+    (folder / "list.csv").write_text("\n".join(["image,path,class,label,split", *rows, "x,a/a000.png,other,a,test"]))
+    data = load_dataset(folder / "list.csv")
+    assert (len(data.train), len(data.held_out), data.class_names) == (60, 1, ("a", "b", "c"))
+    assert "columns that are not used: image, class" in data.survey.notes
+
+
+def test_an_empty_folder_that_the_list_of_classes_lacks_is_named(folder: Path) -> None:
+    (folder / "classes.txt").write_text("a\nb\nc\n")
+    (folder / "d").mkdir()
+    with pytest.raises(DataError, match="the folder 'd' is not in classes.txt; add it there, or remove it"):
+        load_dataset(folder)
+
+
 def test_backslashes_between_folders_are_taken_where_no_file_has_them(folder: Path) -> None:
     rows = [f"{p.parent.name}\\{p.name},{p.parent.name}" for p in sorted(folder.rglob("*.png"))]
     (folder / "a" / "a000.png").rename(folder / "a\\a000.png")

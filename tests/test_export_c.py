@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import shutil
@@ -23,6 +24,7 @@ from smidgen.exports.c import compiler
 from smidgen.exports.c.compiler import STRICT, classify, compiled, find_compiler
 from smidgen.exports.c.float32 import float32_code
 from smidgen.exports.c.int8 import int8_code
+from smidgen.exports.c.names import prefix
 from smidgen.exports.c.source import About, Code, c_float, files
 from smidgen.exports.fused import Convolution, FusedGraph, fused_graph
 from smidgen.exports.integer import IntegerNetwork, Rescale, Sums
@@ -255,6 +257,32 @@ def test_layers_of_any_name_are_exported(layer: str, tmp_path: Path) -> None:
             assert len(classify(program, images).scores) == 8
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.0, 1.0), (0.0, 1 / 255), (1.0, 1e-6)])
+@pytest.mark.parametrize("limits", [(0.0, math.inf), (-math.inf, 2.0), (-1.0, 1.0)])
+def test_whole_and_infinite_numbers_compile(
+    mean: float, std: float, limits: tuple[float, float], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Hardtanh(*limits), nn.Flatten(), nn.Linear(3 * 4 * 4, 4))
+    graph = fused_graph(TrainedNetwork(network.eval().requires_grad_(False), strict(), (1, 6, 6), 4, mean, std))
+    images = random_images(graph, 8)
+    with compiled(write(float32_code(graph), graph, tmp_path), "net") as program:
+        found = classify(program, images)
+    expected = graph.scores(images, torch.float64)
+    torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=2e-5 * max(1.0, float(expected.abs().max())))
+    network_ = quantize(graph, images)
+    with compiled(write(int8_code(graph, network_), graph, tmp_path), "net") as program:
+        assert torch.equal(classify(program, images).scores, network_.scores(images).double())
+
+
+@pytest.mark.parametrize(
+    "name", ["int8", "INT8", "uint16", "Size", "short", "net__a", "net_", "errno", "unistd", "con", "lpt1", "char8_t"]
+)
+def test_names_that_headers_and_systems_have_are_refused(name: str) -> None:
+    with pytest.raises(SmidgenError, match=f"the C name '{name}' .*; choose another with --name"):
+        prefix(name, "trial")
+
+
 def test_a_warning_is_an_error(tmp_path: Path) -> None:
     graph = graph_of("flagship")
     folder = write(float32_code(graph), graph, tmp_path)
@@ -382,7 +410,8 @@ def test_rescaling_rounds_to_the_nearest_and_cuts() -> None:
 
 
 def test_floats_are_written_exactly() -> None:
-    for value in [0.0, -0.0, 1.0, 0.1, -3.14159, 1e-40, 3.4e38]:
+    assert c_float(-math.inf) == f"-{c_float(math.inf)}" == "-3.40282347e+38f"
+    for value in [0.0, -0.0, 1.0, -1.0, 255.0, 0.1, -3.14159, 1e-40, 3.4e38]:
         exact = float(np.float32(value))
         text = c_float(exact)
         assert text.endswith("f")

@@ -1,11 +1,11 @@
 """Gives generated files to smidgen's readers, in a process that may take 1 GiB of memory.
 
-    python hostile.py FOLDER COUNT
+    python hostile.py FOLDER COUNT FIRST STEP
 
-FOLDER holds a finished run (`run`), a killed one (`killed`), and is written to. Every input must
-end in a result or a `SmidgenError`, within a second of the processor's time (pictures made by hand to
-be huge, five); anything else ends this process with an error. Prints, as JSON, for each reader: inputs, how many were read, how many
-refused, and the slowest's seconds.
+FOLDER holds a finished run (`run`) and a killed one (`killed`), and is written to. Of the readers, only every
+STEP-th from FIRST on is tried. Every input must end in a result or a `SmidgenError`, within a second of processor
+time (five for pictures made by hand to be huge); anything else ends this process with an error. Prints, as JSON, for
+each reader: inputs, how many were read, how many were refused, and the seconds of the slowest.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ def bombs(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def main() -> None:
-    """Bombs first, then as many generated inputs of each kind."""
-    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    """Bombs first, then as many generated inputs of each kind; of every so many readers one, as the arguments say."""
+    folder, count, first, step = Path(sys.argv[1]), *map(int, sys.argv[2:])
     run, killed = folder / "run", folder / "killed"
     trial = read_trial(killed / "trial.json")
     data = load_dataset(trial.data.source)
@@ -291,15 +291,20 @@ def main() -> None:
     }
     for number in range(20):
         _written(folder / "p" / f"{number}.png", picture("RGB", 8 + number, "PNG"))
-    by_hand = list(bombs(folder))  # before the limit, which is for the readers
+    mine = list(readers)[first::step]
+    made = list(bombs(folder))
+    by_hand = [
+        (each, content)
+        for name, content in made
+        for each in (["image", "picture"] if name == "image" else [str(name)])
+        if each in mine
+    ]  # before the limit, which is for the readers
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is to be the readers', too
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
-    counts = {name: Count() for name in readers}
+    counts = {name: Count() for name in mine}
     for name, content in by_hand:
-        for each in ("image", "picture") if name == "image" else (name,):
-            counts[each].give(
-                readers[each], _written(folder / f"bomb.{each}", content), LARGEST if each == "picture" else SLOWEST
-            )
+        limit = LARGEST if name == "picture" else SLOWEST
+        counts[name].give(readers[name], _written(folder / f"bomb.{name}", content), limit)
 
     values = random.Random(0).randbytes(3 * 8 * 8)
     good_idx = idx((3, 8, 8), values=values)
@@ -328,12 +333,14 @@ def main() -> None:
         "predictions": [(run / "predictions.safetensors").read_bytes()],
         "environment": [(run / "environment.json").read_bytes()],
     }  # fmt: skip
-    for name, reader in readers.items():
-        _generate(counts[name], reader, folder / f"generated.{name}", seeds[name], max(1, -(-count // len(readers))))
+    for name in mine:
+        _generate(
+            counts[name], readers[name], folder / f"generated.{name}", seeds[name], max(1, -(-count // len(readers)))
+        )
     report = {name: asdict(count) for name, count in counts.items()}
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"bombs": len(by_hand), "readers": report, "peak_mib": peak}))
+    print(json.dumps({"bombs": sum(name in mine for name, _ in made), "readers": report, "peak_mib": peak}))
 
 
 _JSON = st.recursive(

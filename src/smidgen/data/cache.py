@@ -19,7 +19,7 @@ from smidgen.errors import SmidgenError
 from smidgen.files import write_atomic
 from smidgen.tensorfile import TensorFileError, read_header, read_tensors, sealed_bytes
 
-RULE = 1
+RULE = 2
 """Version of the rule in `smidgen.data.decode`: another number leaves what is in the cache unused."""
 VARIABLE = "SMIDGEN_CACHE"
 """Environment variable that names another folder; empty turns the cache off."""

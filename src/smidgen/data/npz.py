@@ -118,8 +118,6 @@ def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: in
     else:
         trained, held_out = examples
         normal = trained.images
-        if trained.images.shape[1:] != held_out.images.shape[1:]:
-            raise DataError(f"{path}: {pairs[0][0]} and {pairs[1][0]} hold images of different shapes")
     known = {name for pair in (*pairs, train, test, None if single else val) if pair for name in pair} | {"class_names"}
     unused = [name for name in there if name not in known]
     if unused:
@@ -145,15 +143,21 @@ def _list(names: Iterable[str]) -> str:
 def _check_counts(
     path: Path, archive: zipfile.ZipFile, there: dict[str, zipfile.ZipInfo], pairs: Sequence[_Pair]
 ) -> None:
-    """Compare how many images and labels the headers declare, before any of them is read."""
+    """Compare the counts and shapes that the headers declare, before any array is read."""
+    sides = set()
     for name, labels in pairs:
         counts = []
         for one in (name, labels):
             with archive.open(there[one]) as file:
-                shape, _, _ = _header(path, file, there[one])
+                shape, _, dtype = _header(path, file, there[one])
             counts.append(shape[0] if shape else 0)
+            if one == name:
+                _check_images(path, name, dtype, shape)
+                sides.add(shape[1:])
         if counts[0] != counts[1]:
             raise DataError(f"{path}: {counts[0]:,} {name} but {counts[1]:,} labels; they do not match")
+    if len(sides) > 1:
+        raise DataError(f"{path}: {pairs[0][0]} and {pairs[1][0]} hold images of different shapes")
 
 
 def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
@@ -201,12 +205,15 @@ def _header(path: Path, file: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[i
     return shape, fortran, dtype
 
 
-def _images(path: Path, name: str, values: _Array) -> torch.Tensor:
-    if values.dtype != np.uint8 or values.ndim not in (3, 4) or 0 in values.shape:
+def _check_images(path: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape:
         raise DataError(
-            f"{path}: {name} is {values.dtype} {list(values.shape)}; images are uint8 [count, height, width] or "
-            f"[count, height, width, channels]"
+            f"{path}: {name} is {dtype} {list(shape)}; images are uint8 [count, height, width] or [count, height, "
+            f"width, channels]"
         )
+
+
+def _images(path: Path, name: str, values: _Array) -> torch.Tensor:
     if values.ndim == 3:
         values = values[:, None]
     elif values.shape[3] in (1, 3):

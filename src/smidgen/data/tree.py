@@ -273,7 +273,7 @@ def _columns(path: Path, first: list[str], listing: Listing) -> tuple[list[int],
     """
     head = [re.sub(r"[\s_.-]+", "", cell.lower()) for cell in first]
     kinds = [("path", _PATH_COLUMNS.split()), ("label", _LABEL_COLUMNS.split()), ("split", _SPLIT_COLUMNS.split())]
-    found = [next((i for i, cell in enumerate(head) if cell in known), None) for _, known in kinds]
+    found = [next((head.index(name) for name in known if name in head), None) for _, known in kinds]
     names_a_file = "/" in first[0] or "\\" in first[0] or Path(first[0]).suffix.lower() in SUFFIXES
     if not names_a_file and (found[0] is None or found[1] is None):
         missing = " and ".join(kind for (kind, _), place in zip(kinds[:2], found, strict=False) if place is None)
@@ -340,6 +340,9 @@ def class_names(listing: Listing, name: object) -> tuple[str, ...]:
         if len(label) > LONGEST_NAME:
             raise DataError(f"{name}: the class name {label[:40]!r}... is longer than {LONGEST_NAME} characters")
     known = set(classes)
+    unlisted = sorted(listing.labels - known - {entry.label for entry in listing.entries})
+    if unlisted:
+        raise DataError(f"{name}: the folder {unlisted[0]!r} is not in {CLASSES_FILE}; add it there, or remove it")
     for entry in listing.entries:
         if entry.label not in known or entry.label not in trained:
             where = (

@@ -105,7 +105,8 @@ def check_own_network(
     if _close(scores[:1], _evaluated(network, made, input_shape, 1)):
         return []
     return [
-        "the scores of an image depend on the others in its batch, so the run cannot be exported or used to predict"
+        "the scores of an image depend on the others in its batch, so only its weights can be exported, and smidgen "
+        "predict refuses it"
     ]
 
 

@@ -40,7 +40,7 @@ class _Writer:
         }
         scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
         pixels = graph.shapes[0][0] * graph.shapes[0][1] * graph.shapes[0][2]
-        rounded = {"scale": f"{scale:.9g}f", "shift": f"{shift:.9g}f"}
+        rounded = {"scale": c_float(scale), "shift": c_float(shift)}
         self.code.kernels["normalize"] = render("normalize.c", {"pixels": pixels, **rounded})
         self.code.call("normalize", ["image", self.at(0)])
         for number, node in enumerate(graph.operations, start=1):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from smidgen.exports.c.source import Code, check_sizes, features_of, shape_text, sides
+from smidgen.exports.c.source import Code, c_float, check_sizes, features_of, shape_text, sides
 from smidgen.exports.c.template import render
 from smidgen.exports.fused import FusedGraph
 from smidgen.exports.integer import (
@@ -50,7 +50,7 @@ class _Writer:
                 "(16 where there is but one pixel), sums of 32 bits, which cannot overflow."
             ),
             score=_SCORES,
-            score_unit=f"{network.score_unit:.9g}f",
+            score_unit=c_float(network.score_unit),
             score_format='" %ld", (long)scores[c]',
         )
         self.types = {value: "uint8_t" if grid.top <= 255 else "uint16_t" for value, grid in enumerate(network.grids)}

@@ -35,8 +35,8 @@ _WIDTHS = """
     uintmax uintptr ullong ulong ushrt wchar wint
 """
 """`limits.h` and `stdint.h` of C23 define a macro of this name and `_WIDTH`, as the exported header does."""
-_TAKEN = "main"
-"""The example program."""
+_TAKEN = "main aux con nul prn " + " ".join(f"{device}{number}" for device in ("com", "lpt") for number in range(10))
+"""The example program, and devices that Windows has in place of files."""
 _MOST = 48
 
 
@@ -58,7 +58,7 @@ def prefix(name: str | None, trial: str) -> str:
     elif "__" in wanted or wanted.endswith("_"):
         problem = "would give names with '__', which C++ reserves"
     elif wanted.lower() in (_HEADERS + _WIDTHS + _TAKEN).split():
-        problem = "is taken by a standard header or by the example program"
+        problem = "is taken by a standard header, the example program or a device of Windows"
     elif len(wanted) > _MOST:
         problem = f"has more than {_MOST} characters"
     else:

@@ -20,6 +20,7 @@ MOST_SIDE = 2**16 - 1
 """Sides and channels are 16 bits in the tables."""
 MOST_VALUES = 2**31 - 1
 """Places in memory are 32 bits with a sign."""
+LARGEST = float(np.finfo(np.float32).max)
 WIDTH = 112
 MOST_COMMENT = 200
 """Characters of a comment."""
@@ -108,8 +109,11 @@ def _members(kernel: str) -> list[str]:
 
 
 def c_float(value: float) -> str:
-    """A float32 in nine decimal digits, which name it exactly; hexadecimal ones are new in C++17."""
-    text = f"{value:.9g}"
+    """A float32 in nine decimal digits, which name it exactly; hexadecimal ones are new in C++17.
+
+    An infinite limit becomes the largest finite number, which no finite value exceeds.
+    """
+    text = f"{max(-LARGEST, min(value, LARGEST)):.9g}"
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
