@@ -64,6 +64,7 @@ def test_empty_folders_and_single_classes_are_errors(tmp_path: Path) -> None:
     (root / "empty").rmdir()
     for path in (root / "c").iterdir():
         path.write_bytes(b"broken")
+    (root / "a" / "broken.png").write_bytes(b"broken")  # the file that is named is one of the class
     with pytest.raises(DataError, match=r"class 'c' has no usable image for training \(5 unreadable, as c/"):
         load_dataset(root)
     for path in (root / "c").iterdir():

@@ -34,7 +34,7 @@ from smidgen.data.hashes import examples_sha256
 from smidgen.data.memory import check_room
 from smidgen.data.parts import Examples, NoTestImagesError, Parts, Survey
 from smidgen.data.splits import TEST_SHARE, by_content, is_test
-from smidgen.data.tree import Entry, Listing, class_names, list_folder, list_table, shown
+from smidgen.data.tree import Entry, Listing, brief, class_names, list_folder, list_table, shown
 from smidgen.errors import DataError, ImageError
 from smidgen.machine import usable_cores
 
@@ -204,8 +204,9 @@ def _check_classes(path: Path, train: Sequence[_Seen], classes: Sequence[str], l
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         why = "; ".join(
-            f"{count:,} {reason}, as {listing.first_skipped[reason]}"
-            for reason, count in listing.skipped_by_label[missing[0]].items()
+            f"{len(names):,} {reason}, as {brief(names[0])}"
+            for (label, reason), names in listing.skipped_of.items()
+            if label == missing[0]
         )
         raise DataError(
             f"{path}: class {missing[0]!r}{more} has no usable image for training{f' ({why})' if why else ''}; add "

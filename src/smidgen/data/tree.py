@@ -71,7 +71,7 @@ class Listing:
         labels: of the class folders, with images or without.
         skipped: how many files were left out, by the reason.
         first_skipped: the first of each.
-        skipped_by_label: how many, by the label and the reason.
+        skipped_of: names of those left out, by the label and the reason.
         notes: one line each, of what else is worth saying.
     """
 
@@ -82,13 +82,13 @@ class Listing:
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: dict[str, str] = field(default_factory=dict)
 
-    skipped_by_label: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    skipped_of: defaultdict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, name: str, label: str = "") -> None:
         """Count a file that is left out."""
         self.skipped[reason] += 1
-        self.skipped_by_label[label][reason] += 1
+        self.skipped_of[label, reason].append(name)
         self.first_skipped.setdefault(reason, brief(name))
 
     @property
