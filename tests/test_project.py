@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "smidgen"
 
 LAYERS = [
     ["errors", "version"],
-    ["settings", "tables", "files", "statistics", "machine"],
+    ["settings", "tables", "files", "statistics", "machine", "output"],
     ["tensorfile"],
     ["schedules", "randomness"],
     ["trial"],

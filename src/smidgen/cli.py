@@ -11,7 +11,6 @@ contract asks for, and it starts in no time. The library is imported by the comm
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import json
@@ -20,11 +19,12 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from smidgen.errors import SmidgenError, SmidgenInterruptedError
+from smidgen.output import Results
 
 if TYPE_CHECKING:
     from smidgen.runs.options import RunOptions
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wants_json = "--json" in arguments
     if not wants_json and "csv" not in arguments:
         return _main(arguments, wants_json=wants_json)
-    with _Results.alone():
+    with Results.alone():
         return _main(arguments, wants_json=wants_json)
 
 
@@ -61,7 +61,7 @@ def _main(arguments: list[str], *, wants_json: bool) -> int:
             for path in options.code:
                 trust(path)
         status: int = options.command(options)
-        _Results.flush()
+        Results.flush()
         return status
     except SmidgenError as error:
         print(f"smidgen: {error}", file=sys.stderr)
@@ -81,11 +81,11 @@ def _main(arguments: list[str], *, wants_json: bool) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of standard output has closed it; nothing can be reported there.
-        _Results.discard()
+        Results.discard()
         return DONE
     except OSError as error:
         # Standard output on a full disk, or the like; files report their own errors.
-        _Results.discard()
+        Results.discard()
         what = f"{error.filename}: " if error.filename else ""
         remedy = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else "fix this and retry"
         print(f"smidgen: {what}{error.strerror or error}: {remedy}", file=sys.stderr)
@@ -306,49 +306,8 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(side) for side in text.split("x"))
 
 
-class _Results:
-    """The stream for results: standard output."""
-
-    _stream: ClassVar[TextIO | None] = None
-
-    @classmethod
-    def stream(cls) -> TextIO:
-        """The stream for results."""
-        return cls._stream or sys.stdout
-
-    @classmethod
-    @contextlib.contextmanager
-    def alone(cls) -> Iterator[None]:
-        """Meanwhile, redirect all other output, such as that of a user's code, to standard error."""
-        stdout, stderr = sys.stdout, sys.stderr
-        try:
-            kept: int | None = os.dup(stdout.fileno())
-            os.dup2(stderr.fileno(), stdout.fileno())  # for output that bypasses sys.stdout
-        except (OSError, ValueError):  # no files, as in tests
-            kept = None
-        cls._stream = stdout if kept is None else os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace")
-        try:
-            with contextlib.redirect_stdout(stderr):
-                yield
-        finally:
-            if kept is not None:
-                os.dup2(kept, stdout.fileno())
-                cls._stream.close()
-            cls._stream = None
-
-    @classmethod
-    def flush(cls) -> None:
-        """Write what is buffered."""
-        cls.stream().flush()
-
-    @classmethod
-    def discard(cls) -> None:
-        """Discard buffered output, which has no reader or cannot be written."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), cls.stream().fileno())
-
-
 def _show(text: object) -> None:
-    print(text, file=_Results.stream())
+    print(text, file=Results.stream())
 
 
 def _print_json(data: object) -> None:
