@@ -1,6 +1,8 @@
 // Working memory for the kernels.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -22,15 +24,24 @@ public:
         std::free(data_);
         data_ = nullptr;
         capacity_ = 0;
-        const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-        data_ = static_cast<float*>(std::aligned_alloc(64, std::max<size_t>(bytes, 64)));
+        const size_t wanted = static_cast<size_t>(floats) * sizeof(float);
+        const size_t line = wanted < HUGE_PAGE ? 64 : HUGE_PAGE;
+        const size_t bytes = std::max(line, (wanted + line - 1) / line * line);
+        data_ = static_cast<float*>(std::aligned_alloc(line, bytes));
         if (!data_) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+        // Kernels touch many planes at once, each in pages of its own; with small pages most accesses would first wait
+        // for an address to be looked up. Where the system refuses, all is as before.
+        if (line == HUGE_PAGE) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
         capacity_ = floats;
     }
 
     float* data() const { return data_; }
 
 private:
+    static constexpr size_t HUGE_PAGE = size_t{2} << 20;
+
     float* data_ = nullptr;
     int64_t capacity_ = 0;
 };
