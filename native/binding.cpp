@@ -85,14 +85,14 @@ NB_MODULE(_core, m) {
         .def("__init__",
              [](Program* self, const std::vector<Triple>& shapes, std::vector<Operation> operations,
                 std::vector<int64_t> tensor_sizes, int output, bool keep, bool input_gradient, bool bfloat16,
-                const std::string& level) {
+                int64_t cache, const std::string& level) {
                  Network network{{}, std::move(operations), std::move(tensor_sizes), output};
                  for (const Triple& shape : shapes) network.shapes.push_back(shape_of(shape));
                  // Program holds memory and cannot be moved: it is built in place.
-                 new (self) Program(std::move(network), {keep, input_gradient, bfloat16}, kernels_of(level));
+                 new (self) Program(std::move(network), {keep, input_gradient, bfloat16, cache}, kernels_of(level));
              },
              nb::kw_only(), "shapes"_a, "operations"_a, "tensor_sizes"_a, "output"_a, "keep"_a, "input_gradient"_a,
-             "bfloat16"_a, "level"_a)
+             "bfloat16"_a, "cache"_a = 0, "level"_a)
         // strides: in floats, of [count, channels, height, width]; None: blocks, 64-byte aligned, which must stay
         // as they are until the backward pass is done.
         .def("forward",
@@ -133,13 +133,18 @@ NB_MODULE(_core, m) {
              "images"_a, "strides"_a.none(), "count"_a, "labels"_a, "smoothing"_a, "tensors"_a, "key"_a, "state"_a,
              "gradients"_a, "threads"_a)
         .def("set_timed", [](Program& self, bool on) { self.timer().set(on); })
-        // Operation, pass, seconds (added over threads), of the passes that took time.
+        // Of the passes that took time: operation, pass, seconds (added over threads), and, of one image,
+        // multiply-adds, bytes that are moved, and bytes that must be.
         .def("timings", [](Program& self) {
-            std::vector<std::tuple<std::string, std::string, double>> found;
+            std::vector<std::tuple<std::string, std::string, double, double, double, double>> found;
+            const auto all = self.work();
             for (size_t i = 0; i < self.operations().size(); ++i)
                 for (int pass = 0; pass < PASSES; ++pass)
-                    if (const double seconds = self.timer().seconds(i, pass); seconds > 0.0)
-                        found.emplace_back(base(self.operations()[i]).name, PASS_NAMES[pass], seconds);
+                    if (const double seconds = self.timer().seconds(i, pass); seconds > 0.0) {
+                        const Work& work = all[i][static_cast<size_t>(pass)];
+                        found.emplace_back(base(self.operations()[i]).name, PASS_NAMES[pass], seconds, work.products,
+                                           sizeof(float) * work.moved, sizeof(float) * work.least);
+                    }
             return found;
         });
     m.def("levels", [] {

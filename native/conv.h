@@ -14,7 +14,7 @@ namespace SMIDGEN_LEVEL {
 // How many output channels a tile has, and how many sums in all: with the inputs and a weight they
 // stay in registers.
 #if defined(__AVX512F__)
-constexpr int MOST_OUTPUTS = 16, MOST_SUMS = 28;
+constexpr int MOST_OUTPUTS = 14, MOST_SUMS = 28;
 constexpr int GRADIENT_OUTPUTS = 5, GRADIENT_STREAMS = 5;
 #elif defined(__AVX__)
 constexpr int MOST_OUTPUTS = 6, MOST_SUMS = 6;
@@ -66,7 +66,9 @@ struct Products32 {
 
 // A tile takes several neighbouring places at once if the registers suffice: one weight then serves
 // them all, and there are more sums that do not wait for one another.
-constexpr int places_of(int outputs) { return 4 * outputs < MOST_SUMS ? 4 : 2 * outputs <= MOST_SUMS ? 2 : 1; }
+constexpr int places_of(int outputs) {
+    return 4 * outputs < MOST_SUMS ? 4 : 3 * outputs <= MOST_SUMS ? 3 : 2 * outputs <= MOST_SUMS ? 2 : 1;
+}
 
 // O output channels at P neighbouring places.
 template <class Products, int O, int P>
@@ -139,12 +141,8 @@ void gather(const Gather& g, int inputs, const float* input, const float* packed
                 a.output_channel = static_cast<int64_t>(g.output_plane) * LANES;
                 a.output = output + (static_cast<int64_t>(channel) * g.output_plane + places.output) * LANES;
                 a.add = add;
-                a.epilogue = epilogue;
-                a.plain = !add && !epilogue.relu && !epilogue.before_scale && !epilogue.before_shift &&
-                          !epilogue.after_scale;
-                for (const float** values : {&a.epilogue.before_scale, &a.epilogue.before_shift,
-                                             &a.epilogue.after_scale, &a.epilogue.after_shift})
-                    if (*values) *values += channel;
+                a.epilogue = epilogue.from(channel);
+                a.plain = !add && epilogue.plain();
                 const int several = places_of(size);
                 const TileFunction one = tile_function<Products>(size, true, all);
                 const TileFunction many = tile_function<Products>(size, false, all);
@@ -241,6 +239,7 @@ struct StreamArgs {
     int rows, columns;
     int64_t gradient_row, input_row, input_step;
     float* sums;             // [O][S]
+    float* kept;             // [O][S] of Vec, to which the products are added instead; null: none
 };
 
 // Products of O output channels' gradients with S streams of inputs, summed over rows and columns.
@@ -248,7 +247,8 @@ template <int O, int S>
 __attribute__((noinline)) void stream_tile(const StreamArgs& a) {
     Vec sums[O][S];
     SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
-        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) sums[o][s] = zero();
+        SMIDGEN_UNROLL for (int s = 0; s < S; ++s)
+            sums[o][s] = a.kept ? load(a.kept + (o * S + s) * LANES) : zero();
     int64_t offset[S];
     SMIDGEN_UNROLL for (int s = 0; s < S; ++s) offset[s] = a.streams[s];
     for (int row = 0; row < a.rows; ++row) {
@@ -264,9 +264,10 @@ __attribute__((noinline)) void stream_tile(const StreamArgs& a) {
         }
     }
     alignas(64) float lanes[O * S * LANES];
+    float* to = a.kept ? a.kept : lanes;
     SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
-        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) store(lanes + (o * S + s) * LANES, sums[o][s]);
-    lane_sums(lanes, O * S, a.sums);
+        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) store(to + (o * S + s) * LANES, sums[o][s]);
+    if (!a.kept) lane_sums(lanes, O * S, a.sums);
 }
 
 using StreamFunction = void (*)(const StreamArgs&);
@@ -334,6 +335,7 @@ void gradient_by_weights(const ConvGeometry& c, const float* x, const float* dy,
                     a.input_row = static_cast<int64_t>(c.stride_height) * c.input.width * PIXEL;
                     a.input_step = static_cast<int64_t>(c.stride_width) * PIXEL;
                     a.sums = sums;
+                    a.kept = nullptr;
                     stream_function<Streams>(count, size, all)(a);
                     for (int o = 0; o < count; ++o)
                         for (int i = 0; i < size; ++i)

@@ -28,20 +28,24 @@ struct Products16 {
 
 inline int pairs_of(int channels) { return (channels + 1) / 2; }
 
-// [group][channel][pixel] float32 to [group][pair][pixel] of 16 images' pairs.
-inline void to_pairs(const float* from, int groups, int channels, int plane, float* to) {
+// Two channels' float32 pixels to one pixel each of 16 images' pairs; zeros for the second where it is null.
+inline void channels_to_pair(const float* first, const float* second, int64_t floats, float* to) {
     alignas(64) uint16_t order[32];
     for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>(i / 2 + (i % 2) * 16);
     const __m512i interleave = _mm512_load_si512(order);
+    for (int64_t i = 0; i < floats; i += LANES) {
+        const __m512 other = second ? _mm512_load_ps(second + i) : _mm512_setzero_ps();
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(other, _mm512_load_ps(first + i));
+        _mm512_store_si512(to + i, _mm512_permutexvar_epi16(interleave, both));
+    }
+}
+
+// [group][channel][pixel] float32 to [group][pair][pixel] of 16 images' pairs.
+inline void to_pairs(const float* from, int groups, int channels, int plane, float* to) {
     const int64_t next = static_cast<int64_t>(plane) * LANES;
     for (int group = 0; group < groups; ++group, from += channels * next)
-        for (int c = 0; c < channels; c += 2)
-            for (int64_t i = 0; i < next; i += LANES, to += LANES) {
-                const __m512 first = _mm512_load_ps(from + c * next + i);
-                const __m512 second = c + 1 < channels ? _mm512_load_ps(from + (c + 1) * next + i) : _mm512_setzero_ps();
-                const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-                _mm512_store_si512(to, _mm512_permutexvar_epi16(interleave, both));
-            }
+        for (int c = 0; c < channels; c += 2, to += next)
+            channels_to_pair(from + c * next, c + 1 < channels ? from + (c + 1) * next : nullptr, next, to);
 }
 
 // float32 pixels to bfloat16 pixels in the same order.
@@ -128,7 +132,8 @@ template <int O, int S>
 __attribute__((noinline)) void stream_tile16(const StreamArgs& a) {
     __m512 sums[O][S];
     SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
-        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) sums[o][s] = _mm512_setzero_ps();
+        SMIDGEN_UNROLL for (int s = 0; s < S; ++s)
+            sums[o][s] = a.kept ? _mm512_load_ps(a.kept + (o * S + s) * LANES) : _mm512_setzero_ps();
     int64_t offset[S];
     SMIDGEN_UNROLL for (int s = 0; s < S; ++s) offset[s] = a.streams[s];
     const auto multiply = [&](const float* gradient, const float* input, const auto& fetch) SMIDGEN_LAMBDA {
@@ -151,9 +156,10 @@ __attribute__((noinline)) void stream_tile16(const StreamArgs& a) {
             });
     }
     alignas(64) float lanes[O * S * LANES];
+    float* to = a.kept ? a.kept : lanes;
     SMIDGEN_UNROLL for (int o = 0; o < O; ++o)
-        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) _mm512_store_ps(lanes + (o * S + s) * LANES, sums[o][s]);
-    lane_sums(lanes, O * S, a.sums);
+        SMIDGEN_UNROLL for (int s = 0; s < S; ++s) _mm512_store_ps(to + (o * S + s) * LANES, sums[o][s]);
+    if (!a.kept) lane_sums(lanes, O * S, a.sums);
 }
 
 struct Streams16 {
@@ -183,14 +189,6 @@ inline void peak16(Vec* chain, int chains, int64_t rounds) {
         _Pragma("GCC unroll 12") for (int k = 0; k < 12; ++k) sums[k] = _mm512_dpbf16_ps(sums[k], a, b);
     for (int k = 0; k < chains; ++k) chain[k].part[0] = (Floats)sums[k];
 }
-
-static constexpr Convolutions PRODUCTS16 = {.packed_floats = packed_floats16,
-                                            .pack_forward = pack_forward16,
-                                            .pack_backward = pack_backward16,
-                                            .scratch_floats = scratch_floats16,
-                                            .conv_forward = conv_forward16,
-                                            .conv_backward = conv_backward16,
-                                            .conv_weights = conv_weights16};
 
 }  // namespace SMIDGEN_LEVEL
 }  // namespace smidgen

@@ -43,6 +43,11 @@ struct Quad {
     }
 };
 
+SMIDGEN_INLINE Vec quad_mean(const float* from, int64_t row, float scale, const Vec& shift, const Vec& floor) {
+    const auto z = [&](int64_t at) SMIDGEN_LAMBDA { return max(load(from + at) * scale + shift, floor); };
+    return ((z(0) + z(LANES)) + (z(row) + z(row + LANES))) * 0.25f;
+}
+
 // One channel of `norm_forward` with dropout.
 inline void norm_dropout(const NormArgs& n, int channel, const float* y, float* a) {
     const int plane = n.shape.plane(), draws = (plane + 7) / 8;
@@ -77,11 +82,14 @@ inline void norm_forward(const NormArgs& n, const float* y, float* a) {
     for (int c = 0; c < n.shape.channels; ++c, y += static_cast<int64_t>(plane) * LANES) {
         const float scale = n.scale[c];
         const Vec shift = splat(n.shift[c]), floor = splat(n.relu ? 0.0f : -INFINITY);
-        if (n.pool) {
+        if (n.pool != PoolKind::None) {
             const int64_t row = static_cast<int64_t>(width) * LANES;
             for (int v = 0; v + 1 < height; v += 2)
-                for (int u = 0; u + 1 < width; u += 2, a += LANES)
-                    store(a, max(Quad(y + v * row + u * LANES, row, scale, n.shift[c]).most, floor));
+                for (int u = 0; u + 1 < width; u += 2, a += LANES) {
+                    const float* at = y + v * row + u * LANES;
+                    store(a, n.pool == PoolKind::Max ? max(Quad(at, row, scale, n.shift[c]).most, floor)
+                                                     : quad_mean(at, row, scale, shift, floor));
+                }
         } else if (n.dropped) {
             norm_dropout(n, c, y, a);
             a += static_cast<int64_t>(plane) * LANES;
@@ -103,7 +111,22 @@ inline void norm_sums(const NormArgs& n, const float* y, const float* da, double
         const Vec floor = splat(n.relu ? 0.0f : -INFINITY);
         const uint16_t* mask = n.mask + static_cast<int64_t>(c) * plane;
         Vec plain = zero(), product = zero();
-        if (n.pool) {
+        if (n.pool == PoolKind::Average) {
+            for (int v = 0; v + 1 < height; v += 2) {
+                Vec plains[4] = {zero(), zero(), zero(), zero()}, products[4] = {zero(), zero(), zero(), zero()};
+                for (int u = 0; u + 1 < width; u += 2, da += LANES) {
+                    const Vec share = load(da) * 0.25f;
+                    SMIDGEN_UNROLL for (int i = 0; i < 4; ++i) {
+                        const Vec value = load(y + (v + i / 2) * row + (u + i % 2) * LANES);
+                        const Vec g = where_greater(value * scale + shift, floor, share, zero());
+                        plains[i] += g;
+                        products[i] += g * (value - mean);
+                    }
+                }
+                plain += joined(plains);
+                product += joined(products);
+            }
+        } else if (n.pool == PoolKind::Max) {
             for (int v = 0; v + 1 < height; v += 2) {
                 Vec row_plain = zero(), row_product = zero();
                 for (int u = 0; u + 1 < width; u += 2, da += LANES) {
@@ -140,63 +163,84 @@ inline void norm_sums(const NormArgs& n, const float* y, const float* da, double
     }
 }
 
-inline void norm_backward(const NormArgs& n, const float* y, const float* da, float* dy, bool add) {
+// The gradient by the input of rows `first` to `end` of one channel, whose planes y and da are. put(place, value of
+// y, gradient) takes each.
+template <class Put>
+SMIDGEN_INLINE void norm_gradient(const NormArgs& n, int channel, const float* y, const float* da, int first, int end,
+                                  const Put& put) {
     const int width = n.shape.width, height = n.shape.height, plane = n.shape.plane();
     const int64_t row = static_cast<int64_t>(width) * LANES;
-    const bool partial = n.images < LANES;
-    const Vec valid = lane_mask(n.images);
-    const float more = kept_scale(n.dropped);
-    for (int c = 0; c < n.shape.channels; ++c) {
-        const float scale = n.scale[c], slope = n.slope[c];
-        const Vec shift = splat(n.shift[c]), offset = splat(n.offset[c]), floor = splat(n.relu ? 0.0f : -INFINITY);
-        const auto put = [&](const float* value, float* to, Vec d) SMIDGEN_LAMBDA {
-            if (n.input_relu) d = where_greater(load(value), zero(), d, zero());
-            if (partial) d = d * valid;
-            store(to, add ? load(to) + d : d);
-        };
-        if (n.pool) {
-            for (int v = 0; v + 1 < height; v += 2)
-                for (int u = 0; u + 1 < width; u += 2, da += LANES) {
-                    const int64_t at = v * row + u * LANES;
-                    const Quad q(y + at, row, scale, n.shift[c]);
-                    Vec left = where_greater(q.most, floor, load(da), zero()) * scale;
+    const float scale = n.scale[channel], slope = n.slope[channel];
+    const Vec shift = splat(n.shift[channel]), offset = splat(n.offset[channel]);
+    const Vec floor = splat(n.relu ? 0.0f : -INFINITY);
+    const auto give = [&](int64_t at, const Vec& value, const Vec& g) SMIDGEN_LAMBDA {
+        put(at, value, g * scale + (value * slope + offset));
+    };
+    if (n.pool != PoolKind::None) {
+        for (int v = first; v < end; ++v) {
+            const bool covered = v < height / 2 * 2;
+            const float* from = da + static_cast<int64_t>(v / 2) * (width / 2) * LANES;
+            int u = 0;
+            if (covered && n.pool == PoolKind::Average) {
+                for (; u + 1 < width; u += 2, from += LANES) {
+                    const Vec share = load(from) * 0.25f;
+                    SMIDGEN_UNROLL for (int i = 0; i < 2; ++i) {
+                        const int64_t at = v * row + (u + i) * LANES;
+                        const Vec value = load(y + at);
+                        give(at, value, where_greater(value * scale + shift, floor, share, zero()));
+                    }
+                }
+            } else if (covered) {
+                for (; u + 1 < width; u += 2, from += LANES) {
+                    const int64_t at = v / 2 * 2 * row + u * LANES;
+                    const Quad q(y + at, row, scale, n.shift[channel]);
+                    Vec left = where_greater(q.most, floor, load(from), zero());
                     for (int i = 0; i < 4; ++i) {
                         const Vec mine = where_greater(q.most, q.z[i], zero(), left);
                         left = left - mine;
-                        const int64_t place = at + (i / 2) * row + (i % 2) * LANES;
-                        put(y + place, dy + place, q.y[i] * slope + offset + mine);
+                        if (i / 2 == v % 2) give(at + (i / 2) * row + (i % 2) * LANES, q.y[i], mine);
                     }
                 }
-            // What no window covers.
-            for (int v = 0; v < height; ++v)
-                for (int u = v < height / 2 * 2 ? width / 2 * 2 : 0; u < width; ++u) {
-                    const int64_t place = v * row + u * LANES;
-                    put(y + place, dy + place, load(y + place) * slope + offset);
-                }
-        } else if (n.dropped) {
-            const uint16_t* mask = n.mask + static_cast<int64_t>(c) * plane;
-            for (int64_t i = 0; i < plane; ++i, da += LANES) {
-                const Vec value = load(y + i * LANES);
-                Vec g = where_bits(mask[i], load(da) * more);
-                if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
-                put(y + i * LANES, dy + i * LANES, g * scale + (value * slope + offset));
             }
-        } else if (n.relu && !partial && !add && !n.input_relu) {
-            for (int64_t i = 0; i < static_cast<int64_t>(plane) * LANES; i += LANES, da += LANES) {
-                const Vec value = load(y + i);
-                const Vec g = where_greater(value * scale + shift, zero(), load(da), zero());
-                store(dy + i, g * scale + (value * slope + offset));
-            }
-        } else {
-            for (int64_t i = 0; i < static_cast<int64_t>(plane) * LANES; i += LANES, da += LANES) {
-                const Vec value = load(y + i);
-                Vec g = load(da);
-                if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
-                put(y + i, dy + i, g * scale + (value * slope + offset));
-            }
+            for (; u < width; ++u) give(v * row + u * LANES, load(y + v * row + u * LANES), zero());
         }
-        y += static_cast<int64_t>(plane) * LANES;
-        dy += static_cast<int64_t>(plane) * LANES;
+    } else if (n.dropped) {
+        const uint16_t* mask = n.mask + static_cast<int64_t>(channel) * plane;
+        const float more = kept_scale(n.dropped);
+        for (int64_t i = first * width; i < end * width; ++i) {
+            const Vec value = load(y + i * LANES);
+            Vec g = where_bits(mask[i], load(da + i * LANES) * more);
+            if (n.relu) g = where_greater(value * scale + shift, zero(), g, zero());
+            give(i * LANES, value, g);
+        }
+    } else if (n.relu) {
+        for (int64_t i = first * row; i < end * row; i += LANES) {
+            const Vec value = load(y + i);
+            give(i, value, where_greater(value * scale + shift, zero(), load(da + i), zero()));
+        }
+    } else {
+        for (int64_t i = first * row; i < end * row; i += LANES) give(i, load(y + i), load(da + i));
+    }
+}
+
+inline void norm_backward(const NormArgs& n, const float* y, const float* da, float* dy, bool add) {
+    const int64_t plane = static_cast<int64_t>(n.shape.plane()) * LANES;
+    const int64_t pooled = n.pool == PoolKind::None
+                               ? plane
+                               : static_cast<int64_t>(n.shape.height / 2) * (n.shape.width / 2) * LANES;
+    const bool partial = n.images < LANES, plain = !partial && !add && !n.input_relu;
+    const Vec valid = lane_mask(n.images);
+    for (int c = 0; c < n.shape.channels; ++c, y += plane, da += pooled, dy += plane) {
+        if (plain) {
+            norm_gradient(n, c, y, da, 0, n.shape.height,
+                          [&](int64_t at, const Vec&, const Vec& d) SMIDGEN_LAMBDA { store(dy + at, d); });
+            continue;
+        }
+        norm_gradient(n, c, y, da, 0, n.shape.height, [&](int64_t at, const Vec& value, Vec d) SMIDGEN_LAMBDA {
+            if (n.input_relu) d = where_greater(value, zero(), d, zero());
+            if (partial) d = d * valid;
+            store(dy + at, add ? load(dy + at) + d : d);
+        });
     }
 }
 

@@ -103,4 +103,12 @@ void ConvGeometry::prepare() {
         }
 }
 
+ConvGeometry SeparableGeometry::pixel() const {
+    ConvGeometry g;
+    g.input = {input.channels, 1, 1};
+    g.output = {output.channels, 1, 1};
+    g.prepare();
+    return g;
+}
+
 }  // namespace smidgen

@@ -69,6 +69,27 @@ struct ConvGeometry {
     void prepare();
 };
 
+// A separable convolution: a depthwise one, a 1x1 one, or the second after the first.
+struct SeparableGeometry {
+    Shape input, output;
+    // Of the depthwise part, square; kernel 0: there is none. Padding is less than the kernel.
+    int kernel = 0, stride = 1, padding_height = 0, padding_width = 0;
+    bool pointwise = true;
+    // Rows of the output that are worked on together, so that what belongs to them fits into a cache: of no influence
+    // on results. Set by the kernels.
+    int forward_rows = 1, backward_rows = 1;
+
+    int depthwise_weights() const { return input.channels * kernel * kernel; }
+    int pointwise_weights() const { return pointwise ? input.channels * output.channels : 0; }
+    // The 1x1 part at one pixel, which is how its weights are packed.
+    ConvGeometry pixel() const;
+};
+
+// Sides and strides of the depthwise kernels that there are.
+constexpr int DEPTHWISE_KERNELS[] = {3, 5}, DEPTHWISE_STRIDES[] = {1, 2};
+
+enum class PoolKind { None, Max, Average };
+
 struct PoolGeometry {
     Shape input, output;
     int kernel_height = 1, kernel_width = 1, stride_height = 1, stride_width = 1;

@@ -9,8 +9,9 @@
 #include "elementwise.h"
 #include "images.h"
 #include "random.h"
+#include "separable.h"
 #if defined(__AVX512BF16__)
-#include "conv16.h"
+#include "separable16.h"
 #endif
 
 #define SMIDGEN_TEXT(x) #x
@@ -46,6 +47,20 @@ static double peak(bool bfloat16, int64_t rounds) {
     return static_cast<double>(rounds) * CHAINS * LANES * (bfloat16 ? 2 : 1) / seconds;
 }
 
+#if defined(__AVX512BF16__)
+static constexpr Convolutions PRODUCTS16 = {.packed_floats = packed_floats16,
+                                            .pack_forward = pack_forward16,
+                                            .pack_backward = pack_backward16,
+                                            .scratch_floats = scratch_floats16,
+                                            .conv_forward = conv_forward16,
+                                            .conv_backward = conv_backward16,
+                                            .conv_weights = conv_weights16,
+                                            .separable_prepare = separable_prepare<Rounded>,
+                                            .separable_scratch = separable_scratch<Rounded>,
+                                            .separable_forward = separable_forward<Rounded>,
+                                            .separable_backward = separable_backward<Rounded>};
+#endif
+
 extern const Kernels KERNELS = {
     .name = SMIDGEN_NAME(SMIDGEN_LEVEL),
     .products32 = {.packed_floats = packed_floats,
@@ -54,7 +69,11 @@ extern const Kernels KERNELS = {
                    .scratch_floats = scratch_floats,
                    .conv_forward = conv_forward,
                    .conv_backward = conv_backward,
-                   .conv_weights = conv_weights},
+                   .conv_weights = conv_weights,
+                   .separable_prepare = separable_prepare<Exact>,
+                   .separable_scratch = separable_scratch<Exact>,
+                   .separable_forward = separable_forward<Exact>,
+                   .separable_backward = separable_backward<Exact>},
 #if defined(__AVX512BF16__)
     .products16 = &PRODUCTS16,
 #else

@@ -17,6 +17,15 @@ struct Epilogue {
     bool relu = false;
     const float* after_scale = nullptr;
     const float* after_shift = nullptr;
+
+    bool plain() const { return !before_scale && !before_shift && !relu && !after_scale; }
+    // That of the channels from one on.
+    Epilogue from(int channel) const {
+        Epilogue e = *this;
+        for (const float** values : {&e.before_scale, &e.before_shift, &e.after_scale, &e.after_shift})
+            if (*values) *values += channel;
+        return e;
+    }
 };
 
 // Distances in floats between neighbours along each dimension of a tensor of images.
@@ -31,10 +40,11 @@ struct Moments {
 constexpr int MOMENTS = 2 * BLOCK;  // floats of working memory, a channel
 
 // BatchNorm with what follows it fused in, for one block: z = scale * y + shift, then ReLU, then
-// 2x2 max pooling with stride 2.
+// 2x2 pooling with stride 2.
 struct NormArgs {
     Shape shape;          // of the input
-    bool relu, pool;
+    bool relu;
+    PoolKind pool;
     bool input_relu;      // the input is what a ReLU gave; its gradient is passed through that ReLU
     int images;           // valid lanes
     const float *scale, *shift, *mean;  // a channel each
@@ -47,6 +57,32 @@ struct NormArgs {
     uint64_t key;
     int layer;
     int64_t first_image;
+};
+
+// A separable convolution of one block.
+struct SeparableArgs {
+    const SeparableGeometry* geometry;
+    const float* x;
+    const NormArgs* norm;      // makes the input of x as it is read: BatchNorm and ReLU; null: x is the input
+    const float* depthwise;    // weights [channel][row][column]
+    const float* middle_bias;  // of the depthwise part, where a 1x1 part follows; null: none
+    const float* packed;       // weights of the 1x1 part, packed for the pass
+    float* scratch;
+};
+
+// Its backward pass. Sums are over the block's images and pixels; each goes where its pointer says, null: not wanted.
+struct SeparableGradients {
+    // The gradient by the output: dy, or what the BatchNorm `norm` makes of the gradient `da` by its own output; y is
+    // that BatchNorm's input.
+    const float* dy;
+    const NormArgs* norm;
+    const float *y, *da;
+    // The gradient by the input, added where `add`. With SeparableArgs::norm it is passed through that ReLU, and
+    // `sums` takes what `norm_sums` would give.
+    float* dx;
+    bool add;
+    double* sums;
+    float *depthwise, *middle_bias, *pointwise, *bias;
 };
 
 // One block of uint8 images, augmented or as they are, to normalized floats.
@@ -74,6 +110,13 @@ struct Convolutions {
     // Sums over the block's images and pixels, not over blocks.
     void (*conv_weights)(const ConvGeometry&, const float* x, const float* dy, float* dw, float* db,
                          float* scratch);
+
+    // Chooses how many rows are worked on together for a cache of so many bytes.
+    void (*separable_prepare)(SeparableGeometry&, int64_t cache);
+    int64_t (*separable_scratch)(const SeparableGeometry&);  // floats, for one call
+    void (*separable_forward)(const SeparableArgs&, const Epilogue&, float* y, int images, Moments* moments,
+                              float* state);
+    void (*separable_backward)(const SeparableArgs&, const SeparableGradients&);
 };
 
 struct Kernels {

@@ -18,27 +18,27 @@ SMIDGEN_INLINE void in_turn(int count, const F& f) {
 
 SMIDGEN_INLINE Vec joined(const Vec (&v)[4]) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
-// Mean and variance of each channel over a block. `state` is [channel] of two
-// Vec: each lane's mean and sum of squares so far, gathered row by row (Chan, Golub and LeVeque 1979): no difference of large
-// numbers, and no long sum in one float.
+// Mean and variance of each channel over a block. `state` is [channel] of two Vec: each lane's mean and sum of squared
+// differences from it so far, joined row by row (Chan, Golub and LeVeque 1979), so that no sum in one float is long.
+// Within a row the sums are of differences from the mean so far, or in the first row from its first value: what they
+// lose to rounding is small against what that difference itself adds to the sum of squares.
 inline void moments_row(const Shape& shape, const float* y, int row, float* state) {
     const int width = shape.width;
+    const float columns = static_cast<float>(width), rows = static_cast<float>(row + 1);
+    const float share = 1.0f / columns, row_share = 1.0f / rows, between = columns * static_cast<float>(row) / rows;
     y += static_cast<int64_t>(row) * width * LANES;
     for (int c = 0; c < shape.channels; ++c, y += static_cast<int64_t>(shape.plane()) * LANES, state += MOMENTS) {
-        Vec mean = row ? load(state) : zero(), squares = row ? load(state + LANES) : zero();
+        const Vec mean = load(row ? state : y), squares = row ? load(state + LANES) : zero();
         Vec totals[4] = {zero(), zero(), zero(), zero()}, spreads[4] = {zero(), zero(), zero(), zero()};
-        in_turn(width, [&](int x, int k) SMIDGEN_LAMBDA { totals[k] += load(y + x * LANES); });
-        const Vec row_mean = joined(totals) * (1.0f / static_cast<float>(width));
         in_turn(width, [&](int x, int k) SMIDGEN_LAMBDA {
-            const Vec d = load(y + x * LANES) - row_mean;
+            const Vec d = load(y + x * LANES) - mean;
+            totals[k] += d;
             spreads[k] += d * d;
         });
-        const Vec spread = joined(spreads), step = row_mean - mean;
-        const float rows = static_cast<float>(row + 1);
-        mean += step * (1.0f / rows);
-        squares += spread + step * step * (static_cast<float>(width) * static_cast<float>(row) / rows);
-        store(state, mean);
-        store(state + LANES, squares);
+        const Vec total = joined(totals), step = total * share;
+        const Vec spread = max(joined(spreads) - step * total, zero());
+        store(state, mean + step * row_share);
+        store(state + LANES, squares + spread + step * step * between);
     }
 }
 

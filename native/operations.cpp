@@ -92,6 +92,17 @@ private:
                                                      std::to_string(least) + " to " + std::to_string(most));
     }
 
+    template <size_t N>
+    void require_one_of(const char* role, int value, const int (&allowed)[N]) const {
+        std::string all;
+        bool found = false;
+        for (const int each : allowed) {
+            all += (all.empty() ? "" : ", ") + std::to_string(each);
+            found = found || each == value;
+        }
+        require(found, std::string(role) + " is " + std::to_string(value) + "; allowed: " + all);
+    }
+
     template <class Geometry>
     void check_window(const Geometry& g) const {
         for (const int side : {g.kernel_height, g.kernel_width}) require_between("kernel", side, 1, MAX_WINDOW);
@@ -119,6 +130,44 @@ private:
         require(std::isfinite(epsilon) && epsilon >= 0.0f, "epsilon is not a finite number at least 0");
     }
 
+    void check_products(const Products& op) const {
+        const int channels = output(op).channels;
+        require_tensor("bias", op.bias, channels);
+        require(op.relu || !op.input_relu, "input_relu without relu");
+        check_folded(op.before, channels);
+        check_folded(op.after, channels);
+    }
+
+    void check_kind(Separable& op) const {
+        require_inputs(op, 1);
+        SeparableGeometry& g = op.geometry;
+        g.input = input(op);
+        g.output = output(op);
+        g.pointwise = op.pointwise != NO_TENSOR;
+        require(g.pointwise || op.depthwise != NO_TENSOR, "it has neither a depthwise nor a 1x1 part");
+        require(g.pointwise || g.output.channels == g.input.channels,
+                "its output has " + std::to_string(g.output.channels) + " channels, not " +
+                    std::to_string(g.input.channels));
+        require((op.depthwise != NO_TENSOR) == (g.kernel != 0), "its kernel and its depthwise weights contradict");
+        Shape expected{g.output.channels, g.input.height, g.input.width};
+        if (g.kernel) {
+            require_one_of("kernel", g.kernel, DEPTHWISE_KERNELS);
+            require_one_of("stride", g.stride, DEPTHWISE_STRIDES);
+            for (const int side : {g.padding_height, g.padding_width})
+                require_between("padding", side, 0, g.kernel - 1);
+            expected.height = outputs(g.input.height, g.kernel, g.stride, g.padding_height, 1);
+            expected.width = outputs(g.input.width, g.kernel, g.stride, g.padding_width, 1);
+            require_tensor("depthwise", op.depthwise, int64_t{g.input.channels} * g.kernel * g.kernel);
+        }
+        require_output(op, expected);
+        const double weights = static_cast<double>(g.input.channels) * g.output.channels;
+        require(weights <= static_cast<double>(MAX_PIXELS), "it has too many weights");
+        require_tensor("pointwise", op.pointwise, int64_t{g.input.channels} * g.output.channels);
+        require_tensor("middle_bias", op.middle_bias, g.input.channels);
+        require(op.middle_bias == NO_TENSOR || (g.kernel && g.pointwise), "middle_bias without two parts");
+        check_products(op);
+    }
+
     void check_kind(Convolution& op) const {
         require_inputs(op, 1);
         ConvGeometry& g = op.geometry;
@@ -137,16 +186,13 @@ private:
         const double weights = static_cast<double>(taps) * g.output.channels * (g.input.channels / g.groups);
         require(weights <= static_cast<double>(MAX_PIXELS), "it has too many weights");
         require_tensor("weight", op.weight, taps * g.output.channels * (g.input.channels / g.groups), false);
-        require_tensor("bias", op.bias, g.output.channels);
-        require(op.relu || !op.input_relu, "input_relu without relu");
-        check_folded(op.before, g.output.channels);
-        check_folded(op.after, g.output.channels);
+        check_products(op);
     }
 
     void check_kind(const Norm& op) const {
         require_inputs(op, 1);
         const Shape& s = input(op);
-        require_output(op, op.pool ? Shape{s.channels, s.height / 2, s.width / 2} : s);
+        require_output(op, op.pool != PoolKind::None ? Shape{s.channels, s.height / 2, s.width / 2} : s);
         require_tensor("weight", op.weight, s.channels);
         require_tensor("bias", op.bias, s.channels);
         require_tensor("running_mean", op.running_mean, s.channels, op.batch);
@@ -157,7 +203,7 @@ private:
         require(std::isfinite(op.momentum), "momentum is not a finite number");
         check_epsilon(op.epsilon);
         require_between("dropped", op.dropped, 0, 65535);
-        require(!op.pool || !op.dropped, "it has both pooling and dropout");
+        require(op.pool == PoolKind::None || !op.dropped, "it has both pooling and dropout");
     }
 
     void check_kind(const Activation& op) const {
@@ -167,6 +213,7 @@ private:
 
     void check_kind(Pool& op) const {
         require_inputs(op, 1);
+        require(op.kind != PoolKind::None, "it pools nothing");
         PoolGeometry& g = op.geometry;
         g.input = input(op);
         g.output = output(op);
@@ -213,13 +260,13 @@ private:
             if (const auto* norm = std::get_if<Norm>(&operation); norm && norm->input_relu) {
                 name_ = norm->name;
                 const Operation* writer = writer_[norm->inputs[0]];
-                const auto* conv = writer ? std::get_if<Convolution>(writer) : nullptr;
+                const Products* conv = writer ? products_of(*writer) : nullptr;
                 require(conv && conv->input_relu && readers[conv->output] == 1,
                         "input_relu, but it does not read, alone, a convolution with input_relu");
                 done[conv->output] = true;
             }
         for (const Operation& operation : network_.operations)
-            if (const auto* conv = std::get_if<Convolution>(&operation); conv && conv->input_relu) {
+            if (const Products* conv = products_of(operation); conv && conv->input_relu) {
                 name_ = conv->name;
                 require(done[conv->output], "input_relu, but no normalization with input_relu reads its output");
             }

@@ -29,12 +29,23 @@ struct FoldedNorm {
     float epsilon = 0.0f;
 };
 
-struct Convolution : OperationBase {
-    int weight = NO_TENSOR, bias = NO_TENSOR;
+// What makes sums of products, and then something of them.
+struct Products : OperationBase {
+    int bias = NO_TENSOR;
     bool relu = false;        // applies ReLU to its sums
     bool input_relu = false;  // the BatchNorm that reads its output does the gradient of that ReLU
     std::optional<FoldedNorm> before, after;  // the ReLU; only without a backward pass
+};
+
+struct Convolution : Products {
+    int weight = NO_TENSOR;
     ConvGeometry geometry;
+};
+
+// A depthwise convolution, a 1x1 convolution, or the second after the first.
+struct Separable : Products {
+    int depthwise = NO_TENSOR, middle_bias = NO_TENSOR, pointwise = NO_TENSOR;
+    SeparableGeometry geometry;
 };
 
 struct Norm : OperationBase {
@@ -43,7 +54,7 @@ struct Norm : OperationBase {
     float momentum = 0.0f, epsilon = 0.0f;
     bool batch = false;       // normalizes by the batch's statistics, not the running ones
     bool relu = false;        // then ReLU
-    bool pool = false;        // then 2x2 max pooling with stride 2
+    PoolKind pool = PoolKind::None;  // then 2x2 pooling with stride 2
     int dropped = 0;          // or then dropout, of 65,536
     bool input_relu = false;  // the convolution before it applied ReLU, whose gradient this operation does
 };
@@ -52,8 +63,6 @@ struct Activation : OperationBase {
     ActivationFunction function = ActivationFunction::relu;
     ActivationLimits limits;
 };
-
-enum class PoolKind { Max, Average };
 
 struct Pool : OperationBase {
     PoolKind kind = PoolKind::Max;
@@ -68,11 +77,17 @@ struct Add : OperationBase {};
 
 struct Concatenate : OperationBase {};
 
-using Operation = std::variant<Convolution, Norm, Activation, Pool, Dropout, Add, Concatenate>;
+using Operation = std::variant<Convolution, Separable, Norm, Activation, Pool, Dropout, Add, Concatenate>;
 
 // What all operations have.
 inline const OperationBase& base(const Operation& operation) {
     return std::visit([](const auto& op) -> const OperationBase& { return op; }, operation);
+}
+
+// An operation as what makes sums of products; null: it is no such operation.
+inline const Products* products_of(const Operation& operation) {
+    if (const auto* conv = std::get_if<Convolution>(&operation)) return conv;
+    return std::get_if<Separable>(&operation);
 }
 
 // How many of 65,536 values an operation drops.

@@ -32,9 +32,10 @@ ActivationFunction activation_named(const std::string& name) {
 }
 
 PoolKind pool_kind_named(const std::string& name) {
+    if (name == "none") return PoolKind::None;
     if (name == "max") return PoolKind::Max;
     if (name == "average") return PoolKind::Average;
-    throw std::invalid_argument("kind is '" + name + "'; allowed: max, average");
+    throw std::invalid_argument("pooling is '" + name + "'; allowed: none, max, average");
 }
 
 }  // namespace
@@ -63,19 +64,35 @@ void bind_operations(nb::module_& m) {
                  std::tie(g.dilation_height, g.dilation_width) = dilation;
                  g.groups = groups;
                  new (self) Convolution{
-                     {std::move(name), std::move(inputs), output}, weight, bias, relu, input_relu, before, after, g};
+                     {{std::move(name), std::move(inputs), output}, bias, relu, input_relu, before, after}, weight, g};
              },
              nb::kw_only(), "name"_a, "inputs"_a, "output"_a, "weight"_a, "bias"_a, "kernel"_a, "stride"_a,
              "padding"_a, "dilation"_a, "groups"_a, "relu"_a, "input_relu"_a, "before"_a.none(), "after"_a.none());
+
+    nb::class_<Separable>(m, "Separable")
+        .def("__init__",
+             [](Separable* self, std::string name, std::vector<int> inputs, int output, int depthwise, int middle_bias,
+                int pointwise, int bias, int kernel, int stride, Pair padding, bool relu, bool input_relu,
+                std::optional<FoldedNorm> before, std::optional<FoldedNorm> after) {
+                 SeparableGeometry g;
+                 g.kernel = kernel;
+                 g.stride = stride;
+                 std::tie(g.padding_height, g.padding_width) = padding;
+                 new (self) Separable{
+                     {{std::move(name), std::move(inputs), output}, bias, relu, input_relu, before, after},
+                     depthwise, middle_bias, pointwise, g};
+             },
+             nb::kw_only(), "name"_a, "inputs"_a, "output"_a, "depthwise"_a, "middle_bias"_a, "pointwise"_a, "bias"_a,
+             "kernel"_a, "stride"_a, "padding"_a, "relu"_a, "input_relu"_a, "before"_a.none(), "after"_a.none());
 
     nb::class_<Norm>(m, "Norm")
         .def("__init__",
              [](Norm* self, std::string name, std::vector<int> inputs, int output, int weight, int bias,
                 int running_mean, int running_var, int batches, float momentum, float epsilon, bool batch, bool relu,
-                bool pool, int dropped, bool input_relu) {
+                const std::string& pool, int dropped, bool input_relu) {
                  new (self) Norm{{std::move(name), std::move(inputs), output},
                                  weight, bias, running_mean, running_var, batches, momentum, epsilon,
-                                 batch, relu, pool, dropped, input_relu};
+                                 batch, relu, pool_kind_named(pool), dropped, input_relu};
              },
              nb::kw_only(), "name"_a, "inputs"_a, "output"_a, "weight"_a, "bias"_a, "running_mean"_a, "running_var"_a,
              "batches"_a, "momentum"_a, "epsilon"_a, "batch"_a, "relu"_a, "pool"_a, "dropped"_a, "input_relu"_a);

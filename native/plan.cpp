@@ -37,27 +37,39 @@ int64_t place_spans(std::vector<Span>& spans) {
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 bool has_parameters(const Operation& operation) {
-    if (const auto* conv = std::get_if<Convolution>(&operation)) return conv->weight >= 0 || conv->bias >= 0;
+    if (products_of(operation)) return true;
     if (const auto* norm = std::get_if<Norm>(&operation)) return norm->weight >= 0 || norm->bias >= 0;
     return false;
 }
 
 // Operations whose output is cheap to compute once more.
 bool is_cheap(const Operation& operation) {
-    return std::holds_alternative<Norm>(operation) || std::holds_alternative<Activation>(operation) ||
-           std::holds_alternative<Dropout>(operation);
+    if (const auto* norm = std::get_if<Norm>(&operation)) return norm->pool == PoolKind::None;
+    return std::holds_alternative<Activation>(operation) || std::holds_alternative<Dropout>(operation);
 }
 
-// The values, not gradients, that an operation's backward pass reads.
-std::vector<int> read_by_backward(const Operation& operation) {
-    const OperationBase& op = base(operation);
-    if (const auto* conv = std::get_if<Convolution>(&operation); conv && conv->relu && !conv->input_relu)
-        return {op.inputs[0], op.output};
-    const auto* pool = std::get_if<Pool>(&operation);
-    const bool reads_input = std::holds_alternative<Convolution>(operation) ||
-                             std::holds_alternative<Norm>(operation) ||
-                             std::holds_alternative<Activation>(operation) || (pool && pool->kind == PoolKind::Max);
-    return reads_input ? std::vector<int>{op.inputs[0]} : std::vector<int>{};
+// How many scalars a gradient by an operation's parameters has, its weights and biases one after another.
+int64_t gradient_scalars(const Operation& operation) {
+    if (const auto* conv = std::get_if<Convolution>(&operation))
+        return conv->geometry.weights() + conv->geometry.output.channels;
+    if (const auto* separable = std::get_if<Separable>(&operation)) {
+        const SeparableGeometry& g = separable->geometry;
+        return g.depthwise_weights() + g.input.channels + g.pointwise_weights() + g.output.channels;
+    }
+    return 0;
+}
+
+bool shares_tensor(const Operation& a, const Operation& b) {
+    const auto tensors = [](const Operation& operation) -> std::vector<int> {
+        if (const auto* conv = std::get_if<Convolution>(&operation)) return {conv->weight, conv->bias};
+        if (const auto* separable = std::get_if<Separable>(&operation))
+            return {separable->depthwise, separable->middle_bias, separable->pointwise, separable->bias};
+        return {};
+    };
+    for (const int one : tensors(a))
+        for (const int other : tensors(b))
+            if (one >= 0 && one == other) return true;
+    return false;
 }
 
 class Planner {
@@ -79,6 +91,7 @@ public:
     }
 
     Plan make() {
+        find_deferred();
         place_parameters();
         order_forward();
         if (keep_) find_recomputed();
@@ -95,20 +108,72 @@ private:
     const Operation& operation(int i) const { return network_.operations[i]; }
     const OperationBase& op(int i) const { return base(network_.operations[i]); }
 
+    // How many operations read each value.
+    std::vector<int> readers() const {
+        std::vector<int> readers(values_, 0);
+        readers[network_.output] = 1;
+        for (int i = 0; i < operations_; ++i)
+            for (const int input : op(i).inputs) ++readers[input];
+        return readers;
+    }
+
+    // Normalizations that separable convolutions do as they read.
+    void find_deferred() {
+        writer_.assign(values_, -1);
+        const std::vector<int> readers = this->readers();
+        for (int i = 0; i < operations_; ++i) {
+            writer_[op(i).output] = i;
+            const int input = op(i).inputs[0], before = writer_[input];
+            if (before < 0 || readers[input] != 1) continue;
+            const auto* norm = std::get_if<Norm>(&operation(before));
+            if (norm && std::holds_alternative<Separable>(operation(i)) && norm->pool == PoolKind::None &&
+                !norm->dropped) {
+                plan_.operations[i].applies = before;
+                plan_.operations[before].applied_by = i;
+                plan_.values[input].deferred = true;
+            }
+            norm = std::get_if<Norm>(&operation(i));
+            if (norm && keep_ && std::holds_alternative<Separable>(operation(before)) && !norm->dropped &&
+                !norm->input_relu) {
+                plan_.operations[before].undoes = i;
+                plan_.operations[i].undone_by = before;
+            }
+        }
+    }
+
+    // A value that an operation reads as an input, or where that is deferred, the one it is made of.
+    int source(int value) const { return plan_.values[value].deferred ? op(writer_[value]).inputs[0] : value; }
+
+    // The values, not gradients, that an operation's backward pass reads.
+    std::vector<int> read_by_backward(int i) const {
+        const Operation& o = operation(i);
+        const OperationBase& op = base(o);
+        if (const Products* products = products_of(o)) {
+            const bool reads_output = (products->relu && !products->input_relu) || plan_.operations[i].undoes >= 0;
+            return reads_output ? std::vector<int>{source(op.inputs[0]), op.output}
+                                : std::vector<int>{source(op.inputs[0])};
+        }
+        const auto* pool = std::get_if<Pool>(&o);
+        const bool reads_input = std::holds_alternative<Norm>(o) || std::holds_alternative<Activation>(o) ||
+                                 (pool && pool->kind == PoolKind::Max);
+        return reads_input ? std::vector<int>{op.inputs[0]} : std::vector<int>{};
+    }
+
     void place_parameters() {
         for (int i = 0; i < operations_; ++i) {
             OperationPlan& place = plan_.operations[i];
             place.scales = plan_.scales;
             place.partials = plan_.block_partials;
-            if (const auto* conv = std::get_if<Convolution>(&operation(i))) {
-                plan_.scales += CONVOLUTION_SCALES * conv->geometry.output.channels;
-                plan_.block_partials += whole_lines(conv->geometry.weights() + conv->geometry.output.channels);
+            place.sums = plan_.block_sums;
+            if (products_of(operation(i))) {
+                plan_.scales += CONVOLUTION_SCALES * network_.shapes[op(i).output].channels;
+                plan_.block_partials += whole_lines(gradient_scalars(operation(i)));
                 for (int j = 0; j < i; ++j)
-                    if (const auto* other = std::get_if<Convolution>(&operation(j)))
-                        plan_.shares_parameters = plan_.shares_parameters || conv->weight == other->weight ||
-                                                  (conv->bias >= 0 && conv->bias == other->bias);
+                    plan_.shares_parameters = plan_.shares_parameters || shares_tensor(operation(i), operation(j));
             } else if (std::holds_alternative<Norm>(operation(i))) {
-                plan_.scales += NORM_SCALES * network_.shapes[op(i).inputs[0]].channels;
+                const int channels = network_.shapes[op(i).inputs[0]].channels;
+                plan_.scales += NORM_SCALES * channels;
+                plan_.block_sums += 2 * channels;
             }
         }
     }
@@ -120,15 +185,14 @@ private:
             if (const auto* norm = std::get_if<Norm>(&operation(i)); norm && norm->batch) {
                 std::vector<Step>& steps = plan_.forward.back().steps;
                 const int before = steps.empty() || steps.back().kind != Step::Run ? -1 : steps.back().operation;
-                if (before >= 0 && std::holds_alternative<Convolution>(operation(before)) &&
-                    op(before).output == norm->inputs[0])
+                if (before >= 0 && products_of(operation(before)) && op(before).output == norm->inputs[0])
                     plan_.operations[before].gathers_moments = true;
                 else
                     steps.push_back({Step::Moments, i});
                 plan_.forward.back().normalization = i;
                 plan_.forward.emplace_back();
             }
-            plan_.forward.back().steps.push_back({Step::Run, i});
+            if (plan_.operations[i].applied_by < 0) plan_.forward.back().steps.push_back({Step::Run, i});
         }
         plan_.values_in_thread = !keep_ && plan_.forward.size() == 1;
     }
@@ -136,14 +200,14 @@ private:
     void find_recomputed() {
         // The phases that compute a value cheaply and that read it first and last; how many operations read it.
         std::vector<int> computed(values_, -1), first(values_, std::numeric_limits<int>::max()), last(values_, -1);
-        std::vector<int> readers(values_, 0);
+        const std::vector<int> readers = this->readers();
         int phase = 0;
         for (const Phase& p : plan_.forward) {
             for (const Step& step : p.steps) {
-                for (const int input : op(step.operation).inputs) {
+                for (const int each : op(step.operation).inputs) {
+                    const int input = source(each);
                     first[input] = std::min(first[input], phase);
                     last[input] = std::max(last[input], phase);
-                    if (step.kind == Step::Run) ++readers[input];
                 }
                 if (step.kind == Step::Run && is_cheap(operation(step.operation)))
                     computed[op(step.operation).output] = phase;
@@ -170,10 +234,11 @@ private:
         used[0] = true;
         for (int i = 0; i < operations_; ++i) {
             const int output = op(i).output, root = plan_.values[output].alias;
+            if (plan_.values[output].deferred) continue;
             used[output] = true;
             if (root == output) first[output] = i;
             last[root] = i;
-            for (const int input : op(i).inputs) last[plan_.values[input].alias] = i;
+            for (const int input : op(i).inputs) last[plan_.values[source(input)].alias] = i;
         }
         last[plan_.values[network_.output].alias] = operations_;
         std::vector<Span> stored, recomputed;
@@ -240,8 +305,6 @@ private:
         gradients_.assign(values_, Uses{});
         recomputed_.assign(values_, Uses{});
         recomputed_in_.assign(values_, -1);
-        writer_.assign(values_, -1);
-        for (int i = 0; i < operations_; ++i) writer_[op(i).output] = i;
         std::vector<bool> written(values_, false);
         plan_.backward.emplace_back();
         use_gradient(network_.output);
@@ -254,17 +317,24 @@ private:
             if (!plan_.values[o.output].needs_gradient || !written[o.output]) continue;
             place.in_backward = true;
             if (std::holds_alternative<Norm>(operation(i))) {
-                for (const int v : read_by_backward(operation(i))) recompute(v);
-                plan_.backward.back().steps.push_back({Step::Sums, i});
-                use_gradient(o.output);
-                ++step_;
+                if (place.applied_by < 0) {
+                    for (const int v : read_by_backward(i)) recompute(v);
+                    plan_.backward.back().steps.push_back({Step::Sums, i});
+                    use_gradient(o.output);
+                    ++step_;
+                }
                 plan_.backward.back().normalization = i;
                 plan_.backward.emplace_back();
                 if (!plan_.values[o.inputs[0]].needs_gradient) continue;
+                if (place.undone_by >= 0) {
+                    written[o.inputs[0]] = true;
+                    place.accumulates[0] = false;
+                    continue;
+                }
             }
-            for (const int v : read_by_backward(operation(i))) recompute(v);
+            for (const int v : read_by_backward(i)) recompute(v);
             plan_.backward.back().steps.push_back({Step::Run, i});
-            use_gradient(o.output);
+            use_gradient(place.undoes >= 0 ? op(place.undoes).output : o.output);
             for (size_t k = 0; k < o.inputs.size(); ++k) {
                 const int input = o.inputs[k];
                 if (!plan_.values[input].needs_gradient) continue;

@@ -29,6 +29,8 @@ struct ValuePlan {
     // lies in a thread's memory, and the backward pass recomputes it. That saves writing it to, and reading it
     // from, memory beyond the core's own cache.
     bool recomputed = false;
+    // A normalized value that its only reader makes itself, as it reads: nobody stores it.
+    bool deferred = false;
     int alias;                     // the value whose memory it shares; itself if none
     int64_t offset = 0;            // in a block's stored values, or in a thread's recomputed values
     int64_t recompute_offset = 0;  // in a thread's memory of the backward pass
@@ -40,8 +42,14 @@ struct ValuePlan {
 struct OperationPlan {
     int64_t scales = 0;            // offset of its per-channel scales
     int64_t partials = 0;          // offset of its partial gradients among a block's
+    int64_t sums = 0;              // offset of a normalization's sums among a block's
     int64_t mask = 0;              // offset of its dropout mask among a block's values
     bool gathers_moments = false;  // a convolution that gathers its output's statistics row by row
+    // Of a separable convolution: the normalization that it applies as it reads its input, and the one whose gradient
+    // by its input it makes as it reads the gradient by its output; -1: none.
+    int applies = -1, undoes = -1;
+    // Of a normalization: the operations that do so for it.
+    int applied_by = -1, undone_by = -1;
     bool in_backward = false;
     std::vector<bool> accumulates;  // whether its gradient for each input is added to others'
 };
@@ -63,6 +71,7 @@ struct Plan {
     int64_t block_gradients = 0;    // a block's gradients that outlive a phase
     int64_t thread_gradients = 0;   // a thread's gradients and recomputed values in the backward pass
     int64_t block_partials = 0;     // a block's gradients by the convolutions' parameters
+    int64_t block_sums = 0;         // a block's sums for the normalizations' gradients, doubles
 };
 
 inline int64_t block_floats(const Shape& s) { return static_cast<int64_t>(s.pixels()) * BLOCK; }

@@ -1,6 +1,8 @@
 // Passes over all blocks of a batch.
 #include "program.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -10,18 +12,40 @@
 
 namespace smidgen {
 
+namespace {
+
+// Bytes of a core's own cache.
+int64_t second_level_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) return bytes;
+#endif
+    return int64_t{512} << 10;
+}
+
+}  // namespace
+
 Program::Program(Network network, const Options& options, const Kernels& kernels)
     : network_(std::move(network)), options_(options), kernels_(kernels) {
     if (options.bfloat16 && !kernels.products16)
         throw std::invalid_argument(std::string("instruction level '") + kernels.name + "' has no bfloat16 products");
     complete(network_, options.keep);
     plan_ = make_plan(network_, options.keep, options.input_gradient);
+    const int64_t cache = options.cache > 0 ? options.cache : second_level_cache();
+    for (Operation& operation : network_.operations)
+        if (auto* separable = std::get_if<Separable>(&operation))
+            products().separable_prepare(separable->geometry, cache);
     for (const Operation& operation : network_.operations) {
         packed_offset_.push_back(packed_floats_);
-        const auto* conv = std::get_if<Convolution>(&operation);
-        if (!conv) continue;
-        packed_floats_ += (products().packed_floats(conv->geometry) + 15) / 16 * 16;
-        scratch_floats_ = std::max(scratch_floats_, (products().scratch_floats(conv->geometry) + 15) / 16 * 16);
+        int64_t packed = 0, scratch = 0;
+        if (const auto* conv = std::get_if<Convolution>(&operation)) {
+            packed = products().packed_floats(conv->geometry);
+            scratch = products().scratch_floats(conv->geometry);
+        } else if (const auto* separable = std::get_if<Separable>(&operation)) {
+            packed = separable->geometry.pointwise ? products().packed_floats(separable->geometry.pixel()) : 0;
+            scratch = products().separable_scratch(separable->geometry);
+        }
+        packed_floats_ += (packed + 15) / 16 * 16;
+        scratch_floats_ = std::max(scratch_floats_, (scratch + 15) / 16 * 16);
     }
 }
 
@@ -43,7 +67,7 @@ void Program::reserve_backward(const Team& team, const State& s) {
     block_gradients_.reserve(plan_.block_gradients * s.blocks);
     thread_gradients_.reserve(plan_.thread_gradients * team.threads());
     partials_.reserve(plan_.block_partials * s.blocks);
-    sums_.resize(static_cast<size_t>(plan_.max_channels) * 2 * s.blocks);
+    sums_.resize(static_cast<size_t>(plan_.block_sums * s.blocks));
     timer_.reserve(team.threads(), network_.operations.size());
 }
 

@@ -11,6 +11,7 @@
 #include "plan.h"
 #include "threads.h"
 #include "timing.h"
+#include "work.h"
 
 namespace smidgen {
 
@@ -35,6 +36,7 @@ struct Options {
     bool keep;            // values are stored for a backward pass
     bool input_gradient;  // that pass goes down to the images
     bool bfloat16;        // convolutions with bfloat16 products
+    int64_t cache = 0;    // bytes of a core's own cache; 0: what the system says. Of no influence on results
 };
 
 class Program {
@@ -58,6 +60,7 @@ public:
 
     const std::vector<Operation>& operations() const { return network_.operations; }
     LayerTimer& timer() { return timer_; }
+    std::vector<std::array<Work, PASSES>> work() const { return work_of(network_, plan_); }
 
 private:
     // One operation on one block.
@@ -79,6 +82,7 @@ private:
     void run_forward(const Step&, const Task&);
     void run_backward(const Step&, const Task&);
     void compute(const Convolution&, const Task&);
+    void compute(const Separable&, const Task&);
     void compute(const Norm&, const Task&);
     void compute(const Activation&, const Task&);
     void compute(const Pool&, const Task&);
@@ -86,6 +90,7 @@ private:
     void compute(const Add&, const Task&);
     void compute(const Concatenate&, const Task&);
     void differentiate(const Convolution&, const Task&);
+    void differentiate(const Separable&, const Task&);
     void differentiate(const Norm&, const Task&);
     void differentiate(const Activation&, const Task&);
     void differentiate(const Pool&, const Task&);
@@ -97,7 +102,13 @@ private:
     void join_sums(int operation, State&, float* const* gradients);
     void add_partials(int operation, const State&, float* const* gradients) const;
 
-    NormArgs norm_args(const Norm&, const Task&) const;
+    NormArgs norm_args(int normalization, const Task&) const;
+    NormArgs norm_backward_args(int normalization, const Task&) const;
+    Epilogue epilogue(const Products&, const Task&) const;
+    SeparableArgs separable_args(const Separable&, const Task&, NormArgs* applied) const;
+    double* sums(int normalization, int block) {
+        return sums_.data() + block * plan_.block_sums + plan_.operations[normalization].sums;
+    }
     static int images_of(int block, const State&);
     const float* input_value(int id, const Task&) const;
     float* value(int id, const Task&) const;
@@ -105,7 +116,7 @@ private:
     // Where the gradient for an operation's input goes; null where it is not needed.
     float* input_gradient(int id, const Task&) const;
     float* scales(int operation, State&, int array) const;
-    uint16_t* mask(const Task&) const;
+    uint16_t* mask(int operation, const Task&) const;
     float* scratch(int thread) const { return scratch_.data() + thread * scratch_floats_; }
     float* moment_state(int thread) const;
     Moments* moments(int block, int channels) { return moments_.data() + static_cast<size_t>(block) * channels; }
@@ -124,7 +135,7 @@ private:
     AlignedFloats packed_, scratch_, moment_state_;
     AlignedFloats thread_values_, thread_gradients_, block_gradients_, partials_;
     std::vector<Moments> moments_;  // [block][channel] of the normalization at hand
-    std::vector<double> sums_;      // likewise, two a channel
+    std::vector<double> sums_;      // [block][normalization][channel], two each
     std::vector<float> scores_;
     std::string failure_;           // of the forward pass that is running
     LayerTimer timer_;

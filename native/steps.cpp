@@ -41,31 +41,32 @@ float* Program::scales(int operation, State& s, int array) const {
     return s.scales.data() + plan_.operations[operation].scales + static_cast<int64_t>(array) * channels;
 }
 
-uint16_t* Program::mask(const Task& t) const {
+uint16_t* Program::mask(int operation, const Task& t) const {
     float* values = t.state.values.data() + (plan_.values_in_thread ? t.thread : t.block) * plan_.block_values;
-    return reinterpret_cast<uint16_t*>(values + plan_.operations[t.operation].mask);
+    return reinterpret_cast<uint16_t*>(values + plan_.operations[operation].mask);
 }
 
 float* Program::moment_state(int thread) const {
     return moment_state_.data() + static_cast<int64_t>(thread) * plan_.max_channels * MOMENTS;
 }
 
-NormArgs Program::norm_args(const Norm& norm, const Task& t) const {
+NormArgs Program::norm_args(int normalization, const Task& t) const {
+    const Norm& norm = std::get<Norm>(network_.operations[normalization]);
     return {.shape = shape(norm.inputs[0]),
             .relu = norm.relu,
             .pool = norm.pool,
             .input_relu = norm.input_relu,
             .images = images_of(t.block, t.state),
-            .scale = scales(t.operation, t.state, Scale),
-            .shift = scales(t.operation, t.state, Shift),
-            .mean = scales(t.operation, t.state, Mean),
-            .slope = scales(t.operation, t.state, Slope),
-            .offset = scales(t.operation, t.state, Offset),
+            .scale = scales(normalization, t.state, Scale),
+            .shift = scales(normalization, t.state, Shift),
+            .mean = scales(normalization, t.state, Mean),
+            .slope = scales(normalization, t.state, Slope),
+            .offset = scales(normalization, t.state, Offset),
             .dropped = norm.dropped,
             .recompute = t.backward,
-            .mask = mask(t),
+            .mask = mask(normalization, t),
             .key = t.state.key,
-            .layer = t.operation,
+            .layer = normalization,
             .first_image = static_cast<int64_t>(t.block) * BLOCK};
 }
 
@@ -89,15 +90,20 @@ void fold(const N& norm, int channels, float* const* tensors, float* scale, floa
 
 void Program::prepare_forward(int i, State& s, float* const* tensors) {
     const int channels = shape(op(i).output).channels;
-    if (const auto* conv = std::get_if<Convolution>(&network_.operations[i])) {
+    if (const auto* conv = std::get_if<Convolution>(&network_.operations[i]))
         products().pack_forward(conv->geometry, tensors[conv->weight], packed_.data() + packed_offset_[i]);
-        if (conv->before) {
+    if (const auto* separable = std::get_if<Separable>(&network_.operations[i]); separable && separable->pointwise >= 0)
+        products().pack_forward(separable->geometry.pixel(), tensors[separable->pointwise],
+                                         packed_.data() + packed_offset_[i]);
+    if (const Products* products = products_of(network_.operations[i])) {
+        if (products->before) {
             float *scale = scales(i, s, BeforeScale), *shift = scales(i, s, BeforeShift);
-            fold(*conv->before, channels, tensors, scale, shift);
-            if (conv->bias >= 0)
-                for (int c = 0; c < channels; ++c) shift[c] += tensors[conv->bias][c] * scale[c];
+            fold(*products->before, channels, tensors, scale, shift);
+            if (products->bias >= 0)
+                for (int c = 0; c < channels; ++c) shift[c] += tensors[products->bias][c] * scale[c];
         }
-        if (conv->after) fold(*conv->after, channels, tensors, scales(i, s, AfterScale), scales(i, s, AfterShift));
+        if (products->after)
+            fold(*products->after, channels, tensors, scales(i, s, AfterScale), scales(i, s, AfterShift));
     } else if (const auto* norm = std::get_if<Norm>(&network_.operations[i]); norm && !norm->batch) {
         fold(*norm, channels, tensors, scales(i, s, Scale), scales(i, s, Shift));
         for (int c = 0; c < channels; ++c) {
@@ -112,6 +118,9 @@ void Program::prepare_backward(int i, float* const* tensors) {
     const auto* conv = std::get_if<Convolution>(&network_.operations[i]);
     if (conv && plan_.values[conv->inputs[0]].needs_gradient)
         products().pack_backward(conv->geometry, tensors[conv->weight], packed_.data() + packed_offset_[i]);
+    if (const auto* separable = std::get_if<Separable>(&network_.operations[i]); separable && separable->pointwise >= 0)
+        products().pack_backward(separable->geometry.pixel(), tensors[separable->pointwise],
+                                          packed_.data() + packed_offset_[i]);
 }
 
 // Forward.
@@ -125,29 +134,62 @@ void Program::run_forward(const Step& step, const Task& t) {
     std::visit([&](const auto& operation) { compute(operation, t); }, network_.operations[step.operation]);
 }
 
-void Program::compute(const Convolution& conv, const Task& t) {
+// For the gradient by a normalization's input. What applied it has passed the gradient through its ReLU.
+NormArgs Program::norm_backward_args(int normalization, const Task& t) const {
+    NormArgs args = norm_args(normalization, t);
+    if (plan_.operations[normalization].applied_by >= 0) args.relu = false;
+    return args;
+}
+
+Epilogue Program::epilogue(const Products& products, const Task& t) const {
     Epilogue e;
-    if (conv.before) {
+    if (products.before) {
         e.before_scale = scales(t.operation, t.state, BeforeScale);
         e.before_shift = scales(t.operation, t.state, BeforeShift);
-    } else if (conv.bias >= 0) {
-        e.before_shift = t.tensors[conv.bias];
+    } else if (products.bias >= 0) {
+        e.before_shift = t.tensors[products.bias];
     }
-    e.relu = conv.relu;
-    if (conv.after) {
+    e.relu = products.relu;
+    if (products.after) {
         e.after_scale = scales(t.operation, t.state, AfterScale);
         e.after_shift = scales(t.operation, t.state, AfterShift);
     }
+    return e;
+}
+
+void Program::compute(const Convolution& conv, const Task& t) {
     const bool gathers = plan_.operations[t.operation].gathers_moments;
     products().conv_forward(conv.geometry, input_value(conv.inputs[0], t),
-                            packed_.data() + packed_offset_[t.operation], e, value(conv.output, t), scratch(t.thread),
-                            images_of(t.block, t.state),
+                            packed_.data() + packed_offset_[t.operation], epilogue(conv, t), value(conv.output, t),
+                            scratch(t.thread), images_of(t.block, t.state),
                             gathers ? moments(t.block, conv.geometry.output.channels) : nullptr,
                             moment_state(t.thread));
 }
 
+// `applied` takes what the result refers to.
+SeparableArgs Program::separable_args(const Separable& separable, const Task& t, NormArgs* applied) const {
+    const int norm = plan_.operations[t.operation].applies;
+    if (norm >= 0) *applied = norm_args(norm, t);
+    return {.geometry = &separable.geometry,
+            .x = input_value(norm >= 0 ? op(norm).inputs[0] : separable.inputs[0], t),
+            .norm = norm >= 0 ? applied : nullptr,
+            .depthwise = separable.depthwise >= 0 ? t.tensors[separable.depthwise] : nullptr,
+            .middle_bias = separable.middle_bias >= 0 ? t.tensors[separable.middle_bias] : nullptr,
+            .packed = packed_.data() + packed_offset_[t.operation],
+            .scratch = scratch(t.thread)};
+}
+
+void Program::compute(const Separable& separable, const Task& t) {
+    NormArgs applied;
+    const bool gathers = plan_.operations[t.operation].gathers_moments;
+    products().separable_forward(separable_args(separable, t, &applied), epilogue(separable, t),
+                               value(separable.output, t), images_of(t.block, t.state),
+                               gathers ? moments(t.block, separable.geometry.output.channels) : nullptr,
+                               moment_state(t.thread));
+}
+
 void Program::compute(const Norm& norm, const Task& t) {
-    kernels_.norm_forward(norm_args(norm, t), input_value(norm.inputs[0], t), value(norm.output, t));
+    kernels_.norm_forward(norm_args(t.operation, t), input_value(norm.inputs[0], t), value(norm.output, t));
 }
 
 void Program::compute(const Activation& activation, const Task& t) {
@@ -164,10 +206,10 @@ void Program::compute(const Dropout& dropout, const Task& t) {
     const float* x = input_value(dropout.inputs[0], t);
     const int64_t pixels = shape(dropout.output).pixels();
     if (t.backward)  // recomputed by the mask that was drawn
-        kernels_.dropout_backward(dropout.dropped, mask(t), x, value(dropout.output, t), pixels, false);
+        kernels_.dropout_backward(dropout.dropped, mask(t.operation, t), x, value(dropout.output, t), pixels, false);
     else
         kernels_.dropout_forward(t.state.key, t.operation, static_cast<int64_t>(t.block) * BLOCK, dropout.dropped, x,
-                                 value(dropout.output, t), mask(t), pixels);
+                                 value(dropout.output, t), mask(t.operation, t), pixels);
 }
 
 void Program::compute(const Add& add, const Task& t) {
@@ -226,16 +268,16 @@ void Program::run_backward(const Step& step, const Task& t) {
     const Operation& operation = network_.operations[step.operation];
     if (step.kind == Step::Sums) {
         const Norm& norm = std::get<Norm>(operation);
-        double* sums = sums_.data() + static_cast<size_t>(t.block) * shape(norm.inputs[0]).channels * 2;
         timer_.time(t.operation, Statistics, t.thread, [&] {
-            kernels_.norm_sums(norm_args(norm, t), input_value(norm.inputs[0], t), gradient(norm.output, t), sums);
+            kernels_.norm_sums(norm_args(t.operation, t), input_value(norm.inputs[0], t), gradient(norm.output, t),
+                               sums(t.operation, t.block));
         });
     } else if (step.kind == Step::Recompute) {
         timer_.time(t.operation, Forward, t.thread, [&] { run_forward(step, t); });
     } else if (const auto* conv = std::get_if<Convolution>(&operation)) {
         differentiate(*conv, t);  // takes the time of each of its two gradients
     } else {
-        timer_.time(t.operation, InputGradient, t.thread,
+        timer_.time(t.operation, std::holds_alternative<Separable>(operation) ? Backward : InputGradient, t.thread,
                     [&] { std::visit([&](const auto& kind) { differentiate(kind, t); }, operation); });
     }
 }
@@ -256,8 +298,36 @@ void Program::differentiate(const Convolution& conv, const Task& t) {
         });
 }
 
+void Program::differentiate(const Separable& separable, const Task& t) {
+    const OperationPlan& place = plan_.operations[t.operation];
+    const SeparableGeometry& g = separable.geometry;
+    NormArgs applied, undone;
+    const SeparableArgs args = separable_args(separable, t, &applied);
+    float* partial = partials_.data() + t.block * plan_.block_partials + place.partials;
+    SeparableGradients d{};
+    if (place.undoes >= 0) {
+        undone = norm_backward_args(place.undoes, t);
+        d.norm = &undone;
+        d.y = value(separable.output, t);
+        d.da = gradient(op(place.undoes).output, t);
+    } else {
+        float* dy = gradient(separable.output, t);
+        if (separable.relu && !separable.input_relu)
+            kernels_.relu_mask(value(separable.output, t), dy, g.output.pixels());
+        d.dy = dy;
+    }
+    d.dx = input_gradient(separable.inputs[0], t);
+    d.add = place.accumulates[0];
+    d.sums = place.applies >= 0 ? sums(place.applies, t.block) : nullptr;
+    d.depthwise = partial;
+    d.middle_bias = separable.middle_bias >= 0 ? partial + g.depthwise_weights() : nullptr;
+    d.pointwise = partial + g.depthwise_weights() + g.input.channels;
+    d.bias = separable.bias >= 0 ? d.pointwise + g.pointwise_weights() : nullptr;
+    products().separable_backward(args, d);
+}
+
 void Program::differentiate(const Norm& norm, const Task& t) {
-    kernels_.norm_backward(norm_args(norm, t), input_value(norm.inputs[0], t), gradient(norm.output, t),
+    kernels_.norm_backward(norm_backward_args(t.operation, t), input_value(norm.inputs[0], t), gradient(norm.output, t),
                            input_gradient(norm.inputs[0], t), plan_.operations[t.operation].accumulates[0]);
 }
 
@@ -278,7 +348,7 @@ void Program::differentiate(const Pool& pool, const Task& t) {
 }
 
 void Program::differentiate(const Dropout& dropout, const Task& t) {
-    kernels_.dropout_backward(dropout.dropped, mask(t), gradient(dropout.output, t),
+    kernels_.dropout_backward(dropout.dropped, mask(t.operation, t), gradient(dropout.output, t),
                               input_gradient(dropout.inputs[0], t), shape(dropout.output).pixels(),
                               plan_.operations[t.operation].accumulates[0]);
 }
@@ -307,8 +377,8 @@ void Program::join_sums(int i, State& s, float* const* gradients) {
     for (int c = 0; c < input.channels; ++c) {
         double plain = 0.0, product = 0.0;
         for (int b = 0; b < s.blocks; ++b) {
-            plain += sums_[(static_cast<size_t>(b) * input.channels + c) * 2];
-            product += sums_[(static_cast<size_t>(b) * input.channels + c) * 2 + 1];
+            plain += sums(i, b)[2 * c];
+            product += sums(i, b)[2 * c + 1];
         }
         const double scale = scales(i, s, Scale)[c], mean = scales(i, s, Mean)[c];
         const double inverse = scales(i, s, InverseDeviation)[c];
@@ -321,18 +391,28 @@ void Program::join_sums(int i, State& s, float* const* gradients) {
     }
 }
 
-// Adds the blocks' gradients by a convolution's parameters, in the order of the blocks.
+// Adds the blocks' gradients by an operation's parameters, in the order of the blocks.
 void Program::add_partials(int i, const State& s, float* const* gradients) const {
-    const auto* conv = std::get_if<Convolution>(&network_.operations[i]);
-    if (!conv || !plan_.operations[i].in_backward) return;
-    const int64_t weights = conv->geometry.weights(), channels = conv->geometry.output.channels;
-    float* dw = gradients[conv->weight];
-    for (int b = 0; b < s.blocks; ++b) {
-        const float* partial = partials_.data() + b * plan_.block_partials + plan_.operations[i].partials;
-        if (dw)
-            for (int64_t k = 0; k < weights; ++k) dw[k] += partial[k];
-        if (conv->bias >= 0 && gradients[conv->bias])
-            for (int64_t k = 0; k < channels; ++k) gradients[conv->bias][k] += partial[weights + k];
+    if (!plan_.operations[i].in_backward) return;
+    const auto add = [&](int tensor, int64_t at, int64_t count) {
+        if (tensor < 0 || !gradients[tensor]) return;
+        float* to = gradients[tensor];
+        for (int b = 0; b < s.blocks; ++b) {
+            const float* partial = partials_.data() + b * plan_.block_partials + plan_.operations[i].partials + at;
+            for (int64_t k = 0; k < count; ++k) to[k] += partial[k];
+        }
+    };
+    if (const auto* conv = std::get_if<Convolution>(&network_.operations[i])) {
+        const int64_t weights = conv->geometry.weights();
+        add(conv->weight, 0, weights);
+        add(conv->bias, weights, conv->geometry.output.channels);
+    } else if (const auto* separable = std::get_if<Separable>(&network_.operations[i])) {
+        const SeparableGeometry& g = separable->geometry;
+        const int64_t depthwise = g.depthwise_weights(), middle = depthwise + g.input.channels;
+        add(separable->depthwise, 0, depthwise);
+        add(separable->middle_bias, depthwise, g.input.channels);
+        add(separable->pointwise, middle, g.pointwise_weights());
+        add(separable->bias, middle + g.pointwise_weights(), g.output.channels);
     }
 }
 

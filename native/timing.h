@@ -8,8 +8,9 @@
 
 namespace smidgen {
 
-enum Pass { Forward, Statistics, InputGradient, WeightGradient, PASSES };
-constexpr const char* PASS_NAMES[PASSES] = {"forward", "statistics", "input gradient", "weight gradient"};
+// Backward: both gradients in one pass.
+enum Pass { Forward, Statistics, InputGradient, WeightGradient, Backward, PASSES };
+constexpr const char* PASS_NAMES[PASSES] = {"forward", "statistics", "input gradient", "weight gradient", "backward"};
 
 class LayerTimer {
 public:

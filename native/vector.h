@@ -89,6 +89,24 @@ SMIDGEN_INLINE Vec max_or_nan(const Vec& a, const Vec& b) {
 }
 SMIDGEN_INLINE Vec min(const Vec& a, const Vec& b) { return where_greater(a, b, b, a); }
 
+// Keeps a value in registers: the compiler would rather load it again for each use.
+SMIDGEN_INLINE void in_registers(Vec& v) {
+#if defined(__AVX512F__)
+    SMIDGEN_EACH asm("" : "+v"(v.part[p]));
+#elif defined(__x86_64__)
+    SMIDGEN_EACH asm("" : "+x"(v.part[p]));
+#elif defined(__aarch64__)
+    SMIDGEN_EACH asm("" : "+w"(v.part[p]));
+#else
+    (void)v;
+#endif
+}
+// An address of its own: the compiler would rather derive many from one another, and runs out of registers for them.
+SMIDGEN_INLINE const float* apart(const float* address) {
+    asm("" : "+r"(address));
+    return address;
+}
+
 // Added in a fixed order, so the sum is the same on every instruction level.
 SMIDGEN_INLINE float sum(const Vec& v) {
     float lane[LANES];

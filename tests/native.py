@@ -15,18 +15,27 @@ LEVELS = [name for name, _ in core.levels()] if core else []
 """The instruction levels that can be tested here."""
 
 
-def largest_difference(found: Tensor, exact: Tensor) -> float:
-    """Relative to the largest value of the exact tensor (at least 1e-3, below which all is noise)."""
+def largest_difference(found: Tensor, exact: Tensor, noise: float = 1e-3) -> float:
+    """Relative to the largest value of the exact tensor, at least `noise`, below which it says nothing."""
     assert found.shape == exact.shape
     if not exact.numel():
         return 0.0
-    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-3))
+    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=noise))
 
 
-def compare(network: nn.Module, images: Tensor, tolerance: float, *, threads: int = 2, bfloat16: bool = False) -> None:
+def compare(
+    network: nn.Module,
+    images: Tensor,
+    tolerance: float,
+    *,
+    threads: int = 2,
+    bfloat16: bool = False,
+    noise: float = 1e-3,
+) -> None:
     """Output, all gradients and all buffers of a network against PyTorch's in float64.
 
-    The loss is a random weighting of the output, so that no gradient is trivial.
+    The loss is a random weighting of the output, so that no gradient is trivial. `noise`: of gradients, as above:
+    the exact gradient is 0 for whatever the next BatchNorm undoes.
     """
     exact = copy.deepcopy(network).double()
     native = NativeNetwork(copy.deepcopy(network), threads, bfloat16=bfloat16)
@@ -42,11 +51,11 @@ def compare(network: nn.Module, images: Tensor, tolerance: float, *, threads: in
     assert largest_difference(outputs[1], outputs[0]) < tolerance, "output"
     assert inputs[0] is not None
     assert inputs[1] is not None
-    assert largest_difference(inputs[1], inputs[0]) < tolerance, "gradient by input"
+    assert largest_difference(inputs[1], inputs[0], noise) < tolerance, "gradient by input"
     for (name, p), q in zip(exact.named_parameters(), native.parameters(), strict=True):
         assert p.grad is not None, name
         assert q.grad is not None, name
-        assert largest_difference(q.grad, p.grad) < tolerance, f"gradient of {name}"
+        assert largest_difference(q.grad, p.grad, noise) < tolerance, f"gradient of {name}"
     for (name, b), c in zip(exact.named_buffers(), native.buffers(), strict=True):
         assert largest_difference(c, b.double()) < tolerance, name
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import Command
+from smidgen.anatomy.layers import examine
 from smidgen.bench import measure as bench
 from smidgen.bench.measure import benchmark
 from smidgen.bench.reference import PillowImages
@@ -18,7 +19,7 @@ from smidgen.engines.engine import EngineName
 from smidgen.engines.native.core import find_core, has_bfloat16
 from smidgen.training.loop import take_step
 from smidgen.trial import Augmentation
-from smidgen.trials.mnist import augmented
+from smidgen.trials.mnist import augmented, strict
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +37,10 @@ def test_the_bench_command_measures_both_ways(smidgen: Command) -> None:
         "native_images_per_second", "eager_images_per_second", "loader_images_per_second", "ratio_to_eager",
         "ratio_to_loader", "ratio_to_eager_bf16", "peak_share", "ratio_eager_to_loader", "threads", "torch",
     }  # fmt: skip
-    networks = [result, *result["others"]]
+    flagship = {k.removeprefix("flagship_"): value for k, value in result.items() if k.startswith("flagship_")}
+    networks = [result, flagship]
     assert [network["trial"] for network in networks] == ["mnist-3-augmented", "mnist-4-strict"]
+    assert result["involuntary_switches_per_second"] >= 0
     for network in networks if find_core() else []:
         assert network["native_images_per_second"] > 0
         assert network["ratio_to_eager"] > 0
@@ -45,6 +48,9 @@ def test_the_bench_command_measures_both_ways(smidgen: Command) -> None:
         assert 0 < network["peak_share_convolutions"] < 1.5
         assert (network["ratio_to_eager_bf16"] is not None) == has_bfloat16()
         assert network["ratio_to_one_thread"] is None  # one thread is all there was
+        assert network["bytes_an_image"] >= network["least_bytes_an_image"] > 0
+        assert network["evaluation_ratio_to_eager"] > 0
+        assert network["evaluation_ratio_to_onnxruntime"] > 0
     assert result["eager_images_per_second"] > 0
     assert result["loader_images_per_second"] > 0
     assert result["threads"] == 1
@@ -58,8 +64,8 @@ def test_variants_are_measured_beside_them() -> None:
     assert fractions == sorted(fractions)
     assert fractions[0] == 0
     assert 0.7 < fractions[-1] < 1
-    assert {trial for trial, _, _ in seen} == {network.trial for network in results.networks}
-    variants = results.networks[0].variants
+    assert {role for role, _, _ in seen} == {network.role for network in results.networks}
+    variants = results.reference.variants
     assert len(variants) == 5
     text = str(results)
     for way in variants:
@@ -120,10 +126,24 @@ def test_the_profile_names_every_layer_that_multiplies(smidgen: Command) -> None
         pytest.skip("the native engine is not installed")
     done = smidgen("bench", "--rounds", "1", "--threads", "2", "--profile")
     assert done.status == 0
-    table = done.out[done.out.index("mnist-4-strict, float32, 2 thread(s)") :]
+    table = done.out[done.out.index("flagship (mnist-4-strict), float32, 2 thread(s)") :]
     rows = [line.split() for line in table.splitlines() if line.startswith(("conv", "linear"))]
-    passes = [f"conv{i} {p}" for i in range(2, 12) for p in ("forward", "input", "weight")]
+    passes = [f"conv{i}+conv{i + 1} {p}" for i in range(2, 12, 2) for p in ("forward", "backward")]
     assert {f"{row[0]} {row[1]}" for row in rows} == {
         "conv1 forward", "conv1 weight", *passes, "linear1 forward", "linear1 input", "linear1 weight",
     }  # fmt: skip
-    assert all(row[-1].endswith("%") for row in rows)
+    assert all(any(cell.endswith("%") for cell in row) for row in rows)
+
+
+def test_the_products_of_a_step_are_those_of_the_layer_table(mnist: Dataset) -> None:
+    """Forward once; backward twice, less the gradient by the images."""
+    if not find_core():
+        pytest.skip("the native engine is not installed")
+    for trial in (strict(), augmented()):
+        training = bench._training(trial, mnist, choose("native", threads=1))
+        profile = bench._profile(training, trial, mnist)
+        assert profile is not None
+        layers = examine(training.engine.plain(training.network), mnist.input_shape).layers
+        macs = [layer.macs for layer in layers]
+        assert sum(each.multiply_adds for each in profile.passes) == 3 * sum(macs) - macs[0]
+        assert profile.least < profile.moved

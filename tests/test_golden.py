@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conftest import Command
-from smidgen.bench.results import LayerTime, NetworkResults, Profile, Results, Way
+from smidgen.bench.results import NetworkResults, Profile, Results, Way
+from smidgen.engines.engine import LayerPass
 from smidgen.reports.collect import Collection, TrialRuns
 from smidgen.reports.document import Bullets, Table
 from smidgen.reports.markdown import _block
@@ -64,13 +65,21 @@ def test_the_bench(golden: Golden) -> None:
         Way("eager (smidgen)", [3000.0, 3600.0, 3100.0]),
     )
     native = Way("native", [20000.0, 21000.0, 22000.0])
-    times = (LayerTime("conv1", "forward", 0.25, 100.0, 0.8), LayerTime("norm1", "statistics", 0.125, 0.0, 0.0))
-    profile = Profile(times, gflop_per_image=0.005, peak=200.0)
+    passes = (
+        LayerPass("conv1", "forward", 0.25e-3, multiply_adds=97_344, moved=46_400, least=46_400),
+        LayerPass("norm1", "statistics", 0.125e-3, multiply_adds=0, moved=43_264, least=0),
+    )
+    profile = Profile(passes, batch_size=128, peak=200.0, threads=2)
     ways = {"loader": loader, "eager": eager, "native": native}
-    network = NetworkResults("a-trial", 128, ways, profile, 0.0042, (Way("another", [1500.0, 1800.0, 1700.0]),))
-    results = Results((network,), threads=2, rounds=3, steps=25)
-    text = f"{results.profiles()}\n\n{results}"
-    golden("bench.txt", text.rsplit("\n", 1)[0] + "\n")
+    evaluations = {"native": Way("native", [40000.0, 50000.0]), "onnxruntime": Way("onnxruntime", [20000.0, 20000.0])}
+    network = NetworkResults(
+        "reference network", "a-trial", 128, ways, evaluations, profile, 0.0042,
+        (Way("another", [1500.0, 1800.0, 1700.0]),),
+    )  # fmt: skip
+    flagship = NetworkResults("flagship", "b-trial", 64, ways, {}, None, 0.0042)
+    results = Results(network, flagship, threads=2, rounds=3, steps=25, switches=136.4)
+    text = re.sub("smidgen .*, torch .*", "VERSIONS", f"{results.profiles()}\n\n{results}")
+    golden("bench.txt", text + "\n")
 
 
 def test_the_reports_tables(golden: Golden, small_run: Run, small_trial: Trial) -> None:

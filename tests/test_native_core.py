@@ -37,11 +37,20 @@ def convolution(**changes: Any) -> Any:
     return core.Convolution(**{**settings, **changes})
 
 
+def separable(**changes: Any) -> Any:
+    """From value 0, of 2x6x5, to value 1, of 4x4x3, with tensors 6, 7, 8 and 1."""
+    settings: Changes = {
+        "name": "sep", "inputs": [0], "output": 1, "depthwise": 6, "middle_bias": 7, "pointwise": 8, "bias": 1,
+        "kernel": 3, "stride": 1, "padding": (0, 0), "relu": False, "input_relu": False, "before": None, "after": None,
+    }  # fmt: skip
+    return core.Separable(**{**settings, **changes})
+
+
 def norm(**changes: Any) -> Any:
     """From value 1, of 4x4x3, to value 2, of the same shape, with tensors 1 to 4."""
     settings: Changes = {
         "name": "norm", "inputs": [1], "output": 2, "weight": 1, "bias": 2, "running_mean": 3, "running_var": 4,
-        "batches": 5, "momentum": 0.1, "epsilon": 1e-5, "batch": True, "relu": False, "pool": False, "dropped": 0,
+        "batches": 5, "momentum": 0.1, "epsilon": 1e-5, "batch": True, "relu": False, "pool": "none", "dropped": 0,
         "input_relu": False,
     }  # fmt: skip
     return core.Norm(**{**settings, **changes})
@@ -74,7 +83,7 @@ def program(*operations: Any, **changes: Any) -> Any:
     settings: Changes = {
         "shapes": [(2, 6, 5), (4, 4, 3), (4, 4, 3), (4, 2, 1), (6, 4, 3)],
         "operations": list(operations),
-        "tensor_sizes": [72, 4, 4, 4, 4, 1],
+        "tensor_sizes": [72, 4, 4, 4, 4, 1, 18, 2, 8],
         "output": 2 if len(operations) > 1 else 1,
         "keep": True,
         "input_gradient": False,
@@ -84,7 +93,7 @@ def program(*operations: Any, **changes: Any) -> Any:
     return core.Program(**{**settings, **changes})
 
 
-MAKERS = [convolution, norm, activation, pool, dropout, folded]
+MAKERS = [convolution, separable, norm, activation, pool, dropout, folded]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -139,6 +148,8 @@ def test_every_kind_of_operation_is_accepted() -> None:
     program(convolution(), dropout())
     program(convolution(), pool(), output=3)
     program(convolution(before=folded(), after=folded()), keep=False)
+    program(separable(), norm())
+    program(separable(before=folded(), after=folded()), keep=False)
     program(convolution(), activation(), core.Add(name="add", inputs=[1, 2], output=5), output=5,
             shapes=[(2, 6, 5), (4, 4, 3), (4, 4, 3), (4, 2, 1), (6, 4, 3), (4, 4, 3)])  # fmt: skip
     program(convolution(relu=True, input_relu=True), norm(input_relu=True))
@@ -153,7 +164,7 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("negative value", lambda: program(convolution(inputs=[-1])), "conv"),
     ("output", lambda: program(convolution(), output=2), "output"),
     ("no such output", lambda: program(convolution(), output=-1), "output"),
-    ("tensor", lambda: program(convolution(weight=6)), "conv"),
+    ("tensor", lambda: program(convolution(weight=9)), "conv"),
     ("no weight", lambda: program(convolution(weight=-1)), "conv"),
     ("weight's size", lambda: program(convolution(weight=1)), "conv"),
     ("bias's size", lambda: program(convolution(bias=0)), "conv"),
@@ -170,13 +181,29 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("gradient of no ReLU", lambda: program(convolution(), norm(input_relu=True)), "norm"),
     ("folded, with a backward pass", lambda: program(convolution(before=folded())), "conv"),
     ("folded tensor", lambda: program(convolution(after=folded(running_var=-1)), keep=False), "conv"),
+    ("no part", lambda: program(separable(depthwise=-1, middle_bias=-1, pointwise=-1, kernel=0)), "sep"),
+    ("depthwise kernel", lambda: program(separable(kernel=4)), "sep"),
+    ("no depthwise kernel", lambda: program(separable(kernel=0)), "sep"),
+    ("depthwise stride", lambda: program(separable(stride=3)), "sep"),
+    ("depthwise padding", lambda: program(separable(padding=(3, 0))), "sep"),
+    ("negative depthwise padding", lambda: program(separable(padding=(0, -1))), "sep"),
+    ("depthwise weights' size", lambda: program(separable(depthwise=0)), "sep"),
+    ("1x1 weights' size", lambda: program(separable(pointwise=0)), "sep"),
+    ("channels without a 1x1 part", lambda: program(separable(middle_bias=-1, pointwise=-1)), "sep"),
+    ("bias between one part", lambda: program(separable(depthwise=-1, kernel=0)), "sep"),
+    ("separable output's shape", lambda: program(separable(padding=(1, 1))), "sep"),
+    ("separable, folded, with a backward pass", lambda: program(separable(before=folded())), "sep"),
     ("statistics' size", lambda: program(convolution(), norm(running_mean=0)), "norm"),
     ("one statistic", lambda: program(convolution(), norm(running_var=-1)), "norm"),
     ("no statistics", lambda: program(convolution(), norm(batch=False, running_mean=-1, running_var=-1)), "norm"),
     ("counter's size", lambda: program(convolution(), norm(batches=1)), "norm"),
     ("epsilon", lambda: program(convolution(), norm(epsilon=float("nan"))), "norm"),
-    ("pooled shape", lambda: program(convolution(), norm(pool=True)), "norm"),
-    ("pooling and dropout", lambda: program(convolution(), norm(pool=True, dropped=5, output=3), output=3), "norm"),
+    ("pooled shape", lambda: program(convolution(), norm(pool="max")), "norm"),
+    (
+        "pooling and dropout",
+        lambda: program(convolution(), norm(pool="average", dropped=5, output=3), output=3),
+        "norm",
+    ),
     ("share dropped", lambda: program(convolution(), dropout(dropped=65536)), "drop"),
     ("activation's shape", lambda: program(convolution(), activation(output=3), output=3), "act"),
     ("pool's shape", lambda: program(convolution(), pool(kernel=(3, 3)), output=3), "pool"),

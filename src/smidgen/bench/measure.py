@@ -7,27 +7,34 @@ is the ratio of two ways measured in turn, and of that the median over the round
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import torch
 
-from smidgen.anatomy.layers import examine
 from smidgen.bench.reference import Step, loader_step, network_of
-from smidgen.bench.results import LayerTime, NetworkResults, Profile, Results, Way
+from smidgen.bench.results import NetworkResults, Profile, Results, Way
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.choose import choose
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import Engine, Precision
 from smidgen.errors import SmidgenError
+from smidgen.exports.fused import fused_graph
+from smidgen.exports.onnx_file import onnx_model
 from smidgen.files import cannot_write, write_atomic
+from smidgen.runs.weights import TrainedNetwork
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin
+from smidgen.training.evaluation import HeldOut, evaluate
 from smidgen.training.loop import Training, start, take_step
 from smidgen.trial import Trial
 from smidgen.trials.mnist import augmented, strict
@@ -41,7 +48,7 @@ ROUNDS = 5
 """Measurements of each way, unless more are asked for."""
 
 Report = Callable[[str, str, float], object]
-"""Receives, before each measurement, the trial, what is measured, and the fraction of all work that is done."""
+"""Receives, before each measurement, the network, what is measured, and the fraction of all work that is done."""
 
 
 def benchmark(
@@ -61,24 +68,51 @@ def benchmark(
     if rounds < 1:
         raise SmidgenError(f"--rounds is {rounds}; allowed: a whole number at least 1")
     threads, dataset = choose("eager", threads=threads).threads, load_dataset()
-    before = torch.get_num_threads()
+    before, switches = torch.get_num_threads(), Switches()
+
+    def measure(number: int, role: str, trial: Trial, variants: bool) -> NetworkResults:
+        def overall(what: str, fraction: float) -> None:
+            report(role, what, (number + fraction) / 2)
+
+        return _measure(role, trial, dataset, threads, rounds, variants, switches, overall)
+
     try:
-        networks = [
-            _measure(augmented(), dataset, threads, rounds, variants, lambda *at: report(*_overall(0, *at))),
-            _measure(strict(), dataset, threads, rounds, False, lambda *at: report(*_overall(1, *at))),
-        ]
+        reference = measure(0, "reference network", augmented(), variants)
+        flagship = measure(1, "flagship", strict(), False)
     finally:
         torch.set_num_threads(before)
-    return Results(tuple(networks), threads, rounds, STEPS)
+    return Results(reference, flagship, threads, rounds, STEPS, switches.rate)
 
 
-def _overall(network: int, trial: str, what: str, fraction: float) -> tuple[str, str, float]:
-    """Progress over both networks, from the progress within one of them."""
-    return trial, what, (network + fraction) / 2
+class Switches:
+    """Counts how often the system takes a core from this process while it measures."""
+
+    def __init__(self) -> None:
+        self._count, self._seconds = 0, 0.0
+
+    @contextmanager
+    def counted(self, threads: int) -> Iterator[None]:
+        """Count during a measurement with so many threads."""
+        before, began = getrusage(RUSAGE_SELF).ru_nivcsw, time.perf_counter()
+        yield
+        self._count += getrusage(RUSAGE_SELF).ru_nivcsw - before
+        self._seconds += threads * (time.perf_counter() - began)
+
+    @property
+    def rate(self) -> float:
+        """Times a second and thread."""
+        return self._count / self._seconds if self._seconds else 0.0
 
 
 def _measure(
-    trial: Trial, dataset: Dataset, threads: int, rounds: int, variants: bool, report: Report
+    role: str,
+    trial: Trial,
+    dataset: Dataset,
+    threads: int,
+    rounds: int,
+    variants: bool,
+    switches: Switches,
+    report: Callable[[str, float], object],
 ) -> NetworkResults:
     ways: dict[str, Way] = {"loader": Way("DataLoader, reference")}
     steps: list[tuple[Way, Step, int]] = []
@@ -102,20 +136,63 @@ def _measure(
         steps += others
         measurements = [measured for _ in range(rounds) for measured in steps]
         for done, (way, step, count) in enumerate(measurements):
-            report(trial.name, way.name, done / (len(measurements) + 2))
+            report(way.name, 0.8 * done / len(measurements))
             torch.set_num_threads(count)
-            way.rates.append(_rate(step, trial.batch_size))
-    report(trial.name, "time by layer, checkpoints", 1 - 2 / (len(measurements) + 2))
+            # The reference way has a process of its own beside the threads, and disturbs itself.
+            counting = switches.counted(count) if step is not reference else nullcontext()
+            way.rates.append(_rate(step, trial.batch_size, counting))
+    report("time by layer, checkpoints, evaluation", 0.8)
     torch.set_num_threads(1)
     fastest = trainings.get("native", trainings["eager"])
     return NetworkResults(
+        role,
         trial.name,
         trial.batch_size,
         ways,
+        _evaluations(fastest, trial, dataset, rounds),
         _profile(fastest, trial, dataset),
         _checkpoint_seconds(fastest, rounds),
         tuple(way for way, _, _ in others),
     )
+
+
+RUNTIME_BATCH = 64
+"""Images that onnxruntime classifies at once: of 1, 16, 64, 500 and all 10,000, among the fastest for it."""
+
+
+def _evaluations(training: Training, trial: Trial, dataset: Dataset, rounds: int) -> dict[str, Way]:
+    """Classifying the test images with 1 thread, from uint8 to scores, each way in turn."""
+    network = training.engine.plain(training.network).eval()
+    images, (mean, std) = dataset.held_out.images, (dataset.mean, dataset.std)
+
+    def engine_way(engine: Engine) -> Callable[[], object]:
+        held_out, prepared = HeldOut(engine, dataset.held_out, mean, std), engine.prepare(copy.deepcopy(network))
+        return lambda: evaluate(prepared.eval(), held_out)
+
+    ways: dict[str, tuple[Way, Callable[[], object]]] = {
+        "eager": (Way("eager"), engine_way(EagerEngine(torch.device("cpu"), 1)))
+    }
+    if native := _native(1):
+        ways["native"] = Way("native"), engine_way(native)
+    if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        trained = TrainedNetwork(copy.deepcopy(network), trial, dataset.input_shape, dataset.classes, mean, std)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            onnx_model(fused_graph(trained), trial.name, {}), options, providers=["CPUExecutionProvider"]
+        )
+        parts = [part.numpy() for part in images.split(RUNTIME_BATCH)]
+        ways["onnxruntime"] = Way("onnxruntime"), lambda: [session.run(["scores"], {"images": part}) for part in parts]
+    for _, classify in ways.values():
+        classify()
+    for _ in range(rounds):
+        for way, classify in ways.values():
+            began = time.perf_counter()
+            classify()
+            way.rates.append(len(images) / (time.perf_counter() - began))
+    return {key: way for key, (way, _) in ways.items()}
 
 
 def _native(threads: int, precision: Precision = "fp32") -> Engine | None:
@@ -192,32 +269,24 @@ PROFILED = 40
 
 def _profile(training: Training, trial: Trial, dataset: Dataset) -> Profile | None:
     """The time of a step by layer, if the engine measures it."""
-    engine, network = training.engine, training.network
+    engine, network = training.engine, training.network.train()
     step = _engine_step(training, trial, dataset)
     for _ in range(WARM_UP):
         step()
     times, multiply_adds = engine.time_layers(network), engine.peak()
     if times is None or multiply_adds is None:
         return None
-    peak = 2e-9 * multiply_adds
     for _ in range(PROFILED):
         step()
-    macs = {layer.name: layer.macs for layer in examine(engine.plain(network), dataset.input_shape).layers}
-    layers = []
-    flop = 0.0
-    for name, run, seconds in times():
-        each = seconds / PROFILED
-        products = 0 if run == "statistics" else macs.get(name, 0)
-        gflops = 2e-9 * products * trial.batch_size / each
-        flop += 2e-9 * products
-        layers.append(LayerTime(name, run, 1e3 * each, gflops, gflops / (peak / engine.threads)))
-    return Profile(tuple(layers), flop, peak)
+    passes = tuple(replace(each, seconds=each.seconds / PROFILED) for each in times())
+    return Profile(passes, trial.batch_size, 2e-9 * multiply_adds, engine.threads)
 
 
-def _rate(step: Step, batch_size: int) -> float:
+def _rate(step: Step, batch_size: int, counting: AbstractContextManager[None]) -> float:
     for _ in range(WARM_UP):
         step()
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return STEPS * batch_size / (time.perf_counter() - began)
+    with counting:
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        return STEPS * batch_size / (time.perf_counter() - began)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from smidgen.engines.engine import LayerPass
 from smidgen.tables import render
 from smidgen.version import VERSION
 
@@ -38,61 +39,73 @@ class Way:
 
 
 @dataclass(frozen=True)
-class LayerTime:
-    """Time of one pass of one layer in the native engine.
-
-    Attributes:
-        layer: its name.
-        run: which pass.
-        milliseconds: a step, added over threads.
-        gflops: billions of multiplications and additions a second and thread; 0 where there are next to none.
-        share: of the peak of one thread.
-    """
-
-    layer: str
-    run: str
-    milliseconds: float
-    gflops: float
-    share: float
-
-
-@dataclass(frozen=True)
 class Profile:
     """The native engine's time by layer for one network.
 
     Attributes:
-        layers: each layer's passes.
-        gflop_per_image: of a training step, by the textbook: two for each multiply-add of the
-            convolutions and linear layers, forward and by both gradients.
+        passes: each layer's, with the seconds of one step.
+        batch_size: images of a step.
         peak: what all threads together can do, measured, GFLOP/s.
+        threads: of the engine.
     """
 
-    layers: tuple[LayerTime, ...]
-    gflop_per_image: float
+    passes: tuple[LayerPass, ...]
+    batch_size: int
     peak: float
+    threads: int
 
     def share_of(self, images_per_second: float) -> float:
-        """Share of the peak reached by whole steps at this rate."""
-        return images_per_second * self.gflop_per_image / self.peak
+        """Share of the peak that whole steps reach at this rate.
+
+        Counted are two operations for each multiply-add of the convolutions and linear layers, forward and in both
+        gradients, without the gradient by the images: what any engine has to do, by the textbook.
+        """
+        return images_per_second * 2e-9 * sum(each.multiply_adds for each in self.passes) / self.peak
 
     @property
-    def convolution_share(self) -> float:
-        """Share of the peak reached within the convolutions and linear layers."""
-        passes = [layer for layer in self.layers if layer.gflops]
-        busy = sum(layer.milliseconds for layer in passes)
-        return sum(layer.share * layer.milliseconds for layer in passes) / busy
+    def product_share(self) -> float:
+        """Share of the peak within the passes that multiply."""
+        passes = [each for each in self.passes if each.multiply_adds]
+        operations = 2e-9 * self.batch_size * sum(each.multiply_adds for each in passes)
+        return operations / sum(each.seconds for each in passes) / (self.peak / self.threads)
+
+    @property
+    def moved(self) -> float:
+        """Bytes of values and gradients that are read or written for one image."""
+        return sum(each.moved for each in self.passes)
+
+    @property
+    def least(self) -> float:
+        """Bytes that must be, if each layer reads and writes its own values only."""
+        return sum(each.least for each in self.passes)
 
     def __str__(self) -> str:
-        rows = [
-            [
-                t.layer,
-                t.run,
-                f"{t.milliseconds:.3f}",
-                *([f"{t.gflops:.1f}", f"{t.share:.0%}"] if t.gflops else ["", ""]),
-            ]
-            for t in self.layers
+        columns = ["layer", "pass", "ms a step", "GFLOP/s a thread", "of peak", "KiB an image", "least", "GB/s"]
+        return render(columns, [*map(self._row, self.passes), self._total()], left=2)
+
+    def _row(self, each: LayerPass) -> list[str]:
+        gflops = 2e-9 * each.multiply_adds * self.batch_size / each.seconds
+        share = gflops / (self.peak / self.threads)
+        return [
+            each.layer,
+            each.run,
+            f"{1e3 * each.seconds:.3f}",
+            *([f"{gflops:.1f}", f"{share:.0%}"] if gflops else ["", ""]),
+            f"{each.moved / 1024:.1f}",
+            f"{each.least / 1024:.1f}",
+            f"{1e-9 * each.moved * self.batch_size / each.seconds:.1f}",
         ]
-        return render(["layer", "pass", "ms a step", "GFLOP/s a thread", "of peak"], rows)
+
+    def _total(self) -> list[str]:
+        total = LayerPass(
+            "all",
+            "",
+            sum(each.seconds for each in self.passes),
+            sum(each.multiply_adds for each in self.passes),
+            self.moved,
+            self.least,
+        )
+        return self._row(total)
 
 
 @dataclass(frozen=True)
@@ -100,17 +113,22 @@ class NetworkResults:
     """Measurements of one trial's network.
 
     Attributes:
+        role: `reference network` or `flagship`.
         trial: the trial's name.
         batch_size: images a step.
         ways: by key: `loader`, `eager`, `native`, `native_bf16`, `native_1_thread`, those that there are.
+        evaluations: ways to classify the test images with 1 thread: `eager`, `native`, `onnxruntime`, those that there
+            are.
         profile: of the native engine in float32, if it is there.
         checkpoint_seconds: to write one checkpoint to the disk of the working directory, median.
         variants: other ways to run PyTorch eagerly, if asked for.
     """
 
+    role: str
     trial: str
     batch_size: int
     ways: dict[str, Way]
+    evaluations: dict[str, Way]
     profile: Profile | None
     checkpoint_seconds: float
     variants: tuple[Way, ...] = ()
@@ -121,6 +139,11 @@ class NetworkResults:
         epoch = EPOCH_IMAGES / self.ways.get("native", self.ways["eager"]).rate
         return self.checkpoint_seconds * (1 / epoch + 1 / CHECKPOINT_SECONDS)
 
+    def evaluation_ratio(self, other: str) -> float | None:
+        """How many times as fast as another way the native engine classifies; None if one of them is missing."""
+        native, compared = self.evaluations.get("native"), self.evaluations.get(other)
+        return native.ratio_to(compared) if native and compared else None
+
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data; None for what this machine or build lacks."""
         ways = self.ways
@@ -128,12 +151,15 @@ class NetworkResults:
         def ratio(way: str, other: str) -> float | None:
             return ways[way].ratio_to(ways[other]) if way in ways and other in ways else None
 
-        native = ways.get("native")
+        def rate(way: str, among: dict[str, Way]) -> float | None:
+            return among[way].rate if way in among else None
+
+        native, profile = ways.get("native"), self.profile
         return {
             "trial": self.trial,
             "batch_size": self.batch_size,
-            "native_images_per_second": native.rate if native else None,
-            "native_bf16_images_per_second": ways["native_bf16"].rate if "native_bf16" in ways else None,
+            "native_images_per_second": rate("native", ways),
+            "native_bf16_images_per_second": rate("native_bf16", ways),
             "eager_images_per_second": ways["eager"].rate,
             "loader_images_per_second": ways["loader"].rate,
             "ratio_to_eager": ratio("native", "eager"),
@@ -144,9 +170,17 @@ class NetworkResults:
             "ratio_eager_to_loader": ratio("eager", "loader"),
             "checkpoint_milliseconds": 1e3 * self.checkpoint_seconds,
             "checkpoint_share": self.checkpoint_share,
-            "peak_gflops": self.profile.peak if self.profile else None,
-            "peak_share": self.profile.share_of(native.rate) if self.profile and native else None,
-            "peak_share_convolutions": self.profile.convolution_share if self.profile else None,
+            "peak_gflops": profile.peak if profile else None,
+            "peak_share": profile.share_of(native.rate) if profile and native else None,
+            "peak_share_convolutions": profile.product_share if profile else None,
+            "bytes_an_image": profile.moved if profile else None,
+            "least_bytes_an_image": profile.least if profile else None,
+            "evaluation_native_images_per_second": rate("native", self.evaluations),
+            "evaluation_eager_images_per_second": rate("eager", self.evaluations),
+            "evaluation_onnxruntime_images_per_second": rate("onnxruntime", self.evaluations),
+            "evaluation_ratio_to_eager": self.evaluation_ratio("eager"),
+            "evaluation_ratio_to_onnxruntime": self.evaluation_ratio("onnxruntime"),
+            "layers": [vars(each) for each in profile.passes] if profile else None,
             "variants": [
                 {"name": w.name, "images_per_second": w.rate, "ratio_to_eager": w.ratio_to(ways["eager"])}
                 for w in self.variants
@@ -161,14 +195,20 @@ class NetworkResults:
             for way in (*self.ways.values(), *self.variants)
         ]  # fmt: skip
         columns = ["way", "images/s, median", "min", "max", "times loader", "times eager"]
-        text = f"{self.trial}, batches of {self.batch_size}\n{render(columns, rows)}"
+        text = f"{self.role} ({self.trial}), batches of {self.batch_size}\n{render(columns, rows)}"
         native = self.ways.get("native")
         if self.profile and native:
             text += (
                 f"\nnative: {self.profile.share_of(native.rate):.0%} of the measured peak of "
-                f"{self.profile.peak:.0f} GFLOP/s over whole steps, {self.profile.convolution_share:.0%} in the "
-                f"convolutions"
+                f"{self.profile.peak:.0f} GFLOP/s over whole steps, {self.profile.product_share:.0%} in the "
+                f"convolutions; {self.profile.moved / 1024:,.0f} KiB moved an image, at least "
+                f"{self.profile.least / 1024:,.0f}"
             )
+        if self.evaluations:
+            rates = ", ".join(f"{way.name} {way.rate:,.0f}" for way in self.evaluations.values())
+            text += f"\nevaluation with 1 thread, images/s: {rates}"
+        if (ratio := self.evaluation_ratio("onnxruntime")) is not None:
+            text += f"; native {ratio:.2f} times onnxruntime"
         text += (
             f"\ncheckpoints: {1e3 * self.checkpoint_seconds:.1f} ms each, {self.checkpoint_share:.2%} of training "
             f"with one an epoch and one in {CHECKPOINT_SECONDS} s"
@@ -176,44 +216,73 @@ class NetworkResults:
         return text
 
 
+BUSY = 80.0
+"""Involuntary context switches a second and thread from which on a machine counts as busy. With 2 cores they were 40
+when idle, and 136 beside one other process that computed."""
+
+
 @dataclass(frozen=True)
 class Results:
     """All measurements of a benchmark.
 
     Attributes:
-        networks: the reference network with trial 3's settings first.
+        reference: the reference network with trial 3's settings.
+        flagship: the flagship's network and settings.
         threads: of every way but those that say otherwise.
         rounds: measurements of each way.
         steps: of a measurement.
+        switches: how often the system interrupted a thread for another process, times a second and thread.
     """
 
-    networks: tuple[NetworkResults, ...]
+    reference: NetworkResults
+    flagship: NetworkResults
     threads: int
     rounds: int
     steps: int
+    switches: float
+
+    @property
+    def networks(self) -> tuple[NetworkResults, NetworkResults]:
+        """Both."""
+        return self.reference, self.flagship
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other work disturbed the measurements."""
+        return self.switches > BUSY
 
     def to_json(self) -> dict[str, Any]:
-        """The results as JSON data: those of the reference network at the top, the others' below `others`."""
+        """The results as JSON data: the reference network's, and the flagship's under keys that begin with its name."""
         return {
-            **self.networks[0].to_json(),
-            "others": [network.to_json() for network in self.networks[1:]],
+            **self.reference.to_json(),
+            **{f"flagship_{key}": value for key, value in self.flagship.to_json().items()},
             "threads": self.threads,
             "rounds": self.rounds,
+            "involuntary_switches_per_second": self.switches,
+            "busy": self.is_busy,
             **_versions(),
         }
 
     def profiles(self) -> str:
         """Tables of the native engine's time by layer."""
-        found = [f"{n.trial}, float32, {self.threads} thread(s)\n{n.profile}" for n in self.networks if n.profile]
+        found = [
+            f"{n.role} ({n.trial}), float32, {self.threads} thread(s)\n{n.profile}" for n in self.networks if n.profile
+        ]
         return "\n\n".join(found)
 
     def __str__(self) -> str:
         about = ", ".join(f"{name} {value}" for name, value in _versions().items())
         tables = "\n\n".join(map(str, self.networks))
-        return (
+        text = (
             f"{tables}\n\nwhole training steps, {self.steps} steps a measurement, {self.rounds} rounds in turn, "
             f"{self.threads} thread(s)\n{about}"
         )
+        if self.is_busy:
+            text += (
+                f"\nthis machine was busy: each thread was interrupted {self.switches:.0f} times a second; rates are "
+                f"too low, and ratios less reliable"
+            )
+        return text
 
 
 def _versions() -> dict[str, str]:

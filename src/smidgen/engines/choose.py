@@ -62,6 +62,17 @@ def choose(
     return EagerEngine(torch.device("cuda" if device == "cuda" else "cpu"), threads, note)
 
 
+def choose_to_classify(network: nn.Module, input_shape: Shape) -> Engine:
+    """The fastest engine that can evaluate a network: native where it is there and has the layers, otherwise eager.
+
+    Args:
+        network: on the CPU; its mode is left as it is.
+        input_shape: channels, height, width of an image.
+    """
+    engine = choose(device="cpu")
+    return engine if engine.runs(network, input_shape) else EagerEngine(engine.device, engine.threads)
+
+
 def choose_for(chosen: Engine, wanted: EngineName, trial: Trial, network: nn.Module, input_shape: Shape) -> Engine:
     """The engine for this recipe: `auto` falls back to eager where the one chosen cannot run it.
 

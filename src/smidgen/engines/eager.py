@@ -35,6 +35,7 @@ class EagerEngine:
 
     name: ClassVar[Literal["native", "eager"]] = "eager"
     threads_change_results: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
 
     device: torch.device
     threads: int
@@ -63,6 +64,7 @@ class EagerEngine:
         """As `Engine` says."""
         return {
             "engine": self.name,
+            "revision": self.revision,
             "precision": self.precision,
             "device": str(self.device),
             "threads": self.threads,
@@ -72,6 +74,10 @@ class EagerEngine:
     def supports(self, trial: Trial, network: nn.Module, input_shape: Shape) -> Support:  # noqa: ARG002 - any will do
         """As `Engine` says: whatever PyTorch runs."""
         return training_support(trial, network)
+
+    def runs(self, network: nn.Module, input_shape: Shape) -> Support:  # noqa: ARG002 - PyTorch runs any
+        """As `Engine` says."""
+        return Support()
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """As `Engine` says."""

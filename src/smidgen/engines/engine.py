@@ -22,8 +22,30 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 MOST_THREADS = 256
 
-LayerTimes = Callable[[], list[tuple[str, str, float]]]
-"""Layer, pass and seconds, added over threads, since the timer was started."""
+
+@dataclass(frozen=True)
+class LayerPass:
+    """What one pass of one layer took and did.
+
+    Attributes:
+        layer: its name; names of layers that are done in one pass are joined by `+`.
+        run: which pass.
+        seconds: added over threads.
+        multiply_adds: of one image, by the textbook; 0 for a pass that does next to none.
+        moved: bytes of values and gradients that are read or written for one image.
+        least: bytes that must be, for this layer's input, output and their gradients.
+    """
+
+    layer: str
+    run: str
+    seconds: float
+    multiply_adds: float
+    moved: float
+    least: float
+
+
+LayerTimes = Callable[[], list[LayerPass]]
+"""Every pass since the timer was started."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +124,13 @@ class Engine(Protocol):
     Attributes:
         name: `native` (the project's kernels, on the CPU) or `eager` (PyTorch).
         threads_change_results: whether the number of threads can change the last digits of a result.
+        revision: of the arithmetic, raised whenever the same recipe and seed give other weights than before: sweeps
+            and searches do not mix runs of two revisions.
     """
 
     name: ClassVar[Literal["native", "eager"]]
     threads_change_results: ClassVar[bool]
+    revision: ClassVar[int]
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +154,7 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> dict[str, Json]:
-        """Engine, precision, device, threads and instruction level, as `environment.json` has them."""
+        """Engine, its revision, precision, device, threads and instruction level, as `environment.json` has them."""
 
     def supports(self, trial: Trial, network: nn.Module, input_shape: Shape) -> Support:
         """Whether it can train this network by this recipe, all of it: layers, augmentation, optimizer.
@@ -137,6 +162,14 @@ class Engine(Protocol):
         Args:
             trial: the recipe.
             network: that is to be trained; its mode is left as it is.
+            input_shape: of an image.
+        """
+
+    def runs(self, network: nn.Module, input_shape: Shape) -> Support:
+        """Whether it has this network's operations, for training and for evaluation.
+
+        Args:
+            network: its mode is left as it is.
             input_shape: of an image.
         """
 

@@ -40,11 +40,16 @@ class OnnxTarget:
         Raises:
             SmidgenError: onnx or onnxruntime is missing.
         """
-        onnx, _ = _library("onnx"), _library("onnxruntime")
-        model = _Writer(onnx, source.graph).model(source)
-        onnx.checker.check_model(model, full_check=True)
-        content: bytes = model.SerializeToString(deterministic=True)
-        return {self._name(source): content}
+        _library("onnxruntime")
+        trial, names = source.run.trial, source.run.trained.class_names
+        about = {
+            "trial": trial.name,
+            "recipe": canonical_json(trial.to_json()),
+            "seed": str(source.run.seed),
+            "weights_sha256": source.run.result.weights_sha256,
+            **({"class_names": json.dumps(names, ensure_ascii=False)} if names else {}),
+        }
+        return {self._name(source): onnx_model(source.graph, trial.name, about)}
 
     def check(self, source: Source, directory: Path) -> Check:
         """Classify all test images with onnxruntime on the CPU."""
@@ -60,6 +65,24 @@ class OnnxTarget:
     @staticmethod
     def _name(source: Source) -> str:
         return f"{source.run.trial.name}.onnx"
+
+
+def onnx_model(graph: FusedGraph, name: str, about: dict[str, str]) -> bytes:
+    """The content of an ONNX file.
+
+    Args:
+        graph: of the network.
+        name: of the model.
+        about: its metadata.
+
+    Raises:
+        SmidgenError: onnx is missing.
+    """
+    onnx = _library("onnx")
+    model = _Writer(onnx, graph).model(name, about)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def _library(name: str) -> Any:
@@ -80,10 +103,9 @@ class _Writer:
         self.constants: list[Any] = []
         self.names = {0: "normalized"}
 
-    def model(self, source: Source) -> Any:
+    def model(self, name: str, about: dict[str, str]) -> Any:
         """The whole model."""
-        helper, types = self.onnx.helper, self.onnx.TensorProto
-        graph, trial, names = self.graph, source.run.trial, source.run.trained.class_names
+        helper, types, graph = self.onnx.helper, self.onnx.TensorProto, self.graph
         self.emit("Cast", ["images"], "pixels", to=types.FLOAT)
         scale, shift = 1 / (255 * graph.std), -graph.mean / graph.std
         self.emit("Mul", ["pixels", self.constant("pixel_scale", np.float32(scale))], "scaled")
@@ -94,7 +116,7 @@ class _Writer:
         self.emit("Flatten", [self.names[graph.output]], "scores", axis=1)
         made = helper.make_graph(
             self.nodes,
-            trial.name,
+            name,
             [helper.make_tensor_value_info("images", types.UINT8, ["N", *graph.input_shape])],
             [helper.make_tensor_value_info("scores", types.FLOAT, ["N", graph.classes])],
             self.constants,
@@ -103,13 +125,6 @@ class _Writer:
             made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="smidgen", producer_version=VERSION
         )
         model.ir_version = IR
-        about = {
-            "trial": trial.name,
-            "recipe": canonical_json(trial.to_json()),
-            "seed": str(source.run.seed),
-            "weights_sha256": source.run.result.weights_sha256,
-            **({"class_names": json.dumps(names, ensure_ascii=False)} if names else {}),
-        }
         helper.set_model_props(model, about)
         return model
 

@@ -16,7 +16,18 @@ from smidgen.randomness import MOST_SEED
 from smidgen.settings import canonical_json
 from smidgen.version import VERSION
 
-_SHAPES_BYTES = ("smidgen", "torch", "numpy", "machine", "cpu", "engine", "precision", "device", "instruction_level")
+_SHAPES_BYTES = (
+    "smidgen",
+    "torch",
+    "numpy",
+    "machine",
+    "cpu",
+    "engine",
+    "revision",
+    "precision",
+    "device",
+    "instruction_level",
+)
 """What can change the last digits of a result. So can the threads of some engines."""
 MOST_RESUMPTIONS = 1_000
 """How many are kept, the newest ones."""

@@ -57,6 +57,12 @@ class RunOptions:
 
     @property
     def identity(self) -> dict[str, Json]:
-        """The options that can change a run's result; for some engines, threads cannot."""
-        same: dict[str, Json] = {"engine": self.engine, "precision": self.precision, "device": self.device}
-        return {**same, **({"threads": self.threads} if ENGINES[self.engine].threads_change_results else {})}
+        """What can change a run's result: options, and the engine's revision. For some engines, threads cannot."""
+        engine = ENGINES[self.engine]
+        same: dict[str, Json] = {
+            "engine": self.engine,
+            "revision": engine.revision,
+            "precision": self.precision,
+            "device": self.device,
+        }
+        return {**same, **({"threads": self.threads} if engine.threads_change_results else {})}

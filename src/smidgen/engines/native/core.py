@@ -14,6 +14,7 @@ from smidgen.errors import SmidgenError, first_line
 LEVELS = ("baseline", "avx2", "avx512", "avx512bf16")
 """Instruction levels, ascending; a machine has those that its CPU and the build have."""
 LEVEL_VARIABLE = "SMIDGEN_ISA"
+CACHE_VARIABLE = "SMIDGEN_CORE_CACHE"
 CORE_VARIABLE = "SMIDGEN_NATIVE_CORE"
 """Path of another build of the compiled part to use instead, as the sanitizer tests do."""
 _MODULE = "smidgen.engines.native._core"
@@ -76,6 +77,22 @@ def level() -> str:
     if wanted not in there:
         raise SmidgenError(f"{LEVEL_VARIABLE} is {wanted!r}; this machine has: {', '.join(there)}")
     return wanted
+
+
+def cache_bytes() -> int:
+    """Bytes of a core's own cache that the kernels reckon with: what `SMIDGEN_CORE_CACHE` says, or 0 to ask the system.
+
+    It decides how many rows of an image are worked on together; results do not depend on it.
+
+    Raises:
+        SmidgenError: `SMIDGEN_CORE_CACHE` is not a whole number above 0.
+    """
+    wanted = os.environ.get(CACHE_VARIABLE)
+    if not wanted:
+        return 0
+    if not wanted.isascii() or not wanted.isdigit() or not 0 < int(wanted) < 2**40:
+        raise SmidgenError(f"{CACHE_VARIABLE} is {wanted!r}; it must be a number of bytes above 0, or unset")
+    return int(wanted)
 
 
 def has_bfloat16() -> bool:

@@ -40,6 +40,7 @@ class NativeEngine:
 
     name: ClassVar[Literal["native", "eager"]] = "native"
     threads_change_results: ClassVar[bool] = False
+    revision: ClassVar[int] = 2
 
     threads: int
     precision: Precision = "fp32"
@@ -56,6 +57,7 @@ class NativeEngine:
         """As `Engine` says."""
         return {
             "engine": self.name,
+            "revision": self.revision,
             "precision": self.precision,
             "device": str(self.device),
             "threads": self.threads,
@@ -70,6 +72,13 @@ class NativeEngine:
             return Support(f"the native engine cannot load images with augmentation.{min(unknown)}")
         if not OPTIMIZERS[type(trial.optimizer)].elementwise:
             return Support(f"the native engine lacks the optimizer {type(trial.optimizer).__name__}")
+        return self.runs(network, input_shape)
+
+    def runs(self, network: nn.Module, input_shape: Shape) -> Support:
+        """As `Engine` says."""
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                return Support(f"the native engine computes in float32, and {name} is {tensor.dtype}")
         try:
             NativeNetwork(network, self.threads).check(input_shape)
         except UnsupportedError as error:

@@ -5,7 +5,7 @@ The classes here have the names and fields of those in `native/operations.h`, wh
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -15,10 +15,12 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 from smidgen.graph import ops
 from smidgen.graph.activations import RELU
-from smidgen.graph.ops import Graph, Pair
+from smidgen.graph.ops import Graph, Pair, Shape
 
 NONE = -1
 """In place of a tensor's number where an operation has none."""
+DEPTHWISE_KERNELS, DEPTHWISE_STRIDES = (3, 5), (1, 2)
+"""Sides and strides of the depthwise convolutions that have kernels of their own."""
 DROPOUT_STEPS = 2**16
 """Rates of dropout are multiples of 1 / this."""
 
@@ -58,23 +60,18 @@ class FoldedNorm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convolution(Operation):
-    """A convolution, then `before`, ReLU, `after`, those of them that there are.
+class Products(Operation):
+    """Sums of products, then `before`, ReLU, `after`, those of them that there are.
 
     Attributes:
+        bias: added to the sums.
         relu: whether ReLU follows.
         input_relu: whether the operation that reads the output does the gradient of that ReLU.
         before: BatchNorm before the ReLU.
         after: BatchNorm after it.
     """
 
-    weight: int
     bias: int
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
     relu: bool = False
     input_relu: bool = False
     before: FoldedNorm | None = None
@@ -82,12 +79,45 @@ class Convolution(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convolution(Products):
+    """Any convolution."""
+
+    weight: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separable(Products):
+    """A depthwise convolution, a 1 × 1 convolution, or the second after the first.
+
+    Attributes:
+        depthwise: weights of the depthwise part; -1: there is none.
+        middle_bias: its bias, where the 1 × 1 part follows; otherwise the bias is `bias`.
+        pointwise: weights of the 1 × 1 part; -1: there is none.
+        kernel: side of the depthwise kernel; 0: there is none.
+        stride: of the depthwise part.
+        padding: of the depthwise part.
+    """
+
+    depthwise: int = NONE
+    middle_bias: int = NONE
+    pointwise: int = NONE
+    kernel: int = 0
+    stride: int = 1
+    padding: Pair = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Norm(Operation):
-    """BatchNorm, then ReLU, then 2 × 2 max pooling or dropout, those of them that there are.
+    """BatchNorm, then ReLU, then 2 × 2 pooling or dropout, those of them that there are.
 
     Attributes:
         relu: whether ReLU follows.
-        pool: whether max pooling follows.
+        pool: which pooling follows.
         dropped: of 65,536 values, by dropout; 0: none follows.
         input_relu: whether its input is a convolution's ReLU, whose gradient it does.
     """
@@ -101,7 +131,7 @@ class Norm(Operation):
     epsilon: float
     batch: bool
     relu: bool = False
-    pool: bool = False
+    pool: Literal["none", "max", "average"] = "none"
     dropped: int = 0
     input_relu: bool = False
 
@@ -206,7 +236,7 @@ def fuse(graph: Graph, *, keep: bool, activations: Collection[str]) -> Fused:
     for source in graph.operations:
         if isinstance(source, ops.Activation) and source.kind.name not in activations:
             raise UnsupportedError(source.name, f"{source.kind.title} is not among its activations")
-        operation = _plain(source, positions)
+        operation = _plain(source, positions, graph.shapes)
         value = source.inputs[0]
         before = fused.get(value)
         if before is not None and readers[value] == 1:
@@ -214,14 +244,14 @@ def fuse(graph: Graph, *, keep: bool, activations: Collection[str]) -> Fused:
             if joined is not None:
                 fused = {joined.output if v == value else v: joined if v == value else op for v, op in fused.items()}
                 continue
-            if isinstance(before, Convolution) and before.relu and isinstance(operation, Norm):
+            if isinstance(before, Products) and before.relu and isinstance(operation, Norm):
                 fused[value] = replace(before, input_relu=True)
                 operation = replace(operation, input_relu=True)
         fused[operation.output] = operation
     return Fused(graph, tuple(fused.values()))
 
 
-def _plain(operation: ops.Operation, positions: dict[int, int]) -> Operation:
+def _plain(operation: ops.Operation, positions: dict[int, int], shapes: Sequence[Shape]) -> Operation:
     """An operation of the graph as one of the compiled part."""
 
     def position(tensor: Tensor | None) -> int:
@@ -233,6 +263,17 @@ def _plain(operation: ops.Operation, positions: dict[int, int]) -> Operation:
         "output": operation.output,
     }
     match operation:
+        case ops.Convolution() if _is_depthwise(operation, shapes):
+            return Separable(
+                **about,
+                depthwise=position(operation.weight),
+                bias=position(operation.bias),
+                kernel=operation.kernel[0],
+                stride=operation.stride[0],
+                padding=operation.padding,
+            )
+        case ops.Convolution() if _is_pointwise(operation, shapes):
+            return Separable(**about, pointwise=position(operation.weight), bias=position(operation.bias))
         case ops.Convolution():
             return Convolution(
                 **about,
@@ -280,22 +321,53 @@ def _plain(operation: ops.Operation, positions: dict[int, int]) -> Operation:
     raise UnsupportedError(operation.name, f"{type(operation).__name__} is not among its operations")
 
 
+def _is_depthwise(convolution: ops.Convolution, shapes: Sequence[Shape]) -> bool:
+    """Whether the separable kernels can do it; the others can do any."""
+    channels, side, stride = shapes[convolution.inputs[0]][0], convolution.kernel[0], convolution.stride[0]
+    return (
+        convolution.groups == channels == shapes[convolution.output][0]
+        and convolution.kernel == (side, side)
+        and convolution.stride == (stride, stride)
+        and convolution.dilation == (1, 1)
+        and side in DEPTHWISE_KERNELS
+        and stride in DEPTHWISE_STRIDES
+        and max(convolution.padding) < side
+    )
+
+
+def _is_pointwise(convolution: ops.Convolution, shapes: Sequence[Shape]) -> bool:
+    """Whether it is a 1 × 1 convolution of more than one pixel."""
+    one, none = (1, 1), (0, 0)
+    return (
+        (convolution.kernel, convolution.stride, convolution.padding, convolution.groups) == (one, one, none, 1)
+        and shapes[convolution.output][1:] != one
+    )  # fmt: skip
+
+
 def _joined(before: Operation, operation: Operation, *, keep: bool) -> Operation | None:
     """An operation done in the same pass as the one whose result it alone reads; None where that cannot be."""
     output = operation.output
     is_relu = isinstance(operation, Activation) and operation.function == RELU.name
     match before, operation:
-        case Convolution(relu=False, after=None), Activation() if is_relu:
+        case (
+            Separable(pointwise=-1, relu=False, before=None, after=None),
+            Separable(depthwise=-1),
+        ):
+            return replace(
+                before, output=output, name=f"{before.name}+{operation.name}", middle_bias=before.bias,
+                pointwise=operation.pointwise, bias=operation.bias,
+            )  # fmt: skip
+        case Products(relu=False, after=None), Activation() if is_relu:
             return replace(before, output=output, relu=True)
-        case Convolution(before=None, after=None), Norm(batch=False) if not keep:
+        case Products(before=None, after=None), Norm(batch=False) if not keep:
             # In evaluation it is an affine map, before or after the convolution's ReLU.
             if before.relu:
                 return replace(before, output=output, after=operation.folded)
             return replace(before, output=output, before=operation.folded)
-        case Norm(relu=False, pool=False, dropped=0), Activation() if is_relu:
+        case Norm(relu=False, pool="none", dropped=0), Activation() if is_relu:
             return replace(before, output=output, relu=True)
-        case Norm(pool=False, dropped=0), Dropout() if keep:
+        case Norm(pool="none", dropped=0), Dropout() if keep:
             return replace(before, output=output, dropped=operation.dropped)
-        case Norm(pool=False, dropped=0), Pool(kind="max", kernel=(2, 2), stride=(2, 2), padding=(0, 0)):
-            return replace(before, output=output, pool=True)
+        case Norm(pool="none", dropped=0), Pool(kernel=(2, 2), stride=(2, 2), padding=(0, 0)):
+            return replace(before, output=output, pool=operation.kind)
     return None

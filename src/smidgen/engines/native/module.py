@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from smidgen.engines.native.core import find_core, level
+from smidgen.engines.engine import LayerPass
+from smidgen.engines.native.core import cache_bytes, find_core, level
 from smidgen.engines.native.fuse import Fused, UnsupportedError, fuse
 from smidgen.engines.native.images import Blocks
 from smidgen.errors import TrainingError
@@ -161,9 +162,9 @@ class NativeNetwork(nn.Module):
             program = self._programs[key] = _Program(self, shape, keep=keep, input_gradient=input_gradient)
         return program
 
-    def timings(self) -> list[tuple[str, str, float]]:
-        """Layer, pass and seconds (added over threads) since `time_layers`."""
-        return [entry for program in self._programs.values() for entry in program.core.timings()]
+    def timings(self) -> list[LayerPass]:
+        """Every pass of every layer since `time_layers`."""
+        return [LayerPass(*entry) for program in self._programs.values() for entry in program.core.timings()]
 
     def time_layers(self) -> None:
         """Take the time of every layer's passes from now on."""
@@ -219,6 +220,7 @@ class _Program:
             keep=keep,
             input_gradient=input_gradient,
             bfloat16=network.products16,
+            cache=cache_bytes(),
             level=level(),
         )
         self.threads = network.threads
