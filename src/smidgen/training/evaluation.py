@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smidgen.data.augment import normalize, to_float
 from smidgen.data.dataset import Examples
+from smidgen.engines.choose import choose_to_classify
 from smidgen.engines.engine import Batch, Engine
 from smidgen.errors import SmidgenError, TrainingError
 from smidgen.machine import is_out_of_memory
@@ -90,10 +90,10 @@ def evaluate(network: nn.Module, held_out: HeldOut) -> Evaluation:
 
 
 def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
-    """Scores (logits) of a plain PyTorch network in evaluation mode.
+    """Scores (logits) of a network in evaluation mode, by the fastest engine that can run it.
 
     Args:
-        network: takes float32 [count, channels, height, width], normalized.
+        network: a PyTorch module on the CPU that takes float32 [count, channels, height, width], normalized.
         images: uint8, of the same shape.
         mean: the training set's, 0 to 1.
         std: the training set's.
@@ -105,7 +105,13 @@ def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tenso
         TrainingError: a score is not a finite number.
         SmidgenError: there is not enough memory.
     """
-    return _scores(network, (normalize(to_float(part), mean, std) for part in images.split(BATCH)))
+    _, channels, height, width = images.shape
+    engine = choose_to_classify(network, (channels, height, width))
+    prepared = engine.prepare(network)
+    try:
+        return _scores(prepared, (engine.batch(part, mean, std) for part in images.split(BATCH)))
+    finally:
+        engine.plain(prepared)  # leaves the network as it was
 
 
 def _scores(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
