@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -63,7 +63,7 @@ sanitize: $(VENV)/installed-dev
 	SMIDGEN_NATIVE_CORE="$$(ls $(SANITIZE)/_core.*.so)" \
 	LD_PRELOAD="$$(ldd $(SANITIZE)/_core.*.so | awk '/lib(a|ub)san|libstdc\+\+/ {print $$3}' | xargs)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(BIN)/python -m pytest tests/test_native_kernels.py tests/test_native_core.py -m 'not slow' --capture=sys
+	    $(BIN)/python -m pytest tests/test_native_kernels.py tests/test_native_rows.py tests/test_native_core.py -m 'not slow' --capture=sys
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -80,8 +80,13 @@ bench: $(VENV)/installed
 # The figures of docs/, each by the program of its name in benchmarks/, which says what it does (`--help`). Those that
 # need runs train what is missing: `results` takes about two hours on 2 cores, `ablation` one, `trials` 6 minutes a
 # seed. A quick try: make results ARGS='--seeds 0-1 --epochs 1 --runs /tmp/runs'
-results trials ablation gap corruptions front throughput: $(VENV)/installed
+results trials ablation gap corruptions front throughput lenet: $(VENV)/installed
 	$(BIN)/python benchmarks/$@.py $(ARGS)
+
+# Training steps in other frameworks, which are installed into the environment. For tinygrad: apt-get install clang.
+peers: $(VENV)/installed-dev
+	$(INSTALL) -r benchmarks/peers.txt
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 # docs/demo.html is made from the flagship, which is trained unless ARGS names a finished run.
 exports demo: $(VENV)/installed-dev
