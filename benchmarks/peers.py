@@ -403,7 +403,7 @@ class Worker:
 
 def versions(workers: list[Worker]) -> Iterator[str]:
     """Each package with its version."""
-    for package in dict.fromkeys(WAYS[worker.way][0] for worker in workers if not worker.problem):
+    for package in dict.fromkeys(WAYS[worker.way][0] for worker in workers):
         for name in (package, f"{package}-cpu"):
             try:
                 yield f"{package} {version(name)}"
@@ -426,9 +426,14 @@ def main() -> int:
         return 0
     if not 1 <= options.threads <= usable_cores():
         made.error(f"--threads is {options.threads}; this machine has {usable_cores()} cores to use")
-    differing = False
-    for network in [options.network] if options.network else NETWORKS:
-        workers = []
+    same = [compare(network, options) for network in ([options.network] if options.network else NETWORKS)]
+    return int(not all(same))
+
+
+def compare(network: str, options: argparse.Namespace) -> bool:
+    """Measure all ways with one network and print the table; returns whether their losses agree."""
+    workers: list[Worker] = []
+    try:
         for way in options.ways:
             print(f"{network}: starting {WAYS[way][1]} ...", file=sys.stderr, flush=True)
             workers.append(Worker(way, network, options.threads))
@@ -436,28 +441,28 @@ def main() -> int:
         for _ in range(options.rounds):
             for worker in there:
                 worker.measure()
-        reference = next((worker for worker in there if worker.way == "torch"), None)
-        rows = []
+    finally:
         for worker in workers:
-            if worker.problem:
-                print(f"{WAYS[worker.way][1]}: not measured: {worker.problem}", file=sys.stderr)
-                continue
-            ratio = ""
-            if reference:
-                ratios = [a / b for a, b in zip(worker.rates, reference.rates, strict=True)]
-                ratio = f"{statistics.median(ratios):.2f}"
-                tolerance = 3e-2 if worker.way == "smidgen-bf16" else 1e-3
-                if not np.allclose(worker.losses, reference.losses, rtol=tolerance):
-                    print(f"{WAYS[worker.way][1]}: losses {worker.losses}, not {reference.losses}", file=sys.stderr)
-                    differing = True
-            rate = statistics.median(worker.rates)
-            rows.append([WAYS[worker.way][1], f"{rate:,.0f}", ratio, f"{worker.first:.1f}"])
             worker.stop()
-        trial = NETWORKS[network]()
-        print(f"\n{network} ({trial.name}), batches of {trial.batch_size}, {options.threads} thread(s), float32")
-        print(render(["way", "images/s", "times PyTorch eager", "s for the first 3 steps"], rows, "markdown"))
-        print(f"\n{', '.join(versions(workers))}")
-    return int(differing)
+    for worker in workers:
+        if worker.problem:
+            print(f"{WAYS[worker.way][1]}: not measured: {worker.problem}", file=sys.stderr)
+    reference = next((worker for worker in there if worker.way == "torch"), None)
+    rows, same = [], True
+    for worker in there:
+        ratio = ""
+        if reference:
+            ratio = f"{statistics.median(a / b for a, b in zip(worker.rates, reference.rates, strict=True)):.2f}"
+            tolerance = 3e-2 if worker.way == "smidgen-bf16" else 1e-3
+            if not np.allclose(worker.losses, reference.losses, rtol=tolerance):
+                print(f"{WAYS[worker.way][1]}: losses {worker.losses}, not {reference.losses}", file=sys.stderr)
+                same = False
+        rows.append([WAYS[worker.way][1], f"{statistics.median(worker.rates):,.0f}", ratio, f"{worker.first:.1f}"])
+    trial = NETWORKS[network]()
+    print(f"\n{network} ({trial.name}), batches of {trial.batch_size}, {options.threads} thread(s), float32\n")
+    print(render(["way", "images/s", "times PyTorch eager", "s for the first 3 steps"], rows, "markdown"))
+    print(f"\n{', '.join(versions(there))}")
+    return same
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import common
 import results
+from smidgen.engines.native.core import find_core
 from smidgen.runs.options import RunOptions
 from smidgen.runs.record import Run
 from smidgen.trials.measured import read_measured
@@ -54,3 +56,45 @@ def test_the_results_are_those_of_the_runs(
     assert found.mean == pytest.approx(sum(accuracies) / 2)
     assert (found.min, found.max) == (min(accuracies), max(accuracies))
     assert f"| 2 | {found.mean:.3f} | {found.sd:.3f} |" in capsys.readouterr().out
+
+
+def test_other_frameworks_take_the_same_step(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are installed: the first losses must be equal, and what is missing is named."""
+    peers = importlib.import_module("peers")
+    ways = ["torch", *(["smidgen"] if find_core() else []), *(["jax"] if not find_spec("jax") else [])]
+    arguments = ["--network", "flagship", "--rounds", "1", "--ways", *ways]
+    monkeypatch.setattr(sys, "argv", ["peers.py", *arguments])
+    assert peers.main() == 0
+    shown = capfd.readouterr()
+    rows = [line.split(" | ") for line in shown.out.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == [f"| {peers.WAYS[way][1]}" for way in ways if way != "jax"]
+    assert all(float(row[1].replace(",", "")) > 0 for row in rows)
+    assert ("JAX, jit: not measured: ModuleNotFoundError" in shown.err) == ("jax" in ways)
+
+
+def test_another_step_than_pytorchs_is_an_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = importlib.import_module("peers")
+
+    class Wrong:
+        """A way whose losses are not PyTorch's."""
+
+        def __init__(self, way: str, network: str, threads: int) -> None:
+            self.way, self.rates, self.first, self.problem = way, [1.0], 0.0, ""
+            self.losses = [2.3, 2.2, 2.1 if way == "torch" else 2.0]
+
+        def measure(self) -> None:
+            """Nothing."""
+
+        def stop(self) -> None:
+            """Nothing."""
+
+    monkeypatch.setattr(peers, "Worker", Wrong)
+    monkeypatch.setattr(
+        sys, "argv", ["peers.py", "--network", "flagship", "--rounds", "1", "--ways", "torch", "compile"]
+    )
+    assert peers.main() == 1
+    assert "torch.compile: losses [2.3, 2.2, 2.0], not [2.3, 2.2, 2.1]" in capfd.readouterr().err
