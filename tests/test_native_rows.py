@@ -202,6 +202,15 @@ def test_depthwise_and_pointwise_become_one_operation() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("channels", "kind"), [(256, "Separable"), (257, "Convolution")])
+def test_a_wide_pointwise_convolution_is_one_like_any_other(channels: int, kind: str) -> None:
+    """Its gradients would not fit into any cache."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(channels, 256, 1))
+    assert [type(operation).__name__ for operation in fused_of(network, (channels, 3, 2)).operations] == [kind]
+    compare(network, images(17, channels, 3, 2), TOLERANCE)
+
+
 def test_a_depthwise_result_that_others_read_is_kept() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:

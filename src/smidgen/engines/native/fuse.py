@@ -21,6 +21,8 @@ NONE = -1
 """In place of a tensor's number where an operation has none."""
 DEPTHWISE_KERNELS, DEPTHWISE_STRIDES = (3, 5), (1, 2)
 """Sides and strides of the depthwise convolutions that have kernels of their own."""
+MOST_POINTWISE_WEIGHTS = 2**16
+"""Of a 1 × 1 convolution that works on rows: while it does, each of its gradients takes 64 bytes of the cache."""
 DROPOUT_STEPS = 2**16
 """Rates of dropout are multiples of 1 / this."""
 
@@ -336,11 +338,12 @@ def _is_depthwise(convolution: ops.Convolution, shapes: Sequence[Shape]) -> bool
 
 
 def _is_pointwise(convolution: ops.Convolution, shapes: Sequence[Shape]) -> bool:
-    """Whether it is a 1 × 1 convolution of more than one pixel."""
+    """Whether it is a 1 × 1 convolution of more than one pixel, with few weights."""
     one, none = (1, 1), (0, 0)
     return (
         (convolution.kernel, convolution.stride, convolution.padding, convolution.groups) == (one, one, none, 1)
         and shapes[convolution.output][1:] != one
+        and convolution.weight.numel() <= MOST_POINTWISE_WEIGHTS
     )  # fmt: skip
 
 
