@@ -103,12 +103,10 @@ void ConvGeometry::prepare() {
         }
 }
 
-ConvGeometry SeparableGeometry::pixel() const {
-    ConvGeometry g;
-    g.input = {input.channels, 1, 1};
-    g.output = {output.channels, 1, 1};
-    g.prepare();
-    return g;
+void SeparableGeometry::prepare() {
+    pixel.input = {input.channels, 1, 1};
+    pixel.output = {output.channels, 1, 1};
+    pixel.prepare();
 }
 
 }  // namespace smidgen

@@ -79,10 +79,11 @@ struct SeparableGeometry {
     // on results. Set by the kernels.
     int forward_rows = 1, backward_rows = 1;
 
+    ConvGeometry pixel;  // the 1x1 part at one pixel, which is how its weights are packed; worked out by `prepare`
+
     int depthwise_weights() const { return input.channels * kernel * kernel; }
     int pointwise_weights() const { return pointwise ? input.channels * output.channels : 0; }
-    // The 1x1 part at one pixel, which is how its weights are packed.
-    ConvGeometry pixel() const;
+    void prepare();
 };
 
 // Sides and strides of the depthwise kernels that there are.

@@ -283,7 +283,10 @@ private:
 void complete(Network& network, bool backward) {
     Checker(network, backward).check();
     for (Operation& operation : network.operations)
-        if (auto* conv = std::get_if<Convolution>(&operation)) conv->geometry.prepare();
+        if (auto* conv = std::get_if<Convolution>(&operation))
+            conv->geometry.prepare();
+        else if (auto* separable = std::get_if<Separable>(&operation))
+            separable->geometry.prepare();
 }
 
 }  // namespace smidgen

@@ -133,8 +133,8 @@ private:
                 plan_.values[input].deferred = true;
             }
             norm = std::get_if<Norm>(&operation(i));
-            if (norm && keep_ && std::holds_alternative<Separable>(operation(before)) && !norm->dropped &&
-                !norm->input_relu) {
+            const auto* block = std::get_if<Separable>(&operation(before));
+            if (norm && keep_ && block && !block->relu && !norm->dropped) {
                 plan_.operations[before].undoes = i;
                 plan_.operations[i].undone_by = before;
             }

@@ -41,7 +41,7 @@ Program::Program(Network network, const Options& options, const Kernels& kernels
             packed = products().packed_floats(conv->geometry);
             scratch = products().scratch_floats(conv->geometry);
         } else if (const auto* separable = std::get_if<Separable>(&operation)) {
-            packed = separable->geometry.pointwise ? products().packed_floats(separable->geometry.pixel()) : 0;
+            packed = separable->geometry.pointwise ? products().packed_floats(separable->geometry.pixel) : 0;
             scratch = products().separable_scratch(separable->geometry);
         }
         packed_floats_ += (packed + 15) / 16 * 16;

@@ -5,102 +5,14 @@
 #include <algorithm>
 
 #include "conv.h"
-#include "elementwise.h"
+#include "depthwise.h"
 #include "kernels.h"
 #include "moments.h"
+#include "rows.h"
 #include "vector.h"
 
 namespace smidgen {
 namespace SMIDGEN_LEVEL {
-
-// Neighbouring outputs of the depthwise part that are computed together.
-#if defined(__AVX512F__)
-constexpr int DEPTHWISE_COLUMNS = 8;
-#elif defined(__AVX__) || defined(__aarch64__)
-constexpr int DEPTHWISE_COLUMNS = 2;
-#else
-constexpr int DEPTHWISE_COLUMNS = 1;
-#endif
-
-// Rows of one channel: a pixel, and the next row's.
-struct Rows {
-    float* first;
-    int64_t next;  // floats
-};
-
-// Asks for a pixel that is read, or written, soon. Where it lies need not exist.
-SMIDGEN_INLINE void read_soon(const float* at) { __builtin_prefetch(at, 0); }
-SMIDGEN_INLINE void write_soon(const float* at) { __builtin_prefetch(at, 1); }
-
-// An odd number of cache lines: channels so far apart do not compete for the same sets of the cache.
-inline int64_t channel_floats(int pixels) { return static_cast<int64_t>(pixels | 1) * LANES; }
-
-// The rows that a row of a kernel of side K reads.
-template <int K>
-struct Lines {
-    const float* line[K];
-};
-
-// X neighbouring outputs, whose inputs begin `at` floats after the lines' first; `put(i, sum)` takes each.
-template <int K, int S, int X, class Put>
-SMIDGEN_INLINE void depthwise_tile(const Lines<K>& from, int64_t at, const float* weights, const Put& put) {
-    Vec sums[X];
-    SMIDGEN_UNROLL for (int i = 0; i < X; ++i) sums[i] = zero();
-    SMIDGEN_UNROLL for (int v = 0; v < K; ++v) {
-        constexpr int READ = (X - 1) * S + K;
-        Vec x[READ];
-        const float* line = apart(from.line[v] + at);
-        _Pragma("GCC unroll 32") for (int u = 0; u < READ; ++u) {
-            x[u] = load(line + u * LANES);
-            in_registers(x[u]);
-        }
-        SMIDGEN_UNROLL for (int u = 0; u < K; ++u)
-            SMIDGEN_UNROLL for (int i = 0; i < X; ++i) sums[i] += x[i * S + u] * weights[v * K + u];
-    }
-    SMIDGEN_UNROLL for (int i = 0; i < X; ++i) put(i, sums[i]);
-}
-
-// One row of outputs; `put(column, i, sum)` takes each, `i` being its place in the tile.
-template <int K, int S, class Put>
-SMIDGEN_INLINE void depthwise_row(const Lines<K>& from, const float* weights, int width, const Put& put) {
-    int x = 0;
-    const auto tiles = [&]<int X>() SMIDGEN_LAMBDA {
-        for (; x + X <= width; x += X)
-            depthwise_tile<K, S, X>(from, x * S * LANES, weights,
-                                    [&](int i, const Vec& v) SMIDGEN_LAMBDA { put(x + i, i, v); });
-    };
-    if constexpr (DEPTHWISE_COLUMNS >= 8) tiles.template operator()<8>();
-    if constexpr (DEPTHWISE_COLUMNS >= 4) tiles.template operator()<4>();
-    if constexpr (DEPTHWISE_COLUMNS >= 2) tiles.template operator()<2>();
-    tiles.template operator()<1>();
-}
-
-// What a row of the input is made of before anything else: BatchNorm and ReLU, if there are.
-struct Made {
-    bool plain = true;
-    bool relu = false;
-    float scale = 1.0f, shift = 0.0f;
-    Made(const NormArgs* n, int channel) {
-        if (!n) return;
-        plain = false;
-        relu = n->relu;
-        scale = n->scale[channel];
-        shift = n->shift[channel];
-    }
-};
-
-inline void make_pixels(const Made& made, const float* from, float* to, int pixels) {
-    if (made.plain) {
-        std::memcpy(to, from, static_cast<size_t>(pixels) * LANES * sizeof(float));
-        return;
-    }
-    const float scale = made.scale;
-    const Vec shift = splat(made.shift);
-    if (made.relu)
-        for (int i = 0; i < pixels; ++i) store(to + i * LANES, max(load(from + i * LANES) * scale + shift, zero()));
-    else
-        for (int i = 0; i < pixels; ++i) store(to + i * LANES, load(from + i * LANES) * scale + shift);
-}
 
 // What the 1x1 part multiplies: float32 here, bfloat16 in separable16.h, where values are rounded once as they are
 // written, for the gathers in pairs of channels, for the gradient by the weights in pairs of images.
@@ -215,39 +127,10 @@ inline const float* fresh_rows(const SeparableGeometry& g, const float* plane, i
     return plane + static_cast<int64_t>(row) * g.input.width * LANES;
 }
 
-// Calls f with the kernel's side and stride as constants.
-template <class F>
-SMIDGEN_INLINE void with_kernel(const SeparableGeometry& g, const F& f) {
-    if (g.kernel == 3)
-        g.stride == 1 ? f.template operator()<3, 1>() : f.template operator()<3, 2>();
-    else
-        g.stride == 1 ? f.template operator()<5, 1>() : f.template operator()<5, 2>();
-}
-
-template <int K, int S>
-__attribute__((noinline)) void depthwise_rows(Rows from, const float* weights, int rows, int width,
-                                              const Epilogue& epilogue, int channel, float* to, const float* soon) {
-    const bool plain = epilogue.plain();
-    for (int r = 0; r < rows; ++r, to += static_cast<int64_t>(width) * LANES) {
-        Lines<K> lines;
-        for (int v = 0; v < K; ++v) lines.line[v] = from.first + (r * S + v) * from.next;
-        if (plain)
-            depthwise_row<K, S>(lines, weights, width, [&](int x, int, const Vec& v) SMIDGEN_LAMBDA {
-                store(to + x * LANES, v);
-                read_soon(soon);
-                soon += LANES;
-            });
-        else
-            depthwise_row<K, S>(lines, weights, width, [&](int x, int, const Vec& v) SMIDGEN_LAMBDA {
-                store(to + x * LANES, finished(epilogue, v, channel));
-            });
-    }
-}
-
 // A 1x1 convolution of `pixels` neighbouring pixels. `inputs`: channels, or pairs of them.
 template <class P>
 void pointwise(const Tiles& tiles, int inputs, const float* from, int64_t channel, const float* packed,
-                      const Epilogue& epilogue, float* to, int64_t output_channel, int pixels) {
+               const Epilogue& epilogue, float* to, int64_t output_channel, int pixels) {
     static constexpr Tap here[] = {{0, 0}};
     const auto all = std::make_integer_sequence<int, MOST_OUTPUTS>{};
     for (int t = 0; t < tiles.tiles; ++t) {
@@ -353,133 +236,6 @@ void separable_forward(const SeparableArgs& a, const Epilogue& epilogue, float* 
     if (moments) moments_end(g.output, state, images, moments);
 }
 
-// Rows of one channel of the gradient by BatchNorm's input. `y`, `da`: the channel's planes.
-inline void gradient_rows(const NormArgs& n, int channel, const float* y, const float* da, int first, int rows,
-                          float* to) {
-    to -= static_cast<int64_t>(first) * n.shape.width * LANES;
-    if (n.images < LANES) {
-        const Vec valid = lane_mask(n.images);
-        norm_gradient(n, channel, y, da, first, first + rows, [&](int64_t at, const Vec&, const Vec& d) SMIDGEN_LAMBDA {
-            store(to + at, d * valid);
-        });
-    } else {
-        norm_gradient(n, channel, y, da, first, first + rows, [&](int64_t at, const Vec&, const Vec& d) SMIDGEN_LAMBDA {
-            store(to + at, d);
-            write_soon(to + at + 16 * LANES);
-            read_soon(y + n.shape.plane() * LANES + at);
-            if (n.pool == PoolKind::None) read_soon(da + n.shape.plane() * LANES + at);
-        });
-    }
-}
-
-// Adds the sum of a row to `total`.
-inline void add_row(const float* from, int width, float* total) {
-    Vec partial[4] = {zero(), zero(), zero(), zero()};
-    in_turn(width, [&](int x, int k) SMIDGEN_LAMBDA { partial[k] += load(from + x * LANES); });
-    store(total, load(total) + joined(partial));
-}
-
-// The gradient by the depthwise weights of one channel, added to `taps` [K][K] of Vec.
-template <int K, int S, class Gradient>
-__attribute__((noinline)) void depthwise_gradient(Rows made, const Gradient& gradient, int rows, int width, float* taps,
-                                                  const float* soon) {
-    // As many kernel rows at a time as there are registers for.
-    constexpr int ROWS = WIDTH == LANES ? K : 1;
-    for (int top = 0; top < K; top += ROWS) {
-        Vec sums[ROWS * K];
-        _Pragma("GCC unroll 32") for (int t = 0; t < ROWS * K; ++t) sums[t] = load(taps + (top * K + t) * LANES);
-        for (int r = 0; r < rows; ++r) {
-            const float* from = made.first + (r * S + top) * made.next;
-            const float* g = gradient(r);
-            const float* lines[ROWS];
-            SMIDGEN_UNROLL for (int v = 0; v < ROWS; ++v) lines[v] = from + v * made.next;
-            for (int x = 0; x < width; ++x, g += LANES) {
-                const Vec d = load(g);
-                write_soon(soon);
-                soon += LANES;
-                SMIDGEN_UNROLL for (int v = 0; v < ROWS; ++v) {
-                    SMIDGEN_UNROLL for (int u = 0; u < K; ++u) sums[v * K + u] += d * load(lines[v] + u * LANES);
-                    lines[v] = apart(lines[v] + S * LANES);
-                }
-            }
-        }
-        _Pragma("GCC unroll 32") for (int t = 0; t < ROWS * K; ++t) store(taps + (top * K + t) * LANES, sums[t]);
-    }
-}
-
-// What happens to a channel's gradient by the input: passed through the ReLU that made the input, and summed up for
-// the BatchNorm before it; or merely stored or added.
-struct InputGradient {
-    const NormArgs* norm;
-    float scale = 1.0f;
-    Vec shift = zero(), mean = zero();
-    bool relu = false, add;
-    float* sums;  // two Vec
-
-    InputGradient(const NormArgs* n, int channel, bool add, float* sums) : norm(n), add(add), sums(sums) {
-        if (!n) return;
-        scale = n->scale[channel];
-        shift = splat(n->shift[channel]);
-        mean = splat(n->mean[channel]);
-        relu = n->relu;
-    }
-};
-
-// One row; `each(put)` calls put(column, i, gradient) for each pixel, i as in `depthwise_row`.
-template <class Each>
-SMIDGEN_INLINE void input_gradient_row(const InputGradient& in, const float* x, float* dx, const Each& each) {
-    if (!in.norm) {
-        if (in.add)
-            each([&](int u, int, const Vec& v) SMIDGEN_LAMBDA { store(dx + u * LANES, load(dx + u * LANES) + v); });
-        else
-            each([&](int u, int, const Vec& v) SMIDGEN_LAMBDA { store(dx + u * LANES, v); });
-        return;
-    }
-    Vec plain[2] = {zero(), zero()}, product[2] = {zero(), zero()};
-    each([&](int u, int i, const Vec& v) SMIDGEN_LAMBDA {
-        const Vec value = load(x + u * LANES);
-        const Vec g = in.relu ? where_greater(value * in.scale + in.shift, zero(), v, zero()) : v;
-        store(dx + u * LANES, g);
-        plain[i & 1] += g;
-        product[i & 1] += g * (value - in.mean);
-    });
-    store(in.sums, load(in.sums) + (plain[0] + plain[1]));
-    store(in.sums + LANES, load(in.sums + LANES) + (product[0] + product[1]));
-}
-
-// Rows `first` to `end` of the gradient by the input of one channel. `middle(row)`: that row of the middle's gradient,
-// whatever row it is. `flipped`: the kernel, turned around.
-template <int K, int S, class Middle>
-__attribute__((noinline)) void depthwise_input_gradient(const SeparableGeometry& g, const InputGradient& in,
-                                                        const Middle& middle, const float* flipped, int first, int end,
-                                                        const float* x, float* dx) {
-    const int width = g.input.width;
-    for (int v = first; v < end; ++v) {
-        const int64_t at = static_cast<int64_t>(v) * width * LANES;
-        input_gradient_row(in, x + at, dx + at, [&](const auto& put) SMIDGEN_LAMBDA {
-            if constexpr (S == 1) {
-                Lines<K> lines;
-                for (int k = 0; k < K; ++k) lines.line[k] = middle(v + g.padding_height - (K - 1) + k);
-                depthwise_row<K, 1>(lines, flipped, width, put);
-            } else {
-                for (int u = 0; u < width; ++u) {
-                    Vec sum = zero();
-                    for (int a = (v + g.padding_height) % S; a < K; a += S) {
-                        const int row = (v + g.padding_height - a) / S;
-                        if (v + g.padding_height < a || row >= g.output.height) continue;
-                        for (int b = (u + g.padding_width) % S; b < K; b += S) {
-                            const int column = (u + g.padding_width - b) / S;
-                            if (u + g.padding_width < b || column >= g.output.width) continue;
-                            sum += load(middle(row) + column * LANES) * flipped[(K - 1 - a) * K + (K - 1 - b)];
-                        }
-                    }
-                    put(u, u, sum);
-                }
-            }
-        });
-    }
-}
-
 template <class P>
 class SeparableBackward : SeparablePass<P> {
     using Base = SeparablePass<P>;
@@ -568,8 +324,8 @@ private:
             const int together = g.kernel ? 1 : rows;  // rows that lie one after another without a border
             for (int r = 0; r < rows; r += together)
                 pointwise<P>(input_tiles, Base::vectors(outputs), dy + static_cast<int64_t>(r) * width * LANES,
-                             dy_channel, a.packed, Epilogue{}, g.kernel ? gradient_of(0, first + r) : at(l.gradient_at), l.gradient,
-                             together * width);
+                             dy_channel, a.packed, Epilogue{},
+                             g.kernel ? gradient_of(0, first + r) : at(l.gradient_at), l.gradient, together * width);
         }
     }
 

@@ -93,7 +93,7 @@ void Program::prepare_forward(int i, State& s, float* const* tensors) {
     if (const auto* conv = std::get_if<Convolution>(&network_.operations[i]))
         products().pack_forward(conv->geometry, tensors[conv->weight], packed_.data() + packed_offset_[i]);
     if (const auto* separable = std::get_if<Separable>(&network_.operations[i]); separable && separable->pointwise >= 0)
-        products().pack_forward(separable->geometry.pixel(), tensors[separable->pointwise],
+        products().pack_forward(separable->geometry.pixel, tensors[separable->pointwise],
                                          packed_.data() + packed_offset_[i]);
     if (const Products* products = products_of(network_.operations[i])) {
         if (products->before) {
@@ -119,7 +119,7 @@ void Program::prepare_backward(int i, float* const* tensors) {
     if (conv && plan_.values[conv->inputs[0]].needs_gradient)
         products().pack_backward(conv->geometry, tensors[conv->weight], packed_.data() + packed_offset_[i]);
     if (const auto* separable = std::get_if<Separable>(&network_.operations[i]); separable && separable->pointwise >= 0)
-        products().pack_backward(separable->geometry.pixel(), tensors[separable->pointwise],
+        products().pack_backward(separable->geometry.pixel, tensors[separable->pointwise],
                                           packed_.data() + packed_offset_[i]);
 }
 

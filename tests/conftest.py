@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from images import CLASSES, write_images
-from odd import nets  # noqa: F401 - a fixture for all
+from native import level  # noqa: F401 - a fixture for all
+from odd import nets  # noqa: F401 - likewise
 from smidgen.cli import main
 from smidgen.data.dataset import FILES, Dataset, load_dataset
 from smidgen.engines.native.core import why_missing

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from smidgen.engines.native.core import find_core
@@ -13,6 +15,19 @@ from smidgen.engines.native.module import NativeNetwork
 core = find_core()
 LEVELS = [name for name, _ in core.levels()] if core else []
 """The instruction levels that can be tested here."""
+
+
+generated = settings(
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+"""For tests over generated shapes, the same ones every time."""
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction level in turn."""
+    monkeypatch.setenv("SMIDGEN_ISA", request.param)
+    return str(request.param)
 
 
 def largest_difference(found: Tensor, exact: Tensor, noise: float = 1e-3) -> float:

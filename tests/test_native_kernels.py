@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from native import LEVELS, compare
+from native import LEVELS, compare, generated
 
 if not LEVELS:
     pytest.skip("the native engine is not installed", allow_module_level=True)
@@ -17,15 +17,7 @@ EXACT = 3e-5
 """Float32 against float64, relative to the largest value."""
 BFLOAT16 = 3e-2
 
-generated = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@pytest.fixture(params=LEVELS, autouse=True)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("SMIDGEN_ISA", request.param)
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("level")
 
 
 counts = st.sampled_from([1, 2, 7, 15, 16, 17, 33])

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from native import LEVELS, compare, largest_difference
+from native import LEVELS, compare, generated, largest_difference
 from smidgen.engines.native.core import find_core
 from smidgen.engines.native.fuse import Fused, Norm, Separable, fuse
 from smidgen.engines.native.module import NativeNetwork
@@ -28,15 +28,7 @@ TOLERANCE, ROUNDED = 1e-3, 0.1
 CACHES = ("1", "60000", "1000000000")
 """For rows one by one, a few together, whole images."""
 
-generated = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@pytest.fixture(params=LEVELS, autouse=True)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("SMIDGEN_ISA", request.param)
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("level")
 
 
 class Residual(nn.Module):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
+from conftest import native_only
 from smidgen.data.dataset import Examples
-from smidgen.engines.choose import choose
+from smidgen.engines.choose import choose, choose_to_classify
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import EngineName
 from smidgen.randomness import Purpose, Stream
@@ -196,3 +197,23 @@ def test_held_out_images_are_laid_out_once_where_memory_allows(
     assert torch.equal(first.logits, second.logits)
     assert calls == [BATCH, 70] * (1 if kept else 2)
     assert torch.allclose(first.logits, scores(engine.plain(prepared), images, 0.2, 0.4), atol=1e-4)
+
+
+@native_only
+def test_what_classifies_does_so_on_the_native_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, network = torch.randint(0, 256, (70, 1, 8, 8), dtype=torch.uint8), small_network()
+    exact = network.double().eval()((images.double() / 255 - 0.2) / 0.4)
+    network.float()
+    monkeypatch.setattr(EagerEngine, "batch", lambda *_: pytest.fail("PyTorch classified"))
+    assert torch.allclose(scores(network, images, 0.2, 0.4).double(), exact, atol=1e-4)
+    assert choose_to_classify(network, (1, 8, 8)).name == "native"
+
+
+@pytest.mark.parametrize("layer", [nn.PReLU(), nn.BatchNorm2d(1).double()], ids=["unknown", "float64"])
+def test_what_the_native_engine_cannot_run_is_classified_by_pytorch(layer: nn.Module) -> None:
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert choose_to_classify(nn.Sequential(layer), (1, 8, 8)).name == "eager"
+    network = nn.Sequential(nn.PReLU(), nn.Flatten(), nn.Linear(64, 4))
+    expected = network((images.float() / 255 - 0.2) / 0.4)
+    assert torch.allclose(scores(network, images, 0.2, 0.4), expected, atol=1e-5)
+    assert network.training

@@ -34,7 +34,7 @@ from smidgen.files import cannot_write, write_atomic
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin
-from smidgen.training.evaluation import HeldOut, evaluate
+from smidgen.training.evaluation import BATCH
 from smidgen.training.loop import Training, start, take_step
 from smidgen.trial import Trial
 from smidgen.trials.mnist import augmented, strict
@@ -166,8 +166,14 @@ def _evaluations(training: Training, trial: Trial, dataset: Dataset, rounds: int
     images, (mean, std) = dataset.held_out.images, (dataset.mean, dataset.std)
 
     def engine_way(engine: Engine) -> Callable[[], object]:
-        held_out, prepared = HeldOut(engine, dataset.held_out, mean, std), engine.prepare(copy.deepcopy(network))
-        return lambda: evaluate(prepared.eval(), held_out)
+        prepared, parts = engine.prepare(copy.deepcopy(network)).eval(), images.split(BATCH)
+
+        def classify() -> None:
+            with torch.inference_mode():
+                for part in parts:
+                    prepared(engine.batch(part, mean, std))
+
+        return classify
 
     ways: dict[str, tuple[Way, Callable[[], object]]] = {
         "eager": (Way("eager"), engine_way(EagerEngine(torch.device("cpu"), 1)))
