@@ -1,6 +1,6 @@
 """Writes docs/trials.md, the report of the built-in trials on MNIST, with its pictures: `make trials`.
 
-Trains what is missing of its runs first: about 6 minutes on 2 cores for each seed.
+Trains what is missing of its runs first: about 2 minutes on 2 cores for each seed.
 """
 
 from __future__ import annotations
