@@ -120,7 +120,7 @@ def test_a_changed_weight_in_c_is_noticed(
         made = honest(self, source)
         text, count = re.subn(rb"(_weights\[60\] = \{[^\n]*\n +)([^,]+)", rb"\g<1>-\2 - 1", made["small.c"])
         assert count == 1
-        return {**made, "small.c": text.replace(b"--", b"")}
+        return {**made, "small.c": text.replace(b"\n    --", b"\n    ")}
 
     monkeypatch.setattr(CTarget, "files", dishonest)
     done = smidgen("export", small_run.directory, "--to", "c", "--type", kind, "-o", tmp_path / "out", "--json")
@@ -324,3 +324,32 @@ def test_changed_data_is_noticed(small_trial: Trial, small_folder: Path, tmp_pat
     with pytest.raises(RunError, match="has changed since"):
         export(finished, "safetensors", tmp_path / "out")
     assert torch.is_tensor(finished.network.state_dict()["linear1.weight"])
+
+
+@compiler
+def test_less_memory_and_fewer_bits_are_for_integers(small_run: Run, tmp_path: Path, smidgen: Command) -> None:
+    def exported(*options: str) -> dict[str, Any]:
+        done = smidgen("export", small_run.directory, "--to", "c", "-o", tmp_path / "out", "--json", *options)
+        assert done.status in (0, 2), done.err
+        return {"error": done.json["error"]} if done.status else done.json["details"]
+
+    whole = exported("--type", "int8")
+    lean = exported("--type", "int8", "--lean")
+    few = exported("--type", "int8", "--bits", "4", "--max-ram", str(whole["bytes_of_memory"]))
+    assert lean["bytes_of_memory"] < whole["bytes_of_memory"] == few["bytes_of_memory"]
+    assert lean["macs"] > whole["macs"] == few["macs"]
+    assert few["bytes_of_weights"] < 0.75 * whole["bytes_of_weights"]
+    for options, problem in {
+        (
+            "--type",
+            "int8",
+            "--max-ram",
+            "100",
+        ): r"needs [\d,]+ bytes of memory .* and 100 are allowed; most is taken by",
+        ("--type", "int8", "--bits", "3"): "--bits is 3; allowed: 8, 4",
+        ("--type", "int8", "--lean", "--max-ram", "9000"): "leave out --max-ram",
+        ("--bits", "4"): "--bits is for --type int8; add that",
+        ("--type", "float32", "--lean"): "--lean is for --type int8; add that",
+    }.items():
+        assert re.search(problem, exported(*options)["error"])
+    assert smidgen("export", small_run.directory, "--to", "onnx", "--max-ram", "1", "-o", tmp_path / "o").status == 2

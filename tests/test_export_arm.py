@@ -43,6 +43,8 @@ class Board:
     flash: int = 256 * 1024
 
 
+PORTABLE = "-DSMIDGEN_DSP=0"
+"""Leaves out the instructions that only some processors have."""
 BOARDS = {
     "Cortex-M0 with 16 kB": Board("microbit", "cortex_m0plus", 16, 16 * 1024),
     # QEMU has no larger M0: its code (ARMv6-M) runs on the M3 as it is, floating point in software.
@@ -132,7 +134,7 @@ def test_it_runs_on_a_microcontroller(
     # With -icount shift=0 an instruction takes a nanosecond of the board's time.
     instructions = 1000 / BOARDS[board].clock * sum(row[-1] for row in rows) / count
     print(f"\n{kind} on {board}: {instructions / 1e6:.1f} million instructions an image")
-    assert graph.macs < instructions < 300 * graph.macs
+    assert graph.macs < instructions < (10 if kind == "int8" else 300) * graph.macs
     if network:
         expected = network.scores(images)
         found = np.frombuffer(words, dtype="<i4").reshape(count, -1)
@@ -158,7 +160,7 @@ def test_constants_stay_in_flash_and_nothing_in_ram(
     listed = subprocess.run(["arm-none-eabi-size", "-A", made], capture_output=True, text=True, check=True).stdout
     sizes = {name: int(size) for name, size in re.findall(r"^(\.\w+)\S*\s+(\d+)", listed, re.MULTILINE)}
     assert sizes[".data"] == sizes[".bss"] == 0
-    assert sizes[".text"] < 2000
+    assert sizes[".text"] < (3000 if kind == "int8" else 6000)
     assert code.weight_bytes <= sizes[".rodata"] < code.weight_bytes + 48 * len(graph.operations)
     undefined = subprocess.run(["arm-none-eabi-nm", "-u", made], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"malloc|printf|expf|tanhf", undefined)

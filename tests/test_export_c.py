@@ -28,7 +28,7 @@ from smidgen.exports.c.names import prefix
 from smidgen.exports.c.source import About, Code, c_float, files
 from smidgen.exports.fused import Convolution, FusedGraph, fused_graph
 from smidgen.exports.integer import IntegerNetwork, Rescale, Sums
-from smidgen.exports.memory import Buffer, leads, lifetimes, plan
+from smidgen.exports.memory import Buffer, place, plan
 from smidgen.exports.quantize import quantize
 from smidgen.graph.ops import Pool
 from smidgen.runs.weights import TrainedNetwork
@@ -159,21 +159,51 @@ def test_float32_is_the_graph(name: str, tmp_path: Path) -> None:
     assert torch.equal(found.labels, found.scores.argmax(1))
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_int8_is_the_integer_network_to_the_last_bit(name: str, tmp_path: Path) -> None:
+def test_integers_are_the_integer_network_to_the_last_bit(name: str, bits: int, tmp_path: Path) -> None:
+    """With as much memory as it takes and with as little as possible, for whole images and row by row."""
     graph = graph_of(name)
-    network = quantize(graph, random_images(graph, 100))
-    images = random_images(graph, 48)
-    with compiled(write(int8_code(graph, network), graph, tmp_path), "net", SANITIZED) as program:
-        found = classify(program, images)
+    network = quantize(graph, random_images(graph, 100), bits)
+    images = random_images(graph, 32)
     expected = network.scores(images)
-    assert torch.equal(found.scores, expected.double())
-    assert torch.equal(found.labels, expected.argmax(1))
+    for memory in {plan(graph).bytes: plan(graph), (lean := plan(graph, lean=True)).bytes: lean}.values():
+        folder = write(int8_code(graph, network, memory), graph, tmp_path / str(memory.bytes))
+        sizes = dict(re.findall(r"_(SCRATCH_BYTES|WEIGHT_BYTES) (\d+)", (folder / "net.h").read_text()))
+        assert int(sizes["SCRATCH_BYTES"]) == memory.bytes
+        for flags in (SANITIZED, [*SANITIZED, "-DSMIDGEN_OUTPUTS=2"]):
+            with compiled(folder, "net", flags) as program:
+                found = classify(program, images)
+            assert torch.equal(found.scores, expected.double())
+            assert torch.equal(found.labels, expected.argmax(1))
+        (folder / "main.c").write_text(by_rows(folder / "main.c"))
+        with compiled(folder, "net", [*SANITIZED, f"-DSCRATCH={memory.bytes}"]) as program:
+            assert torch.equal(classify(program, images).scores, expected.double())
     # And it comes near to the real thing.
     real = graph.scores(images)
     spread = float(real.max() - real.min())
     zero = network.grids[network.output].zero
-    assert float(((expected - zero) * network.score_unit - real).abs().mean()) < 0.08 * spread
+    near = 0.08 if bits == 8 else 0.4
+    assert float(((expected - zero) * network.score_unit - real).abs().mean()) < near * spread
+
+
+def by_rows(main: Path) -> str:
+    """The example program with the image given row by row; also says when rows are missing, or too many."""
+    return (
+        main.read_text()
+        .replace("static net_scratch scratch;", "static net_stream stream;\nstatic char right_size[sizeof(net_scratch) == SCRATCH ? 1 : -1];")
+        .replace(
+            "scores = net_scores(image, &scratch);",
+            """net_begin(&stream);
+        (void)right_size;
+        for (c = 0; c < NET_HEIGHT; c++) {
+            if (net_end(&stream)) return fail("rows", "were not missed");
+            net_row(&stream, image + c * NET_WIDTH * NET_CHANNELS);
+        }
+        net_row(&stream, image);
+        scores = net_end(&stream);""",
+        )
+    )  # fmt: skip
 
 
 def test_sums_are_those_of_whole_numbers() -> None:
@@ -186,7 +216,7 @@ def test_sums_are_those_of_whole_numbers() -> None:
 
     found = whole_sums(step, x).numpy()
     (pad, _), (gap, _) = step.node.padding, step.node.dilation
-    padded = np.pad(x.numpy() - step.zero, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (pad, pad), (pad, pad)), constant_values=step.padding)
     for o, row, column in np.ndindex(found.shape[1:]):
         group = o // 2 * 2
         window = padded[0, group : group + 2, row : row + 2 * gap + 1 : gap, column : column + 2 * gap + 1 : gap]
@@ -195,9 +225,11 @@ def test_sums_are_those_of_whole_numbers() -> None:
 
 SABOTAGE: dict[str, Callable[[str], str]] = {
     "a weight": lambda text: re.sub(r"(layer1_weights\[\d+\] = \{[^\n]*\n\s+)(-?\d+)", lambda m: f"{m[1]}{90 if int(m[2]) < 0 else -90}", text),
-    "rounding": lambda text: re.sub(r"value >>= shift;", "value = (value >> (shift - 1)) / 2 + (value >> (shift - 1)) % 2;", text),
-    "padding": lambda text: text.replace("if (left < 0) column_begin = -left;", "if (left < 0) column_begin = -left + 1;"),
-    "a ReLU": lambda text: re.sub(r"if \(layer->relu && sum < 0\) sum = 0;", "if (layer->relu && sum < 0) sum = -sum;", text),
+    "rounding": lambda text: text.replace("value >>= shift;", "value = (value >> shift) + 1;"),
+    "padding": lambda text: text.replace("const int32_t inside = y >= 0 && y <", "const int32_t inside = y >= 1 && y <"),
+    "a ReLU": lambda text: text.replace("layer->relu)) value = 0;", "layer->relu)) value = -value;"),
+    "a row too few": lambda text: re.sub(r"% 3 \*", "% 2 *", text),
+    "the last pixels": lambda text: text.replace("width > 4 ? width - 4 : x;", "width > 4 ? width - 3 : x;"),
 }  # fmt: skip
 
 
@@ -350,33 +382,41 @@ def test_the_example_program_withstands_a_hostile_file(
         assert done.returncode == 2
 
 
-@pytest.mark.parametrize(("which", "most"), [("plain", 1.02), ("flagship", 1.13)])
-def test_memory_is_hardly_more_than_the_largest_value(which: str, most: float) -> None:
-    graph = graph_of(which)
-    _, size = plan(lifetimes(graph), leads(graph))
-    assert size < most * max(buffer.size for buffer in lifetimes(graph))
+def test_buffers_that_are_needed_at_the_same_time_do_not_meet() -> None:
+    assert place([]) == ({}, 0)
+    long, short, late = Buffer("long", 10, 0, 9), Buffer("short", 4, 1, 2), Buffer("late", 6, 3, 4)
+    offsets, size = place([long, short, late])
+    assert size == 16
+    assert offsets["short"] == offsets["late"]
 
 
-def test_memory_is_shared_and_an_output_may_run_into_its_input() -> None:
-    graph = graph_of("plain")
-    sizes = {buffer.value: buffer.size for buffer in lifetimes(graph)}
-    offsets, size = plan(lifetimes(graph), leads(graph))
-    assert sizes[1] + sizes[2] > 1.8 * size
-    assert min(offsets.values()) == 0
-    apart, larger = plan(lifetimes(graph), {})
-    assert larger == sizes[1] + sizes[2]
-    for a in lifetimes(graph):
-        for b in lifetimes(graph):
-            if a.value < b.value and a.meets(b):
-                assert apart[a.value] + a.size <= apart[b.value] or apart[b.value] + b.size <= apart[a.value]
+def test_a_network_keeps_the_rows_that_its_kernels_need() -> None:
+    whole = plan(graph_of("plain"))
+    shapes = whole.graph.shapes
+    rings = [whole.pipeline.rings[stage.output] for stage in whole.pipeline.stages]
+    assert rings == [3, 3, 3, 3, 3, 1, 1]  # the average has a single row, and so have the scores
+    assert whole.bytes < sum(3 * channels * width for channels, _, width in shapes[1:]) + 2 * 14 * 12 + 64
 
 
-def test_a_plan_of_nothing_and_of_values_that_outlive_each_other() -> None:
-    assert plan([], {}) == ({}, 0)
-    long, short, late = Buffer(0, 10, 0, 9), Buffer(1, 4, 1, 2), Buffer(2, 4, 3, 4)
-    offsets, size = plan([long, short, late], {})
-    assert size == 14
-    assert offsets[1] == offsets[2]
+def test_less_memory_is_more_work() -> None:
+    graph = graph_of("flagship")
+    whole, lean = plan(graph), plan(graph, lean=True)
+    between = plan(graph, (whole.bytes + lean.bytes) // 2)
+    assert whole.bytes < 6_400
+    assert lean.bytes < 4_300
+    assert lean.bytes < between.bytes <= (whole.bytes + lean.bytes) // 2
+    assert graph.macs == whole.macs < between.macs < lean.macs
+    with pytest.raises(
+        SmidgenError, match=r"needs [\d,]+ bytes of memory .* and 2,000 are allowed; most is taken by conv"
+    ):
+        plan(graph, 2_000)
+
+
+def test_branches_are_kept_as_long_as_they_must() -> None:
+    graph = graph_of("branches")
+    memory = plan(graph)
+    assert memory.bands is None
+    assert plan(graph, lean=True).bytes == memory.bytes  # nothing before the branches to make again
 
 
 def test_what_integers_cannot_express_is_named() -> None:
@@ -398,13 +438,13 @@ def test_what_integers_cannot_express_is_named() -> None:
     too_large = replace(wide, operations=(wide.operations[0], replace(linear, weight=heavy)))
     from smidgen.exports.quantize import _Quantizer
 
-    quantizer = _Quantizer(wide, images)
+    quantizer = _Quantizer(wide, images, 8)
     with pytest.raises(SmidgenError, match="sums that might not fit in 32 bits.*--type float32 can"):
         quantizer._sums(too_large.operations[-1])  # type: ignore[arg-type]
 
 
 def test_rescaling_rounds_to_the_nearest_and_cuts() -> None:
-    half = Rescale(np.array([2**29]), np.array([2**29 + 3 * 2**30]), 30, 10)
+    half = Rescale(np.array([2**9]), np.array([10]), np.array([2**9 + 3 * 2**10]), 0, 10)
     sums = torch.tensor([-100, -7, -6, -5, 0, 1, 2, 13, 1000]).reshape(-1, 1, 1, 1)
     assert half(sums).flatten().tolist() == [0, 0, 0, 1, 3, 4, 4, 10, 10]
 

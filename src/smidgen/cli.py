@@ -276,6 +276,15 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--out", metavar="DIR", help="output directory; default: named after the run and the target"
     )
     export.add_argument("--type", choices=["float32", "int8"], help="arithmetic of the C code; default float32")
+    export.add_argument(
+        "--bits", type=int, metavar="N", help="of a weight in int8 code: 8, or 4 to halve the tables; default 8"
+    )
+    export.add_argument(
+        "--lean", action="store_true", help="int8 code with as little memory as possible, for more work"
+    )
+    export.add_argument(
+        "--max-ram", type=int, metavar="BYTES", help="int8 code that needs no more memory than this beside the image"
+    )
     export.add_argument("--name", metavar="NAME", help="prefix of the C identifiers; default: from the trial's name")
     export.add_argument("--no-check", action="store_false", dest="check", help="write the files without verifying them")
     shared.code()
@@ -491,7 +500,17 @@ def _predict(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from smidgen.exports.export import export
 
-    exported = export(options.run, options.to, options.out, type=options.type, name=options.name, check=options.check)
+    exported = export(
+        options.run,
+        options.to,
+        options.out,
+        type=options.type,
+        bits=options.bits,
+        lean=options.lean,
+        max_ram=options.max_ram,
+        name=options.name,
+        check=options.check,
+    )
     if options.json:
         _print_json(exported.to_json())
     else:

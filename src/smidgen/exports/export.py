@@ -116,7 +116,8 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         to: a name in `smidgen.exports.registry.TARGETS`.
         out: a directory: new, empty or of an earlier export; None takes `<run's directory>-<target>` here.
         options: of the target; for `c`: `type` (`float32` or `int8`), `name` (a C identifier), `check`
-            (False leaves the check out, for want of a compiler).
+            (False leaves the check out, for want of a compiler); for `int8` also `bits` (of a weight, 8 or 4), `lean`
+            (True: as little memory as possible), `max_ram` (bytes of memory beside the image).
 
     Raises:
         SmidgenError: the target is unknown, the run cannot be read or expressed, a library or compiler is
@@ -131,7 +132,7 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
     about = {
         "smidgen": VERSION,
         "target": to,
-        "options": {name: value for name, value in options.items() if value is not None},
+        "options": {name: value for name, value in options.items() if value not in (None, False) or name == "check"},
         "trial": run.trial.name,
         "seed": run.seed,
         "weights_sha256": run.result.weights_sha256,
@@ -151,8 +152,9 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
 
 
 def _label(to: str, options: Mapping[str, Option]) -> str:
-    kind = options.get("type")
-    return f"{to}-{kind}" if kind else to
+    bits = options.get("bits")
+    parts = [to, options.get("type"), f"{bits}bit" if bits not in (None, 8) else None]
+    return "-".join(str(part) for part in parts if part)
 
 
 def _json(data: object) -> bytes:

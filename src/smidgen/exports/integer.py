@@ -1,14 +1,15 @@
 """A network in integers only: what int8 exports do, in Python, to the last bit.
 
 Every value is an unsigned integer q that stands for the real number scale * (q - zero); weights are signed
-bytes with a scale for each output channel. So a convolution's sums stand for real numbers too, with another
-scale, and are brought to the steps of its output by one multiplication and one shift in 64 bits (Jacob et al.,
-Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, arXiv 1712.05877):
+integers with a scale for each output channel. So a convolution's sums stand for real numbers too, with another
+scale, and are brought to the steps of its output by a multiplication and a shift (Jacob et al., Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, arXiv 1712.05877). Here no product
+needs more than 32 bits: a sum's bound is known, so its multiplier has as many bits as are left. Of most layers
 
-    q = min(max(sum * multiplier + offset, 0) >> shift, top)
+    q = min((max(sum + bias, 0) * multiplier) >> shift, top)
 
-where the offset holds the output's zero point and the half that makes the shift round. Nothing below 0 is ever
-shifted, so the same is defined in C. Scores are not cut down: each class's last sum, in a common unit, 32 bits.
+where the bias holds the zero points and the half that makes the shift round. Nothing below 0 is ever shifted, so
+the same is defined in C. Scores are the sums themselves: all classes have one scale.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from smidgen.graph.ops import Activation, Add, Concatenate, Pool, Shape
 Integers = NDArray[np.int64]
 BATCH = 50
 """Images at a time: their values stay in the cache."""
-SCORE_SHIFT = 30
-"""Scores are shifted by this, towards minus infinity."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +54,54 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """The conversion from sums to the steps of a value, or to scores, by channel.
+    """The conversion from sums to the steps of a value, by channel; nothing in it needs more than 32 bits.
 
     Attributes:
-        multipliers: one a channel, or one for all; less than 2**31 in size.
-        offsets: likewise; less than 2**62 in size.
-        shift: of all.
-        top: the largest result, the smallest being 0; None for scores, which are not cut.
+        multipliers: one a channel, or one for all.
+        shifts: likewise; 0 to 31.
+        offsets: likewise; added to the products.
+        before: bits that a sum loses before it is multiplied.
+        top: the largest result, the smallest being 0.
     """
 
     multipliers: Integers
+    shifts: Integers
     offsets: Integers
-    shift: int
-    top: int | None
+    before: int
+    top: int
 
     def __call__(self, sums: Tensor) -> Tensor:
         """Int64 [count, channels, height, width] of the same."""
-        return self.finish(sums * _by_channel(self.multipliers) + _by_channel(self.offsets))
+        return self.finish((sums >> self.before) * _by_channel(self.multipliers) + _by_channel(self.offsets))
 
     def finish(self, scaled: Tensor) -> Tensor:
-        """The last part: shifted, and cut to what the value can hold."""
-        return scaled >> self.shift if self.top is None else (scaled.clamp(min=0) >> self.shift).clamp(max=self.top)
+        """The last part: cut to what the value can hold, and shifted."""
+        return (scaled.clamp(min=0) >> _by_channel(self.shifts)).clamp(max=self.top)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
-    """A convolution: sums of weights times inputs plus a bias, ReLU where the node says so, then rescaled.
+    """A convolution: sums of weights times inputs plus a bias, those below 0 cut where it says so, then rescaled.
 
     Attributes:
         node: says where it looks.
-        weight: int8 range, [outputs, inputs / groups, kernel height, kernel width].
-        bias: 32 bits, [outputs].
-        zero: what is subtracted from each input; not 0 only where padding stands for 0.
-        rescale: of the sums.
+        bits: of a weight, 8 or 4.
+        weight: of so many bits with a sign, [outputs, inputs / groups, kernel height, kernel width].
+        bias: a multiple of 2**bias_shift that leaves 16 bits, [outputs].
+        bias_shift: see `bias`.
+        padding: the input that stands for 0, where the window leaves the image.
+        cut: whether sums below 0 become 0 before they are rescaled.
+        rescale: of the sums; None where they are the scores.
     """
 
     node: Convolution
+    bits: int
     weight: Integers
     bias: Integers
-    zero: int
-    rescale: Rescale
+    bias_shift: int
+    padding: int
+    cut: bool
+    rescale: Rescale | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,11 +121,19 @@ class Largest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Averages:
-    """The sum of a window, rescaled; `zero` is what counts where the window leaves the image."""
+    """The sum of a window, rescaled.
+
+    Attributes:
+        node: says where it looks.
+        padding: what counts where the window leaves the image.
+        bias: what is added to a score.
+        rescale: of the sums; None where they are the scores.
+    """
 
     node: Pool
-    zero: int
-    rescale: Rescale
+    padding: int
+    bias: int
+    rescale: Rescale | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,7 +212,7 @@ def _apply(step: Step, inputs: Sequence[Tensor]) -> Tensor:
     match step:
         case Sums():
             sums = whole_sums(step, x) + _by_channel(step.bias)
-            return step.rescale(sums.clamp(min=0) if step.node.relu else sums)
+            return step.rescale(sums.clamp(min=0) if step.cut else sums) if step.rescale else sums
         case Scaled():
             return step.rescale(x)
         case Largest():
@@ -205,10 +220,11 @@ def _apply(step: Step, inputs: Sequence[Tensor]) -> Tensor:
             return F.max_pool2d(x.double(), step.node.kernel, step.node.stride, step.node.padding).to(torch.int64)
         case Averages():
             (rows, columns), (height, width) = step.node.padding, step.node.kernel
-            padded = F.pad(x, (columns, columns, rows, rows), value=step.zero).double()
+            padded = F.pad(x, (columns, columns, rows, rows), value=step.padding).double()
             means = F.avg_pool2d(padded, step.node.kernel, step.node.stride, divisor_override=1)
             assert height * width * 2**16 < 2**53
-            return step.rescale(means.to(torch.int64))
+            sums = means.to(torch.int64)
+            return step.rescale(sums) if step.rescale else sums + step.bias
         case Lookup():
             return torch.from_numpy(step.table)[x]
         case Together():
@@ -228,19 +244,13 @@ def whole_sums(step: Sums, x: Tensor) -> Tensor:
     mantissa has: PyTorch multiplies whole numbers without the help of its fast kernels, twenty times as slowly.
     """
     node = step.node
-    largest = int(np.abs(step.weight).sum(axis=(1, 2, 3)).max()) * max(int((x - step.zero).abs().max()), 1)
+    largest = int(np.abs(step.weight).sum(axis=(1, 2, 3)).max()) * max(int(x.max()), step.padding, 1)
     dtype = torch.float32 if largest < 2**24 else torch.float64
     assert largest < 2**53
-    sums = F.conv2d(
-        (x - step.zero).to(dtype),
-        torch.from_numpy(step.weight).to(dtype),
-        None,
-        node.stride,
-        node.padding,
-        node.dilation,
-        node.groups,
-    )
-    return sums.to(torch.int64)
+    rows, columns = node.padding
+    padded = F.pad(x.to(dtype), (columns, columns, rows, rows), value=step.padding)
+    weight = torch.from_numpy(step.weight).to(dtype)
+    return F.conv2d(padded, weight, None, node.stride, 0, node.dilation, node.groups).to(torch.int64)
 
 
 def _by_channel(values: Integers) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 from smidgen.errors import SmidgenError
 from smidgen.exports.fused import Affine, Convolution, FusedGraph
 from smidgen.exports.integer import (
-    SCORE_SHIFT,
     Averages,
     Grid,
     IntegerNetwork,
@@ -26,6 +26,8 @@ from smidgen.exports.integer import (
     Together,
     one_thread,
 )
+from smidgen.exports.memory import scores_are_sums, value_types
+from smidgen.exports.stages import is_depthwise
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 
 Floats = NDArray[np.float64]
@@ -35,36 +37,36 @@ BATCH = 64
 BYTE, FINE = 255, 4095
 """The largest integer of an ordinary value, and of one that has a single pixel: those are few, and all that the
 scores are made of, so they may have 12 bits (a sum of more than 4,000 of them times a weight fits in 32)."""
-_MOST_SHIFT = 46
-"""A zero point of 12 bits shifted by it stays below 2**62."""
+WORD = 2**31 - 1
+"""What no sum and no product may exceed."""
+MULTIPLIER_BITS, SHIFT_BITS = 12, 4
+"""A channel's multiplier and what its shift is above the layer's least share 16 bits in the exports' tables."""
+PRODUCT_BITS = 21
+"""Sums of more bits lose the lowest before they are multiplied, so that at least ten are left for the multiplier."""
+BIAS_BITS = 15
+"""Without the sign."""
 
 
-def quantize(graph: FusedGraph, training_images: Tensor) -> IntegerNetwork:
-    """A network in integers that comes as close to a graph as 8 bits allow.
+def quantize(graph: FusedGraph, training_images: Tensor, bits: int = 8) -> IntegerNetwork:
+    """A network in integers that comes as close to a graph as values of 8 bits allow.
 
     Args:
         graph: in float32.
         training_images: uint8 [count, channels, height, width]: never the test images.
+        bits: of a weight, 8 or 4.
 
     Raises:
         SmidgenError: a layer cannot be expressed in integers, or its sums might not fit in 32 bits; names it.
     """
     chosen = torch.linspace(0, len(training_images) - 1, min(IMAGES, len(training_images))).round().long()
     with one_thread():
-        return _Quantizer(graph, training_images[chosen]).network
+        return _Quantizer(graph, training_images[chosen], bits).network
 
 
 class _Quantizer:
-    def __init__(self, graph: FusedGraph, images: Tensor) -> None:
-        self.graph, self.images = graph, images
-        self.writers = {node.output: node for node in graph.operations}
-        self.readers: dict[int, list[Operation]] = {}
-        for node in graph.operations:
-            for value in node.inputs:
-                self.readers.setdefault(value, []).append(node)
-        last = self.writers[graph.output]
-        direct = isinstance(last, Convolution) and last.scale is None and not last.relu
-        self.scores_by = last if direct or (isinstance(last, Pool) and last.kind == "average") else None
+    def __init__(self, graph: FusedGraph, images: Tensor, bits: int) -> None:
+        self.graph, self.images, self.bits = graph, images, bits
+        self.scores_by = graph.operations[-1] if scores_are_sums(graph) else None
         self.ranges = self._ranges()
         self.grids = self._grids()
         steps = tuple(self._step(node) for node in graph.operations)
@@ -89,15 +91,14 @@ class _Quantizer:
         return found
 
     def _grids(self) -> dict[int, Grid]:
-        graph = self.graph
+        graph, types = self.graph, value_types(self.graph)
         grids = {0: Grid(1 / (255 * graph.std), 255 * graph.mean, BYTE)}
         for node in graph.operations:
             value = node.output
             if isinstance(node, Pool) and node.kind == "max":
                 grids[value] = grids[node.inputs[0]]
                 continue
-            looked_up = any(isinstance(reader, Activation) for reader in self.readers.get(value, []))
-            top = FINE if graph.shapes[value][1:] == (1, 1) and not looked_up else BYTE
+            top = FINE if types[value] == "uint16_t" else BYTE
             low, high = self.ranges[value]
             scale = (high - low) / top or 1.0
             grids[value] = Grid(scale, float(min(max(round(-low / scale), 0), top)), top)
@@ -125,9 +126,7 @@ class _Quantizer:
                 factors = np.array([grid.scale / made.scale for grid in grids])
                 offset = made.zero - sum(f * grid.zero for f, grid in zip(factors, grids, strict=True))
                 both = _rescale(node, factors, np.array([offset, 0.0]), made.top, max(g.top for g in grids) * 2)
-                first, second = (
-                    Rescale(both.multipliers[i : i + 1], both.offsets[i : i + 1], both.shift, both.top) for i in (0, 1)
-                )
+                first, second = (replace(both, multipliers=both.multipliers[i : i + 1]) for i in (0, 1))
                 return Together(node=node, rescales=(first, second))
             case Concatenate():
                 made = self.grids[node.output]
@@ -142,35 +141,73 @@ class _Quantizer:
     def _sums(self, node: Convolution) -> Sums:
         given = self.grids[node.inputs[0]]
         weight, bias = node.weight.astype(np.float64), node.bias.astype(np.float64)
-        # Padding stands for 0, so it must be subtracted; elsewhere the zero point goes into the bias.
-        zero = given.nearest_zero if node.padding != (0, 0) else 0
-        most = np.abs(weight).max(axis=(1, 2, 3))
+        last = node is self.scores_by
+        scales = weight_scales(weight, self.bits, together=last)
         # A channel whose weights are all but nothing keeps its bias within 32 bits.
-        scales = np.maximum(most / 127, np.abs(bias) / (given.scale * 2**29))
+        scales = np.maximum(scales, (np.abs(bias).max() if last else np.abs(bias)) / (given.scale * 2**28))
         scales = np.where(scales > 0, scales, 1.0)
-        whole = np.clip(np.rint(weight / scales.reshape(-1, 1, 1, 1)), -127, 127)
+        most = 2 ** (self.bits - 1) - 1
+        whole = np.clip(np.rint(weight / scales.reshape(-1, 1, 1, 1)), -most, most)
         units = given.scale * scales
-        whole_bias = np.rint(bias / units + (zero - given.zero) * whole.sum(axis=(1, 2, 3)))
-        largest = max(zero, given.top - zero)
-        bounds = np.abs(whole).sum(axis=(1, 2, 3)) * largest + np.abs(whole_bias)
-        if bounds.max() >= 2**31:
-            raise SmidgenError(
-                f"{node.name} has sums that might not fit in 32 bits, so int8 cannot express it; --type float32 can"
-            )
-        bound = int(bounds.max())
-        if node is self.scores_by:
-            rescale, unit = _to_scores(units)
-            self.grids[node.output] = Grid(unit, 0.0, 2**31 - 1)
+        bias = bias / units - given.zero * whole.sum(axis=(1, 2, 3))
+        # Weights of 4 bits are added up as if they began at 0.
+        size = whole[0].size * given.top * (2**self.bits if self.bits < 8 else 1)
+        highest, lowest = (given.top * (sign * whole).clip(min=0).sum(axis=(1, 2, 3)) for sign in (1, -1))
+        if last:
+            self.grids[node.output] = Grid(float(units[0]), 0.0, WORD)
+            rescale, cut = None, False
         else:
-            made = self.grids[node.output]
-            factors, offsets = units / made.scale, np.full(len(units), made.zero)
-            if node.scale is not None and node.shift is not None:
-                factors = factors * node.scale.astype(np.float64)
-                offsets = offsets + node.shift.astype(np.float64) / made.scale
-            rescale = _rescale(node, factors, offsets, made.top, bound)
+            rescale, cut, bias = self._requantized(node, units, bias, highest, lowest)
+        shift = max(math.frexp(float(np.abs(bias).max()))[1] - BIAS_BITS, 0)
+        whole_bias = np.clip(np.rint(bias / 2**shift), -(2**BIAS_BITS) + 1, 2**BIAS_BITS - 1) * 2**shift
+        if (np.maximum(highest, lowest) + np.abs(whole_bias)).max() > WORD or size > WORD:
+            raise _too_large(node)
         return Sums(
-            node=node, weight=whole.astype(np.int64), bias=whole_bias.astype(np.int64), zero=zero, rescale=rescale
+            node=node,
+            bits=self.bits,
+            weight=whole.astype(np.int64),
+            bias=whole_bias.astype(np.int64),
+            bias_shift=shift,
+            padding=given.nearest_zero,
+            cut=cut,
+            rescale=rescale,
         )
+
+    def _requantized(
+        self, node: Convolution, units: Floats, bias: Floats, highest: Floats, lowest: Floats
+    ) -> tuple[Rescale, bool, Floats]:
+        """The conversion of sums to steps of the output, whether they are cut at 0 before, and what their bias is.
+
+        Args:
+            node: whose sums they are.
+            units: what 1 of a sum stands for, [outputs].
+            bias: in those.
+            highest: what the sums without it are at most.
+            lowest: how far below 0 they are at most.
+        """
+        made = self.grids[node.output]
+        factors = units / made.scale
+        if node.scale is not None and node.shift is not None:
+            factors = factors * node.scale.astype(np.float64)
+            offsets = made.zero + node.shift.astype(np.float64) / made.scale
+            bounds = np.maximum(highest, lowest) + np.abs(bias)
+            return _rescale(node, factors, offsets, made.top, bounds.max()), node.relu, bias
+        if is_depthwise(node) and not node.relu and not bias.any():
+            # As between the two convolutions of a separable one: no table of biases is needed.
+            line = np.full(1, made.zero)
+            return _rescale(node, factors, line, made.top, max(highest.max(), lowest.max()), 16), False, bias
+        bias = bias + (made.zero + 0.5) / factors
+        bounds = np.maximum(highest + bias, 1) + np.abs(bias).max() / 2**BIAS_BITS  # as it will be rounded
+        before = max(math.frexp(float(bounds.max()))[1] - PRODUCT_BITS, 0)
+        factors = factors * 2.0**before
+        most = np.minimum(np.floor(WORD / np.maximum(np.ceil(bounds / 2**before) + 1, 1)), 2**MULTIPLIER_BITS - 1)
+        shifts = np.floor(np.log2(most / factors)).clip(max=31)
+        shifts = shifts.clip(max=shifts.min() + 2**SHIFT_BITS - 1)
+        if shifts.min() < 0:
+            raise _too_far_apart(node)
+        multipliers = np.minimum(np.rint(factors * 2.0**shifts), most)
+        none = np.zeros(1, dtype=np.int64)
+        return Rescale(multipliers.astype(np.int64), shifts.astype(np.int64), none, before, made.top), True, bias
 
     def _averages(self, node: Pool) -> Averages:
         if not node.count_padding and node.padding != (0, 0):
@@ -179,18 +216,15 @@ class _Quantizer:
             )
         given = self.grids[node.inputs[0]]
         area = node.kernel[0] * node.kernel[1]
-        if area * given.top >= 2**31:
+        if area * given.top > WORD:
             raise SmidgenError(f"{node.name} has sums that do not fit in 32 bits; --type float32 can express it")
         if node is self.scores_by:
-            rescale, unit = _to_scores(np.array([given.scale / area]))
-            offsets = np.rint(-given.zero * area * rescale.multipliers.astype(np.float64)).astype(np.int64)
-            rescale = Rescale(rescale.multipliers, offsets, rescale.shift, None)
-            self.grids[node.output] = Grid(unit, 0.0, 2**31 - 1)
-        else:
-            made = self.grids[node.output]
-            line = _line(given.scale / (area * made.scale), given.zero * area, made)
-            rescale = _rescale(node, *line, made.top, area * given.top)
-        return Averages(node=node, zero=given.nearest_zero, rescale=rescale)
+            self.grids[node.output] = Grid(given.scale / area, 0.0, WORD)
+            return Averages(node=node, padding=given.nearest_zero, bias=round(-given.zero * area), rescale=None)
+        made = self.grids[node.output]
+        line = _line(given.scale / (area * made.scale), given.zero * area, made)
+        rescale = _rescale(node, *line, made.top, area * given.top)
+        return Averages(node=node, padding=given.nearest_zero, bias=0, rescale=rescale)
 
     def _lookup(self, node: Activation) -> Lookup:
         given, made = self.grids[node.inputs[0]], self.grids[node.output]
@@ -206,8 +240,33 @@ def _line(factor: float, zero: float, made: Grid) -> tuple[Floats, Floats]:
     return np.array([factor]), np.array([made.zero - factor * zero])
 
 
-def _rescale(node: Operation, factors: Floats, offsets: Floats, top: int, bound: int) -> Rescale:
-    """Real factors and offsets, in steps of the output, as whole numbers and a shift.
+def weight_scales(weight: Floats, bits: int, *, together: bool = False) -> Floats:
+    """Steps of the weights of each output channel.
+
+    With 8 bits the largest weight takes the largest integer; with fewer, the scale is the one of the least squared
+    error, of some smaller ones too.
+
+    Args:
+        weight: [outputs, ...].
+        bits: of an integer.
+        together: whether all channels have one scale.
+
+    Returns:
+        [outputs], each 0 where all weights are.
+    """
+    rows = weight.reshape(1 if together else len(weight), -1)
+    most = 2 ** (bits - 1) - 1
+    widest = np.abs(rows).max(axis=1) / most
+    if bits < 8:
+        candidates = widest * np.linspace(0.4, 1.0, 61)[:, None]
+        steps = np.where(candidates > 0, candidates, 1.0)[:, :, None]
+        errors = ((np.clip(np.rint(rows / steps), -most, most) * steps - rows) ** 2).sum(axis=2)
+        widest = np.take_along_axis(candidates, errors.argmin(axis=0)[None], axis=0)[0]
+    return np.broadcast_to(widest, len(weight)).copy()
+
+
+def _rescale(node: Operation, factors: Floats, offsets: Floats, top: int, bound: float, most_bits: int = 22) -> Rescale:
+    """Real factors and offsets, in steps of the output, as whole numbers and a shift that all channels share.
 
     Args:
         node: for messages.
@@ -215,21 +274,27 @@ def _rescale(node: Operation, factors: Floats, offsets: Floats, top: int, bound:
         offsets: likewise.
         top: the largest result.
         bound: of the size of what will be multiplied.
+        most_bits: of a multiplier.
     """
-    largest = float(np.abs(factors).max())
-    shift = min(31 - max(math.frexp(largest)[1], -15), _MOST_SHIFT) if largest > 0 else 31
-    # An offset that is far out of range comes to the same as one that is a little out of range with the same sums.
-    if shift < 1 or float(np.abs(offsets).max()) * 2.0**shift >= 2.0**62:
-        raise SmidgenError(f"{node.name} has steps too far apart for int8; --type float32 can express it")
-    multipliers = np.clip(np.rint(factors * 2.0**shift), -(2**31) + 1, 2**31 - 1)
-    whole = np.rint(offsets * 2.0**shift) + 2.0 ** (shift - 1)
-    if bound * np.abs(multipliers).max() + np.abs(whole).max() >= 2.0**63:
-        raise SmidgenError(f"{node.name} has sums that might not fit in 64 bits; --type float32 can express it")
-    return Rescale(multipliers.astype(np.int64), whole.astype(np.int64), shift, top)
+    largest = float(np.abs(factors).max()) or 1.0
+    size = max(float(np.abs(offsets).max()) + 1, bound * largest)
+    shift = min(most_bits - math.frexp(largest)[1], 31 - math.frexp(size)[1], 31)
+    while shift >= 0:
+        multipliers = np.clip(np.rint(factors * 2.0**shift), -(2**most_bits) + 1, 2**most_bits - 1)
+        whole = np.rint(offsets * 2.0**shift) + 2.0**shift // 2
+        if bound * np.abs(multipliers).max() + np.abs(whole).max() <= WORD:
+            break
+        shift -= 1
+    else:
+        raise _too_far_apart(node)
+    return Rescale(multipliers.astype(np.int64), np.full(1, shift), whole.astype(np.int64), 0, top)
 
 
-def _to_scores(units: Floats) -> tuple[Rescale, float]:
-    """The conversion from sums of different units to scores of one unit, the largest, and that unit."""
-    unit = float(units.max())
-    multipliers = np.rint(units / unit * 2.0**SCORE_SHIFT).astype(np.int64)
-    return Rescale(multipliers, np.zeros(len(units), dtype=np.int64), SCORE_SHIFT, None), unit
+def _too_far_apart(node: Operation) -> SmidgenError:
+    return SmidgenError(f"{node.name} has steps too far apart for int8; --type float32 can express it")
+
+
+def _too_large(node: Operation) -> SmidgenError:
+    return SmidgenError(
+        f"{node.name} has sums that might not fit in 32 bits, so int8 cannot express it; --type float32 can"
+    )

@@ -10,7 +10,7 @@ from smidgen.errors import SmidgenError
 from smidgen.exports.target import Target
 from smidgen.settings import suggestion
 
-Option = str | bool | None
+Option = str | int | bool | None
 
 TARGETS = {
     "safetensors": "smidgen.exports.weights:WeightsTarget",
@@ -31,10 +31,12 @@ def make_target(name: str, options: Mapping[str, Option]) -> Target:
         raise SmidgenError(f"no target {name!r}; {suggestion(name, TARGETS)}there are: {', '.join(TARGETS)}")
     module, _, kind = TARGETS[name].partition(":")
     make = getattr(importlib.import_module(module), kind)
-    given = {option: value for option, value in options.items() if value not in (None, True)}
+    given = {
+        option: value for option, value in options.items() if value is not None and value is not (option == "check")
+    }
     taken = inspect.signature(make).parameters
     for option in given:
         if option not in taken and option != "check":
-            raise SmidgenError(f"--{option} is not for --to {name}; leave it out")
+            raise SmidgenError(f"--{option.replace('_', '-')} is not for --to {name}; leave it out")
     target: Target = make(**{option: value for option, value in given.items() if option in taken})
     return target

@@ -26,6 +26,19 @@ MOST_COMMENT = 200
 """Characters of a comment."""
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Rows of an image, one by one.
+
+    Attributes:
+        rows: of the image that are kept.
+        push: lines of C that take the next row; `stream->seen` rows have come before it.
+    """
+
+    rows: int
+    push: str
+
+
 @dataclass
 class Code:
     """The parts of a network in C that depend on the arithmetic.
@@ -40,8 +53,11 @@ class Code:
             steps, `$` begins a name of the source file's own: it becomes the export's prefix.
         tables: constants.
         steps: lines of the function that runs the network.
+        functions: that call the kernels with the tables, in front of the one of the steps.
         scratch: C type, name and number of elements of each field of the scratch memory.
+        stream: how the network is run while the image comes row by row; None where it must be whole.
         weight_bytes: of the constants, without the shapes.
+        order: a comment about what shares memory.
     """
 
     arithmetic: str
@@ -52,8 +68,11 @@ class Code:
     kernels: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
     scratch: list[tuple[str, str, int]] = field(default_factory=list)
+    stream: Stream | None = None
     weight_bytes: int = 0
+    order: str = ""
 
     @property
     def scratch_bytes(self) -> int:
@@ -64,7 +83,7 @@ class Code:
     def array(self, kind: str, name: str, values: NDArray[np.generic], comment: str = "") -> str:
         """A table of constants; gives its name in the source file."""
         flat = values.ravel()
-        shown = [c_float(float(v)) for v in flat] if kind == "float" else [_integer(kind, int(v)) for v in flat]
+        shown = [c_float(float(v)) for v in flat] if kind == "float" else [c_integer(int(v)) for v in flat]
         lines = textwrap.fill(
             ", ".join(shown), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
         )
@@ -93,13 +112,18 @@ class Code:
         )
         self.tables.append(f"static const SMIDGEN_FLASH struct ${kernel}_layer ${name} = {{\n{shown}\n}};")
 
+    @staticmethod
+    def comment(text: str) -> str:
+        """Any text as it can stand in a comment."""
+        return comment_text(text)
+
     def call(self, kernel: str, arguments: Sequence[object], comment: str = "") -> None:
         """A call of a kernel in the function that runs the network."""
         about = f" /* {comment_text(comment)} */" if comment else ""
         self.steps.append(f"    ${kernel}({', '.join(map(str, arguments))});{about}")
 
 
-_BYTES = {"float": 4, "int64_t": 8, "int32_t": 4, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
+_BYTES = {"float": 4, "int32_t": 4, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
 
 
 def _members(kernel: str) -> list[str]:
@@ -134,9 +158,8 @@ def string(text: str) -> str:
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
 
 
-def _integer(kind: str, value: int) -> str:
-    if kind == "int64_t":
-        return f"INT64_C({value})"
+def c_integer(value: int) -> str:
+    """An integer of 32 bits; the least has no literal of its own."""
     return "(-2147483647 - 1)" if value == -(2**31) else str(value)
 
 
@@ -254,10 +277,14 @@ def files(code: Code, about: About) -> dict[str, bytes]:
         "kernels": "\n\n".join(code.kernels.values()),
         "tables": "\n\n".join(code.tables),
         "steps": "\n".join(code.steps),
+        "functions": "\n\n".join(code.functions),
+        "stream_rows": code.stream.rows if code.stream else 0,
+        "push": code.stream.push if code.stream else "",
+        "order": code.order,
         "names": ",\n".join(f"    {string(name)}" for name in about.class_names),
     }
     names = {"header.h": f"{about.prefix}.h", "source.c": f"{about.prefix}.c", "main.c": "main.c"}
-    features = {"names"} if about.class_names else set()
+    features = ({"names"} if about.class_names else set()) | ({"stream"} if code.stream else set())
     made = {name: _tidy(render(fragment, values, features)) for fragment, name in names.items()}
     source = f"{about.prefix}.c"
     made[source] = made[source].replace("$", f"{about.prefix}_")

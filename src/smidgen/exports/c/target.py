@@ -11,21 +11,41 @@ from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
 from smidgen.exports.c.source import About, Code, files
 from smidgen.exports.integer import IntegerNetwork
+from smidgen.exports.memory import Plan, plan
 from smidgen.exports.quantize import quantize
 from smidgen.exports.target import Check, Source, compared
 
 TYPES = ("float32", "int8")
+BITS = (8, 4)
+"""Of a weight of the integer network."""
 
 
 class CTarget:
     """`<name>.h` and `<name>.c`, and `main.c`, which classifies IDX files with them."""
 
-    def __init__(self, type: str | None = None, name: str | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        type: str | None = None,
+        name: str | None = None,
+        check: bool = True,
+        bits: int | None = None,
+        lean: bool = False,
+        max_ram: int | None = None,
+    ) -> None:
         if type not in (None, *TYPES):
             raise SmidgenError(f"--type is {type!r}; allowed: {', '.join(TYPES)}")
+        if bits not in (None, *BITS):
+            raise SmidgenError(f"--bits is {bits}; allowed: {', '.join(map(str, BITS))}")
+        if lean and max_ram is not None:
+            raise SmidgenError("--lean is as little memory as possible; leave out --max-ram")
+        for option, given in (("bits", bits), ("lean", lean or None), ("max-ram", max_ram)):
+            if given is not None and type != "int8":
+                raise SmidgenError(f"--{option} is for --type int8; add that, or leave --{option} out")
         self.type, self.name, self.checked = type or "float32", name, check
+        self.bits, self.lean, self.max_ram = bits, lean, max_ram
         self._code: Code | None = None
         self._integers: IntegerNetwork | None = None
+        self._plan: Plan | None = None
 
     def files(self, source: Source) -> dict[str, bytes]:
         """The three files.
@@ -39,8 +59,9 @@ class CTarget:
             require_compiler()
         graph, run = source.graph, source.run
         if self.type == "int8":
-            self._integers = quantize(graph, source.training_images)
-            code = int8_code(graph, self._integers)
+            self._plan = plan(graph, self.max_ram, lean=self.lean)
+            self._integers = quantize(graph, source.training_images, self.bits or BITS[0])
+            code = int8_code(graph, self._integers, self._plan)
         else:
             code = float32_code(graph)
         self._code = code
@@ -68,7 +89,12 @@ class CTarget:
             "macs": source.graph.macs,
             "microseconds_an_image": found.microseconds,
         }
-        if self._integers is not None:
+        if self._integers is not None and self._plan is not None:
+            channels, _, width = source.graph.shapes[0]
+            details |= {
+                "macs": self._plan.macs,
+                "bytes_of_image_rows": self._plan.image_rows * channels * width,
+            }
             expected = self._integers.scores(source.images)
             differing = int((found.labels != source.predictions).sum())
             right = int((source.predictions == source.labels).sum())

@@ -51,6 +51,20 @@ int {{prefix}}_best(const {{score}} scores[{{upper}}_CLASSES]);
 /* Both at once: the class of an image. */
 int {{prefix}}_classify(const uint8_t image[{{upper}}_PIXELS], {{prefix}}_scratch *scratch);
 
+@if stream
+/* The same for an image that comes row by row, as from a camera: only the rows that are still needed are kept. Begin,
+   give all rows from the top, end. The scores are NULL if rows are missing; they stay until the next image begins. */
+typedef struct {
+    {{prefix}}_scratch scratch;
+    int32_t seen, kept, top;
+    uint8_t rows[{{stream_rows}} * {{upper}}_WIDTH * {{upper}}_CHANNELS];
+} {{prefix}}_stream;
+
+void {{prefix}}_begin({{prefix}}_stream *stream);
+void {{prefix}}_row({{prefix}}_stream *stream, const uint8_t row[{{upper}}_WIDTH * {{upper}}_CHANNELS]);
+const {{score}} *{{prefix}}_end({{prefix}}_stream *stream);
+
+@end
 #ifdef __cplusplus
 }
 #endif

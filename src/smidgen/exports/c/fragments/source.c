@@ -20,15 +20,33 @@
 
 /* ---- The network ----
 
-   Values share memory: a place is reused when its value is no longer needed, and an output may overwrite the part of
-   its own input that the layer has already read. So neither the order of the calls, nor the order in which a layer
-   processes its image, may change. */
+   {{order}} */
+
+{{functions}}
 
 const {{score}} *{{prefix}}_scores(const uint8_t image[{{upper}}_PIXELS], {{prefix}}_scratch *scratch)
 {
 {{steps}}
 }
 
+@if stream
+void {{prefix}}_begin({{prefix}}_stream *stream)
+{
+    stream->seen = stream->kept = stream->top = 0;
+    $start(&stream->scratch);
+}
+
+void {{prefix}}_row({{prefix}}_stream *stream, const uint8_t row[{{upper}}_WIDTH * {{upper}}_CHANNELS])
+{
+{{push}}
+}
+
+const {{score}} *{{prefix}}_end({{prefix}}_stream *stream)
+{
+    return stream->seen == {{upper}}_HEIGHT ? $finish(&stream->scratch) : 0;
+}
+
+@end
 int {{prefix}}_best(const {{score}} scores[{{upper}}_CLASSES])
 {
     int best = 0, i;

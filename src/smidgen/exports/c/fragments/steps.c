@@ -1,7 +1,6 @@
-/* From a sum, multiplied and offset, to an integer of 0 to top. Nothing negative is shifted, which C leaves open. */
-static int32_t $to_steps(int64_t value, uint8_t shift, uint16_t top)
+/* From what was multiplied and offset to an integer of 0 to top. Nothing negative is shifted, which C leaves open. */
+static int32_t $to_steps(int32_t value, int32_t shift, int32_t top)
 {
-    if (value < 0) return 0;
-    value >>= shift;
-    return value < top ? (int32_t)value : top;
+    value = value < 0 ? 0 : value >> shift;
+    return value < top ? value : top;
 }
