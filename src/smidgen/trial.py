@@ -257,6 +257,17 @@ LONGEST_LINEAGE = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+@dataclass(frozen=True)
+class Quantization(Settings):
+    """Weights of few bits: the last epochs train a network whose weights are rounded, and so it is evaluated and kept.
+
+    `smidgen export --to c --type int8` then has those weights exactly, in 4 bits if they fit.
+    """
+
+    weights: int = setting(4, least=2, most=8, help="bits of a weight, sign included")
+    epochs: int = setting(2, least=1, help="how many of the epochs, at the end, see rounded weights")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial(Settings):
     """A full recipe with its goal.
@@ -292,6 +303,9 @@ class Trial(Settings):
     )
     initial_weights: Literal["pytorch", "he"] = setting(
         "pytorch", later=True, help="of convolutions: PyTorch's default, or normal with variance 2 / fan-in"
+    )
+    quantization: Quantization | None = setting(
+        None, later=True, help="whether the last epochs train with weights of few bits; none: float32"
     )
     lineage: tuple[str, ...] = setting(
         (),

@@ -29,6 +29,7 @@ from smidgen.exports.integer import (
 from smidgen.exports.memory import scores_are_sums, value_types
 from smidgen.exports.stages import is_depthwise
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
+from smidgen.quantization import weight_steps
 
 Floats = NDArray[np.float64]
 IMAGES = 1024
@@ -142,7 +143,7 @@ class _Quantizer:
         given = self.grids[node.inputs[0]]
         weight, bias = node.weight.astype(np.float64), node.bias.astype(np.float64)
         last = node is self.scores_by
-        scales = weight_scales(weight, self.bits, together=last)
+        scales = weight_steps(torch.from_numpy(weight), self.bits, together=last).numpy()
         # A channel whose weights are all but nothing keeps its bias within 32 bits.
         scales = np.maximum(scales, (np.abs(bias).max() if last else np.abs(bias)) / (given.scale * 2**28))
         scales = np.where(scales > 0, scales, 1.0)
@@ -238,31 +239,6 @@ class _Quantizer:
 def _line(factor: float, zero: float, made: Grid) -> tuple[Floats, Floats]:
     """Factor and offset of a straight line from one grid to another."""
     return np.array([factor]), np.array([made.zero - factor * zero])
-
-
-def weight_scales(weight: Floats, bits: int, *, together: bool = False) -> Floats:
-    """Steps of the weights of each output channel.
-
-    With 8 bits the largest weight takes the largest integer; with fewer, the scale is the one of the least squared
-    error, of some smaller ones too.
-
-    Args:
-        weight: [outputs, ...].
-        bits: of an integer.
-        together: whether all channels have one scale.
-
-    Returns:
-        [outputs], each 0 where all weights are.
-    """
-    rows = weight.reshape(1 if together else len(weight), -1)
-    most = 2 ** (bits - 1) - 1
-    widest = np.abs(rows).max(axis=1) / most
-    if bits < 8:
-        candidates = widest * np.linspace(0.4, 1.0, 61)[:, None]
-        steps = np.where(candidates > 0, candidates, 1.0)[:, :, None]
-        errors = ((np.clip(np.rint(rows / steps), -most, most) * steps - rows) ** 2).sum(axis=2)
-        widest = np.take_along_axis(candidates, errors.argmin(axis=0)[None], axis=0)[0]
-    return np.broadcast_to(widest, len(weight)).copy()
 
 
 def _rescale(node: Operation, factors: Floats, offsets: Floats, top: int, bound: float, most_bits: int = 22) -> Rescale:

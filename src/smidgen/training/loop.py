@@ -27,6 +27,7 @@ from smidgen.randomness import Purpose, Stream
 from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import Evaluation, HeldOut, evaluate
 from smidgen.training.recalibration import norms, recalibrate
+from smidgen.training.rounding import Rounding
 from smidgen.trial import Augmentation, Module, Trial
 
 
@@ -197,19 +198,23 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
     held_out = HeldOut(engine, dataset.held_out, mean, std)
     loader = engine.loader(examples, trial.augmentation, seed, mean, std)
     steps = steps_per_epoch(trial, dataset)
+    rounding = None
+    if trial.quantization:
+        rounding = Rounding(trial, new_network(trial, dataset, seed), dataset.input_shape)
     for epoch in range(len(training.history) + 1, trial.epochs + 1):
         clock = time.perf_counter()
         training.network.train()
         order = torch.from_numpy(Stream(seed, Purpose.ORDER, epoch).permutation(len(examples)))
         batches = order.to(engine.device).split(trial.batch_size)
         sums = training.sums
+        rounds = rounding if rounding and epoch >= rounding.first_epoch else None
         learning = steps - (recalibration_steps(trial, steps) if epoch == trial.epochs else 0)
         for step in range(training.step, learning):
             picks = batches[step]
             rate = _rate(trial, steps, epoch, step)
             with _divergence_named(trial, epoch, step, steps):
                 taken = (epoch - 1) * steps + step + 1
-                loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, taken)
+                loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, taken, rounds)
                 if not math.isfinite(loss):
                     raise TrainingError(f"the loss is {loss}")
             sums.loss, sums.correct, sums.seen = (
@@ -222,12 +227,15 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
             watcher.step(epoch, sums.seen, sums.loss / sums.seen, 100 * sums.correct / sums.seen)
         if training.average:
             training.average.settle()
+        if rounds and epoch == trial.epochs:
+            rounds.settle(training.judged)
         if learning < steps:
             plain = engine.loader(examples, Augmentation(), seed, mean, std)
             recalibrate(training.judged, (plain.load(picks, epoch, 0)[0] for picks in batches[learning:]))
         trained = time.perf_counter()
         with _divergence_named(trial, epoch, steps - 1, steps):
-            judged = evaluate(training.judged, held_out)
+            with rounds.applied(training.judged) if rounds else contextlib.nullcontext():
+                judged = evaluate(training.judged, held_out)
             if not math.isfinite(judged.loss):
                 raise TrainingError(f"the {dataset.held_out_name} loss is {judged.loss}")
         record = EpochRecord(
@@ -300,6 +308,7 @@ def take_step(
     epoch: int,
     step: int,
     taken: int,
+    rounding: Rounding | None = None,
 ) -> tuple[float, int]:
     """One optimizer step over the picked images, and the average's.
 
@@ -313,6 +322,7 @@ def take_step(
         epoch: counted from 1.
         step: counted from 0 within the epoch.
         taken: steps of the whole training, this one included.
+        rounding: of the weights that the gradients are of.
 
     Returns:
         The batch's mean loss, and how many images were classified correctly.
@@ -320,7 +330,8 @@ def take_step(
     training.optimizer.set_rate(rate)
     images, labels = loader.load(picks, epoch, step)
     stream = Stream(seed, Purpose.TORCH, epoch, step + 1)
-    loss, hits = training.engine.gradients(training.network, images, labels, trial.label_smoothing, stream)
+    with rounding.applied(training.network) if rounding else contextlib.nullcontext():
+        loss, hits = training.engine.gradients(training.network, images, labels, trial.label_smoothing, stream)
     training.optimizer.step()
     if training.average:
         training.average.update(taken)

@@ -14,6 +14,7 @@ from smidgen.exports.integer import IntegerNetwork
 from smidgen.exports.memory import Plan, plan
 from smidgen.exports.quantize import quantize
 from smidgen.exports.target import Check, Source, compared
+from smidgen.trial import Trial
 
 TYPES = ("float32", "int8")
 BITS = (8, 4)
@@ -60,7 +61,7 @@ class CTarget:
         graph, run = source.graph, source.run
         if self.type == "int8":
             self._plan = plan(graph, self.max_ram, lean=self.lean)
-            self._integers = quantize(graph, source.training_images, self.bits or BITS[0])
+            self._integers = quantize(graph, source.training_images, self.bits or _bits_of(run.trial))
             code = int8_code(graph, self._integers, self._plan)
         else:
             code = float32_code(graph)
@@ -112,6 +113,12 @@ class CTarget:
                 details=details,
             )
         return compared(source, found.scores, found.seconds, details=details)
+
+
+def _bits_of(trial: Trial) -> int:
+    """How many bits the weights of a trial's network need."""
+    wanted = trial.quantization.weights if trial.quantization else max(BITS)
+    return min(bits for bits in BITS if bits >= wanted)
 
 
 def _code_sizes(source: Path) -> dict[str, int]:
