@@ -285,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--max-ram", type=int, metavar="BYTES", help="int8 code that needs no more memory than this beside the image"
     )
+    export.add_argument("--package", metavar="KIND", help="C files as a library: arduino, platformio or cmake")
     export.add_argument("--name", metavar="NAME", help="prefix of the C identifiers; default: from the trial's name")
     export.add_argument("--no-check", action="store_false", dest="check", help="write the files without verifying them")
     shared.code()
@@ -508,6 +509,7 @@ def _export(options: argparse.Namespace) -> int:
         bits=options.bits,
         lean=options.lean,
         max_ram=options.max_ram,
+        package=options.package,
         name=options.name,
         check=options.check,
     )

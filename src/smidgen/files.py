@@ -117,22 +117,25 @@ def write_together(directory: Path, files: Mapping[str, bytes], flag: str = "--o
 
     Args:
         directory: where; what is there under other names stays.
-        files: content by name.
+        files: content by name, or by path below the directory; folders are made.
         flag: that chooses another place, for the message.
 
     Raises:
         RunError: something cannot be written; no file has changed, and a directory made here is gone again.
     """
-    made, waiting = False, dict[Path, Path]()
+    made, waiting = list[Path](), dict[Path, Path]()
+    folders = {parent for name in files for parent in (directory / name).parents if parent.is_relative_to(directory)}
     try:
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                directory.mkdir()
-                made = True
+            for folder in sorted(folders | {directory}):
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    made.append(folder)
             for name, content in files.items():
-                temporary = directory / f".{name}.{secrets.token_hex(4)}{TEMPORARY}"
-                waiting[temporary] = directory / name
+                path = directory / name
+                temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+                waiting[temporary] = path
                 _write_new(temporary, content)
             for temporary, path in waiting.items():
                 temporary.replace(path)
@@ -140,11 +143,12 @@ def write_together(directory: Path, files: Mapping[str, bytes], flag: str = "--o
             for temporary in waiting:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
-            if made:
+            for folder in reversed(made):
                 with contextlib.suppress(OSError):
-                    directory.rmdir()
+                    folder.rmdir()
             raise
-        sync_directory(directory)
+        for folder in sorted(folders | {directory}):
+            sync_directory(folder)
     except OSError as error:
         raise cannot_write(directory, error, flag) from None
 

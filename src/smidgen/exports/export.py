@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smidgen.data.dataset import Examples
@@ -117,7 +118,8 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         out: a directory: new, empty or of an earlier export; None takes `<run's directory>-<target>` here.
         options: of the target; for `c`: `type` (`float32` or `int8`), `name` (a C identifier), `check`
             (False leaves the check out, for want of a compiler); for `int8` also `bits` (of a weight, 8 or 4), `lean`
-            (True: as little memory as possible), `max_ram` (bytes of memory beside the image).
+            (True: as little memory as possible), `max_ram` (bytes of memory beside the image); `package` (`arduino`,
+            `platformio` or `cmake`: as a library of those).
 
     Raises:
         SmidgenError: the target is unknown, the run cannot be read or expressed, a library or compiler is
@@ -153,7 +155,7 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
 
 def _label(to: str, options: Mapping[str, Option]) -> str:
     bits = options.get("bits")
-    parts = [to, options.get("type"), f"{bits}bit" if bits not in (None, 8) else None]
+    parts = [to, options.get("type"), f"{bits}bit" if bits not in (None, 8) else None, options.get("package")]
     return "-".join(str(part) for part in parts if part)
 
 
@@ -187,8 +189,14 @@ def _earlier(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
     with looked_up(directory):
         if directory.exists() and not directory.is_dir():
             raise RunError(f"{directory} is a file; choose another place with -o")
-        there = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    own = _own(directory) if MANIFEST in there else {}
+        own = _own(directory) if os.path.lexists(directory / MANIFEST) else {}
+        there = {name for name in {*files, *own, MANIFEST} if os.path.lexists(directory / name)}
+        for folder in {parent for name in files for parent in (directory / name).parents} - {
+            *directory.parents,
+            directory,
+        }:
+            if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+                raise RunError(f"{folder} is not from an earlier export; choose another place with -o, or remove it")
     for name in there & {*files, MANIFEST} - set(own) - ({MANIFEST} if own else set()):
         raise RunError(f"{directory / name} is not from an earlier export; choose another place with -o, or remove it")
     for name in sorted(there & set(own)):
@@ -203,14 +211,16 @@ def _earlier(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
     return [directory / name for name in own if name in there and name not in files]
 
 
+def _is_below(name: str) -> bool:
+    """Whether a path stays below the folder that it is looked up in."""
+    path = PurePosixPath(name)
+    return name == str(path) and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
 def _own(directory: Path) -> dict[str, str]:
     """Hashes by name of the files that an earlier export wrote."""
     try:
         found = json.loads(read_bounded(directory / MANIFEST, 2**20, follow=False))["files"]
-        return {
-            str(name): str(digest)
-            for name, digest in found.items()
-            if Path(str(name)).name == name and name != MANIFEST
-        }
+        return {str(name): str(digest) for name, digest in found.items() if name != MANIFEST and _is_below(str(name))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

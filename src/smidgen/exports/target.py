@@ -16,6 +16,8 @@ from smidgen.runs.record import Run
 from smidgen.runs.run import load_trial_data
 from smidgen.training.evaluation import scores
 
+_EXAMPLES = 10
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,6 +46,14 @@ class Source:
     def training_images(self) -> Tensor:
         """The images that the run was trained on, uint8 [count, channels, height, width]: what to calibrate on."""
         return load_trial_data(self.run.trial).train.images
+
+    @cached_property
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """Ten test images and their labels, of as many classes as there are: what a package shows its work on."""
+        first = [int((self.labels == label).nonzero()[0]) for label in self.labels.unique()[:_EXAMPLES]]
+        others = [number for number in range(len(self.labels)) if number not in first]
+        chosen = (first + others)[:_EXAMPLES]
+        return self.images[chosen], self.labels[chosen]
 
     @cached_property
     def scores(self) -> Tensor:

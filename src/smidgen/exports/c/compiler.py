@@ -70,12 +70,18 @@ def compiled(directory: Path, prefix: str, flags: Sequence[str] = STRICT) -> Ite
     command = require_compiler()
     with tempfile.TemporaryDirectory(prefix="smidgen-") as folder:
         program = Path(folder) / "classify"
-        sources = [str(directory.resolve() / name) for name in ("main.c", f"{prefix}.c")]
-        done = _run([*command, *flags, "-o", str(program), *sources, "-lm"], "the C compiler")
+        sources = [find_source(directory, name) for name in ("main.c", f"{prefix}.c")]
+        include = f"-I{sources[1].parent}"
+        done = _run([*command, *flags, include, "-o", str(program), *map(str, sources), "-lm"], "the C compiler")
         if done.returncode:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise SmidgenError(f"{shlex.join(command)} does not compile the files in {directory}: {first}")
         yield program
+
+
+def find_source(directory: Path, name: str) -> Path:
+    """An exported file, in whatever folder its package has it."""
+    return min(directory.resolve().rglob(name), key=lambda path: len(path.parts), default=directory.resolve() / name)
 
 
 def code_bytes(source: Path, command: Sequence[str], flags: Sequence[str], size: str = "size") -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, require_compiler
+from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, find_source, require_compiler
 from smidgen.exports.c.float32 import float32_code
 from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
+from smidgen.exports.c.package import PACKAGES, packaged
 from smidgen.exports.c.source import About, Code, files
 from smidgen.exports.integer import IntegerNetwork
 from smidgen.exports.memory import Plan, plan
@@ -32,6 +33,7 @@ class CTarget:
         bits: int | None = None,
         lean: bool = False,
         max_ram: int | None = None,
+        package: str | None = None,
     ) -> None:
         if type not in (None, *TYPES):
             raise SmidgenError(f"--type is {type!r}; allowed: {', '.join(TYPES)}")
@@ -42,6 +44,9 @@ class CTarget:
         for option, given in (("bits", bits), ("lean", lean or None), ("max-ram", max_ram)):
             if given is not None and type != "int8":
                 raise SmidgenError(f"--{option} is for --type int8; add that, or leave --{option} out")
+        if package not in (None, *PACKAGES):
+            raise SmidgenError(f"--package is {package!r}; allowed: {', '.join(PACKAGES)}")
+        self.package = package
         self.type, self.name, self.checked = type or "float32", name, check
         self.bits, self.lean, self.max_ram = bits, lean, max_ram
         self._code: Code | None = None
@@ -49,7 +54,7 @@ class CTarget:
         self._plan: Plan | None = None
 
     def files(self, source: Source) -> dict[str, bytes]:
-        """The three files.
+        """The three files, in a package if one is wanted.
 
         Raises:
             SmidgenError: the name is not an identifier in C, a layer cannot be expressed, or a check is wanted
@@ -75,7 +80,8 @@ class CTarget:
             graph.macs,
             run.trained.class_names,
         )
-        return files(code, about)
+        made = files(code, about)
+        return packaged(self.package, made, about, source.examples) if self.package else made
 
     def check(self, source: Source, directory: Path) -> Check:
         """Compile the files without a warning and classify all test images with the program."""
@@ -86,7 +92,7 @@ class CTarget:
         details: dict[str, object] = {
             "bytes_of_weights": self._code.weight_bytes,
             "bytes_of_memory": self._code.scratch_bytes,
-            **_code_sizes(directory / f"{name}.c"),
+            **_code_sizes(find_source(directory, f"{name}.c")),
             "macs": source.graph.macs,
             "microseconds_an_image": found.microseconds,
         }
