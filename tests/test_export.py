@@ -353,3 +353,30 @@ def test_less_memory_and_fewer_bits_are_for_integers(small_run: Run, tmp_path: P
     }.items():
         assert re.search(problem, exported(*options)["error"])
     assert smidgen("export", small_run.directory, "--to", "onnx", "--max-ram", "1", "-o", tmp_path / "o").status == 2
+
+
+@compiler
+def test_inspect_knows_the_sizes_before_training(small_run: Run, tmp_path: Path, smidgen: Command) -> None:
+    before = smidgen("inspect", small_run.directory / "trial.json", "--json").json
+    for options, keys in {
+        (): {"flash": "bytes_of_weights", "ram": "bytes_of_memory"},
+        ("--bits", "4", "--lean"): {"flash_4_bits": "bytes_of_weights", "ram_lean": "bytes_of_memory"},
+    }.items():
+        done = smidgen(
+            "export", small_run.directory, "--to", "c", "--type", "int8", *options, "-o", tmp_path / "o", "--json"
+        )
+        assert {key: before[key] for key in keys} == {key: done.json["details"][name] for key, name in keys.items()}
+
+
+def test_inspect_says_why_there_are_no_sizes(tmp_path: Path, smidgen: Command) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n\ndef net(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 28), nn.Flatten(), nn.Softplus(), nn.Linear(4, classes))\n"
+    )
+    found = smidgen("inspect", f"{file}:net", "--json")
+    assert found.status == 0
+    assert found.json["flash"] is found.json["ram"] is None
+    assert "no C code in integers: 2: Softplus" in smidgen("inspect", f"{file}:net").out
+    huge = smidgen("inspect", "mnist-4-strict", "--input", "1x600x600")
+    assert "its images have more than 262,144 pixels" in huge.out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import nn
 from smidgen.anatomy.layers import Anatomy, examine, examine_trial
 from smidgen.data.dataset import load_dataset
 from smidgen.data.known import KNOWN, MNIST_CLASSES, MNIST_SHAPE
-from smidgen.errors import TrialError
+from smidgen.errors import SmidgenError, TrialError
+from smidgen.exports.c.sizes import Sizes, int8_sizes
 from smidgen.machine import exclusive
+from smidgen.nets.build import build_network
 from smidgen.nets.code import call_with
 from smidgen.nets.own import user_errors
 from smidgen.tables import TableFormat
@@ -31,12 +33,16 @@ class Inspection:
         anatomy: the layers and totals.
         trial: whose network it is; None for a bare module.
         max_parameters: a budget that was given, instead of the trial's.
+        sizes: on a microcontroller; None where there is no such export of it.
+        no_sizes: why not.
     """
 
     name: str
     anatomy: Anatomy
     trial: Trial | None = None
     max_parameters: int | None = None
+    sizes: Sizes | None = None
+    no_sizes: str = ""
 
     @property
     def budgets(self) -> dict[str, tuple[int, int]]:
@@ -59,17 +65,29 @@ class Inspection:
         budget = None
         if self.budgets:
             budget = {**{what: most for what, (_, most) in self.budgets.items()}, "met": self.within_budget}
-        return {"name": self.name, **self.anatomy.to_json(), "budget": budget}
+        sizes = asdict(self.sizes) if self.sizes else dict.fromkeys(field.name for field in fields(Sizes))
+        return {"name": self.name, **self.anatomy.to_json(), **sizes, "budget": budget}
 
     def text(self, format: TableFormat = "table") -> str:
         """Table, totals and budget verdict; only the table for CSV."""
         if format == "csv":
             return self.anatomy.table("csv")
         parts = [self.name, "", self.anatomy.table(format), "" if format == "markdown" else None]
-        totals = self.anatomy.totals().splitlines()
+        totals = self._totals()
         parts += [f"- {line}" for line in totals] if format == "markdown" else totals
         parts += [f"- {line}" for line in self._verdicts()] if format == "markdown" else self._verdicts()
         return "\n".join(part for part in parts if part is not None)
+
+    def _totals(self) -> list[str]:
+        sizes = self.sizes
+        if sizes is None:
+            line = f"no C code in integers: {self.no_sizes}"
+        else:
+            line = (
+                f"C code in integers: {sizes.flash:,} bytes of tables and {sizes.ram:,} of memory; with 4-bit weights "
+                f"{sizes.flash_4_bits:,}, lean {sizes.ram_lean:,}"
+            )
+        return [*self.anatomy.totals().splitlines(), line]
 
     def _verdicts(self) -> list[str]:
         verdicts = []
@@ -80,7 +98,7 @@ class Inspection:
         return verdicts
 
     def _repr_html_(self) -> str:
-        lines = [*self.anatomy.totals().splitlines(), *self._verdicts()]
+        lines = [*self._totals(), *self._verdicts()]
         return (
             f"<p>{html.escape(self.name)}</p>{self.anatomy.table('html')}<p>{'<br>'.join(map(html.escape, lines))}</p>"
         )
@@ -116,7 +134,8 @@ def inspect(
         with user_errors(f"{name}() failed"):
             found = call_with(what, input_shape=shape, classes=MNIST_CLASSES)
     if isinstance(found, nn.Module):
-        return Inspection(name or type(found).__name__, examine(found, shape), None, max_parameters)
+        anatomy = examine(found, shape)
+        return Inspection(name or type(found).__name__, anatomy, None, max_parameters, **_sizes(lambda: found, shape))
     if found.data.shape is not None:
         input_shape = input_shape or found.data.shape
     known = KNOWN.get(found.data.source)
@@ -129,4 +148,18 @@ def inspect(
     shape = tuple(input_shape or MNIST_SHAPE)
     if len(shape) != 3:
         raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
-    return Inspection(found.name, examine_trial(found, shape, classes), found, max_parameters)
+    anatomy, trial = examine_trial(found, shape, classes), found
+    sizes = _sizes(lambda: build_network(trial.network, input_shape=shape, classes=classes), shape)
+    return Inspection(found.name, anatomy, found, max_parameters, **sizes)
+
+
+def _sizes(network: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, Any]:
+    """What it needs on a microcontroller, or why that is not known."""
+    if len(shape) != 3:
+        return {"no_sizes": f"an image has channels, height and width, not {len(shape)} sides"}
+    try:
+        return {"sizes": int8_sizes(network(), (shape[0], shape[1], shape[2]))}
+    except SmidgenError as error:
+        return {"no_sizes": str(error)}
+    except Exception as error:  # whatever a user's module raises when it is copied or run
+        return {"no_sizes": f"{type(error).__name__}: {error}".splitlines()[0][:200]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from smidgen.errors import RunError
 from smidgen.graph import ops
@@ -125,13 +125,28 @@ def fused_graph(trained: TrainedNetwork) -> FusedGraph:
         RunError: it has a layer that cannot be expressed; names it and the reason.
     """
     try:
-        graph = fold(trace(trained.network.eval(), trained.input_shape))
+        return fuse(trained.network.eval(), trained.input_shape, trained.mean, trained.std)
     except TraceError as error:
         raise RunError(f"{trained.trial.name} cannot be exported: {error}") from None
+
+
+def fuse(network: nn.Module, input_shape: Shape, mean: float, std: float) -> FusedGraph:
+    """A network as operations, with BatchNorm folded into the convolutions.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        input_shape: channels, height, width.
+        mean: of the images' normalization, as of `FusedGraph`.
+        std: likewise.
+
+    Raises:
+        TraceError: it has a layer that cannot be expressed; names it and the reason.
+    """
+    graph = fold(trace(network, input_shape))
     fused = replace(graph, operations=tuple(_fused(graph)))
     values = (0, *(operation.output for operation in fused.operations))
     compact = fused.renumbered()
-    return FusedGraph(compact.operations, compact.shapes, compact.output, trained.mean, trained.std, graph, values)
+    return FusedGraph(compact.operations, compact.shapes, compact.output, mean, std, graph, values)
 
 
 def _fused(graph: Graph) -> list[Operation]:
