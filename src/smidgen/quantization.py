@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_NARROWER = torch.linspace(0.4, 1.0, 31, dtype=torch.float64)
+_NARROWER = torch.linspace(0.4, 1.0, 13, dtype=torch.float64)
 
 
 def weight_steps(weight: Tensor, bits: int, *, together: bool = False) -> Tensor:

@@ -58,27 +58,48 @@ class Rounding:
 
     def settle(self, network: nn.Module) -> None:
         """Round the weights for good."""
-        with torch.no_grad():
-            for weight, layer in self._weights(network):
-                weight.copy_(rounded(weight, self.bits, together=layer.together))
+        self._round(self._weights(network))
 
     @contextlib.contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """The weights are rounded meanwhile, and then as they were."""
-        kept = [(weight, weight.detach().clone()) for weight, _ in self._weights(network)]
-        self.settle(network)
+        weights = self._weights(network)
+        before = self._round(weights)
         try:
             yield
         finally:
             with torch.no_grad():
-                for weight, before in kept:
-                    weight.copy_(before)
+                for weight, kept in zip(weights, before, strict=True):
+                    weight.copy_(kept)
 
-    def _weights(self, network: nn.Module) -> Iterator[tuple[Tensor, _Layer]]:
-        for layer in self._layers:
-            weight = network.get_submodule(layer.name).weight
-            assert isinstance(weight, Tensor)
-            yield weight, layer
+    def _weights(self, network: nn.Module) -> list[Tensor]:
+        found = [network.get_submodule(layer.name).weight for layer in self._layers]
+        return [weight for weight in found if isinstance(weight, Tensor)]
+
+    @torch.no_grad()
+    def _round(self, weights: list[Tensor]) -> list[Tensor]:
+        """Round weights in place; gives what they were, shaped alike.
+
+        Layers of similar widths together, their channels as rows filled up with zeros, which change no rounding: one by
+        one they would take longer than the step that they are rounded for.
+        """
+        before = list(weights)
+        groups: dict[int, list[tuple[int, Tensor]]] = {}
+        for number, (weight, layer) in enumerate(zip(weights, self._layers, strict=True)):
+            row = weight.reshape(1 if layer.together else len(weight), -1)
+            groups.setdefault(row.shape[1].bit_length(), []).append((number, row))
+        for members in groups.values():
+            sizes = [len(row) for _, row in members]
+            together = weights[0].new_zeros(sum(sizes), max(row.shape[1] for _, row in members))
+            kept = together.split(sizes)
+            for part, (_, row) in zip(kept, members, strict=True):
+                part[:, : row.shape[1]] = row
+            found = rounded(together, self.bits).split(sizes)
+            for (number, row), old, new in zip(members, kept, found, strict=True):
+                shape, width = weights[number].shape, row.shape[1]
+                before[number] = old[:, :width].reshape(shape)
+                weights[number].copy_(new[:, :width].reshape(shape))
+        return before
 
 
 def _layers(trial: Trial, network: nn.Module, input_shape: Shape) -> list[_Layer]:
