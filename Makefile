@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -87,6 +87,12 @@ results trials ablation gap corruptions front throughput lenet: $(VENV)/installe
 peers: $(VENV)/installed-dev
 	$(INSTALL) -r benchmarks/peers.txt
 	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+# C code for microcontrollers, beside others'. On Debian: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi
+# qemu-system-arm valgrind. onnx2c is built from its repository: ARGS='--onnx2c PATH'.
+mcu: $(VENV)/installed-dev
+	$(INSTALL) -r benchmarks/mcu.txt
+	$(BIN)/python benchmarks/mcu.py $(ARGS)
 
 # docs/demo.html is made from the flagship, which is trained unless ARGS names a finished run.
 exports demo: $(VENV)/installed-dev

@@ -1,8 +1,9 @@
-"""Measures the table of docs/export.md and prints it as Markdown: `make exports`.
+"""Measures the tables of docs/export.md and prints them as Markdown: `make exports`.
 
-Exports a run of the flagship, of the smallest trial at 99.4 % and of the best reference trial to every target, each
-checked over all test images, and times one image at a time on one thread, the targets in turn in one process. Then
-prints what int8 costs in accuracy over seeds. The runs are those of `make results`; what is missing is trained first.
+Exports a run of the flagship and of the two smallest trials to every target, each checked over all test images, and
+times one image at a time on one thread, the targets in turn in one process. Then prints what integers cost in accuracy
+over seeds: with 8-bit weights, with 4-bit weights, and with 4-bit weights that the last epochs got used to. The runs
+are those of `make results` and some with `quantization`; what is missing is trained first.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ import onnxruntime
 import torch
 
 import smidgen
-from common import FLAGSHIP, RESULTS, parser
-from smidgen.exports.c.compiler import STRICT, classify, compiled, require_compiler
+from common import FLAGSHIP, RESULTS, parser, swept
+from smidgen import Quantization
+from smidgen.exports.c.compiler import classify, compiled, require_compiler
 from smidgen.exports.export import Exported, export
-from smidgen.exports.fused import fused_graph
-from smidgen.exports.quantize import quantize
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.tables import render
 from smidgen.training.evaluation import scores
+from smidgen.trials.find import find_trial
 
-SETS = (
-    replace(RESULTS["float32"], trials=(FLAGSHIP, "mnist-tiny"), seeds="0-19"),
-    replace(RESULTS["reference"], trials=("mnist-3-augmented",)),
-)
+TRIALS = (FLAGSHIP, "mnist-tiny", "mnist-tiny-99")
+PLAIN = replace(RESULTS["float32"], trials=TRIALS, seeds="0-7")
+FEW_BITS = Quantization(weights=4, epochs=5)
+FLAGS = {"c-float32": ["-std=c99", "-O3", "-march=native"], "c-int8": ["-std=c99", "-O2"]}
 WAYS = {"safetensors": "safetensors", "onnx": "onnx", "c-float32": "c", "c-int8": "c", "page": "page"}
 IMAGES, ROUNDS = 500, 7
 
@@ -43,7 +44,9 @@ IMAGES, ROUNDS = 500, 7
 def main() -> None:
     """Train what is missing, export, measure, print."""
     arguments = parser(__doc__).parse_args()
-    results = [result for one in SETS for result in one.runs(arguments)]
+    results = PLAIN.runs(arguments)
+    few = tuple(replace(find_trial(name), name=f"{name}-4-bits", quantization=FEW_BITS) for name in TRIALS)
+    trained_few = swept(few, arguments, PLAIN.seeds, PLAIN.options)
     torch.set_num_threads(1)
     print(f"{_machine()}\n")
     rows: list[list[object]] = []
@@ -56,7 +59,7 @@ def main() -> None:
     columns = ["network", "target", "files, bytes", "weights, bytes", "code on a Cortex-M4, bytes", "RAM, bytes"]
     columns += ["mismatches", "largest difference", "accuracy, %", "µs/image"]
     print(render(columns, rows, "markdown", left=2))
-    print(f"\n{_losses(results)}")
+    print(f"\n{_losses(results, trained_few)}")
 
 
 def _machine() -> str:
@@ -66,7 +69,7 @@ def _machine() -> str:
     return (
         f"{datetime.datetime.now(tz=datetime.UTC).date()}, {names[0] if names else platform.machine()}, one thread, "
         f"Python {platform.python_version()}, smidgen {smidgen.VERSION}, PyTorch {torch.__version__}, "
-        f"onnxruntime {onnxruntime.__version__}, {compiler.stdout.splitlines()[0]} with -O2; "
+        f"onnxruntime {onnxruntime.__version__}, {compiler.stdout.splitlines()[0]}, {' '.join(FLAGS['c-float32'][1:])} for float32 and {FLAGS['c-int8'][1]} for int8; "
         f"times are processor time, medians of {ROUNDS} rounds of {IMAGES} images, one at a time, the ways in turn; "
         "the page's is that of its check"
     )
@@ -95,10 +98,9 @@ def _times(run: smidgen.Run, made: dict[str, Exported]) -> dict[str, float]:
         return _clocked(lambda: [session.run(None, {"images": x}) for x in np.split(images.numpy(), IMAGES)])
 
     found: dict[str, list[float]] = {way: [] for way in made}
-    flags = [flag for flag in STRICT if flag != "-Werror"]
     with (
-        compiled(made["c-float32"].directory, "net", flags) as floats,
-        compiled(made["c-int8"].directory, "net", flags) as integers,
+        compiled(made["c-float32"].directory, "net", FLAGS["c-float32"]) as floats,
+        compiled(made["c-int8"].directory, "net", FLAGS["c-int8"]) as integers,
     ):
         ways: dict[str, Callable[[], float]] = {
             "safetensors": eager,
@@ -136,27 +138,50 @@ def _row(trial: str, way: str, exported: Exported, microseconds: float) -> list[
     ]  # fmt: skip
 
 
-def _losses(results: Sequence[TrialResult]) -> str:
-    """What int8 costs: accuracy of the float32 network and of the integer network, paired by seed."""
+def _losses(results: Sequence[TrialResult], few: Sequence[TrialResult]) -> str:
+    """What integers cost: accuracy of the float32 network and of the exported code, by seed."""
     dataset = smidgen.load_dataset()
     images, labels = dataset.held_out.images, dataset.held_out.labels
     rows: list[list[object]] = []
-    for result in results:
-        floats, integers, moved = [], [], []
-        for run in result.runs:
-            before = scores(run.network, images, run.trained.mean, run.trained.std).argmax(1)
-            after = quantize(fused_graph(run.trained), dataset.train.images).scores(images).argmax(1)
-            floats.append(100 * float((before == labels).double().mean()))
-            integers.append(100 * float((after == labels).double().mean()))
-            moved.append(int((before != after).sum()))
-        lost = smidgen.summarize([x - y for x, y in zip(floats, integers, strict=True)], 0)
-        rows.append([
-            result.trial.name, lost.n, f"{statistics.fmean(floats):.3f}", f"{statistics.fmean(integers):.3f}",
-            f"{lost.mean:+.4f}" + ("" if lost.sd is None else f" ± {lost.sd:.4f}"),
-            f"{lost.least:+.2f} to {lost.most:+.2f}", f"{statistics.fmean(moved):.1f}",
-        ])  # fmt: skip
-    columns = ["network", "seeds", "float32, %", "int8, %", "loss, points", "min to max"]
-    return render([*columns, "images classified differently, of 10,000"], rows, "markdown")
+    for result, rounded in zip(results, few, strict=True):
+        floats = [_percent(_classes(run, images), labels) for run in result.runs]
+        rows.append([result.trial.name, "float32", len(floats), *_spread(floats), "", ""])
+        ways = {"8-bit weights": (result, 8), "4-bit weights": (result, 4), "4-bit weights, trained so": (rounded, 4)}
+        for name, (source, bits) in ways.items():
+            accuracies, moved = [], []
+            for run in source.runs:
+                found = _classes_in_c(run, bits, images)
+                accuracies.append(_percent(found, labels))
+                moved.append(int((found != _classes(run, images)).sum()))
+            lost = smidgen.summarize([x - y for x, y in zip(floats, accuracies, strict=True)], 0)
+            about = f"{lost.mean:.3f}" + ("" if lost.sd is None else f" ± {lost.sd:.3f}")
+            rows.append(
+                [result.trial.name, name, lost.n, *_spread(accuracies), about, f"{statistics.fmean(moved):.1f}"]
+            )
+            print(*rows[-1], file=sys.stderr, flush=True)
+    columns = ["network", "arithmetic", "seeds", "accuracy, %", "least", "loss, points"]
+    return render([*columns, "images unlike the run's own float32 network"], rows, "markdown", left=2)
+
+
+def _classes(run: smidgen.Run, images: torch.Tensor) -> torch.Tensor:
+    return scores(run.network, images, run.trained.mean, run.trained.std).argmax(1)
+
+
+def _classes_in_c(run: smidgen.Run, bits: int, images: torch.Tensor) -> torch.Tensor:
+    """Of the exported code; the tests and each export's own check hold it against the integers in Python."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = export(run, "c", Path(folder) / "net", type="int8", bits=bits, name="net", check=False)
+        with compiled(made.directory, "net") as program:
+            return classify(program, images).labels
+
+
+def _percent(found: torch.Tensor, labels: torch.Tensor) -> float:
+    return 100 * float((found == labels).double().mean())
+
+
+def _spread(accuracies: Sequence[float]) -> tuple[str, str]:
+    found = smidgen.summarize(list(accuracies), 0)
+    return f"{found.mean:.3f}" + ("" if found.sd is None else f" ± {found.sd:.3f}"), f"{found.least:.2f}"
 
 
 if __name__ == "__main__":

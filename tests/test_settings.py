@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from smidgen.errors import SettingError, SmidgenError
 from smidgen.settings import Settings, canonical_json, differences, setting, with_settings
+from smidgen.trial import Quantization
+from smidgen.trials.find import find_trial
 
 
 @dataclass(frozen=True)
@@ -231,3 +233,13 @@ def test_a_later_setting_at_its_default_leaves_digests_as_they_were() -> None:
     assert NewWhole(New(2)).digest() == OldWhole(Old(2)).digest()
     assert NewWhole(New(1, 5)).digest() != OldWhole().digest()
     assert NewWhole().to_json() == {"part": {"side": 1, "added": 0}}
+
+
+def test_a_part_that_is_left_out_begins_with_its_defaults() -> None:
+    trial = find_trial("mnist-tiny")
+    assert trial.quantization is None
+    few = with_settings(trial, ["quantization.weights=3"])
+    assert few.quantization == Quantization(weights=3)
+    assert with_settings(few, ["quantization=none"]) == trial
+    with pytest.raises(SmidgenError, match=r"quantization has no setting 'weight'; did you mean 'weights'"):
+        with_settings(trial, ["quantization.weight=3"])

@@ -72,6 +72,7 @@ from .trial import Linear as Linear
 from .trial import MaxPool as MaxPool
 from .trial import Module as Module
 from .trial import Network as Network
+from .trial import Quantization as Quantization
 from .trial import Trial as Trial
 from .trial import separable as separable
 from .trials.find import find_trial as find_trial

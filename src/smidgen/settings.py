@@ -366,6 +366,9 @@ def _assign(data: Json, annotation: Any, keys: list[str], text: str, path: str) 
         raise _unknown(path, key, fields)
     child = fields[key][1]
     if rest:
+        parts = _kinds(_without_none(child))
+        if data[key] is None and len(parts) == 1:  # a part that is left out begins with its defaults
+            data[key] = next(iter(parts.values()))().to_json()
         _assign(data[key], child, rest, text, _join(path, key))
     else:
         data[key] = _parsed(text, child, data[key])
