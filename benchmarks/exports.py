@@ -69,7 +69,8 @@ def _machine() -> str:
     return (
         f"{datetime.datetime.now(tz=datetime.UTC).date()}, {names[0] if names else platform.machine()}, one thread, "
         f"Python {platform.python_version()}, smidgen {smidgen.VERSION}, PyTorch {torch.__version__}, "
-        f"onnxruntime {onnxruntime.__version__}, {compiler.stdout.splitlines()[0]}, {' '.join(FLAGS['c-float32'][1:])} for float32 and {FLAGS['c-int8'][1]} for int8; "
+        f"onnxruntime {onnxruntime.__version__}, {compiler.stdout.splitlines()[0]}, "
+        f"{' '.join(FLAGS['c-float32'][1:])} for float32 and {FLAGS['c-int8'][1]} for int8; "
         f"times are processor time, medians of {ROUNDS} rounds of {IMAGES} images, one at a time, the ways in turn; "
         "the page's is that of its check"
     )

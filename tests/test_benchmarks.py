@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 import common
+import mcu
 import results
+from smidgen.data.dataset import Dataset
 from smidgen.engines.native.core import find_core
+from smidgen.exports.fused import fused_graph
+from smidgen.exports.quantize import quantize
 from smidgen.runs.options import RunOptions
 from smidgen.runs.record import Run
+from smidgen.runs.run import load_trial_data
 from smidgen.trials.measured import read_measured
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -98,3 +106,38 @@ def test_another_step_than_pytorchs_is_an_error(
     )
     assert peers.main() == 1
     assert "torch.compile: losses [2.3, 2.2, 2.0], not [2.3, 2.2, 2.1]" in capfd.readouterr().err
+
+
+MCU_TOOLS = ("arm-none-eabi-gcc", "qemu-system-arm", "valgrind", "gcc")
+
+
+@pytest.mark.skipif(any(shutil.which(tool) is None for tool in MCU_TOOLS), reason=f"needs {', '.join(MCU_TOOLS)}")
+def test_code_for_microcontrollers_is_measured_as_it_is(small_run: Run, mnist: Dataset, tmp_path: Path) -> None:
+    """The ways of smidgen itself: sizes as its export says, and the classes of its network."""
+    images = mnist.held_out.images[:50]
+    made = {
+        way.name: way for way in mcu.ways(small_run, mnist.train.images, tmp_path, None) if "BakeNN" not in way.name
+    }
+    found: dict[str, mcu.Measured] = {}
+    for name in ("smidgen", "smidgen, 4-bit weights, lean"):
+        work = tmp_path / f"work {len(found)}"
+        work.mkdir()
+        found[name] = mcu.measure(made[name], work, images)
+    whole, lean = found.values()
+    header = (made["smidgen"].includes[0] / "net.h").read_text()
+    scratch = re.search(r"NET_SCRATCH_BYTES (\d+)", header)
+    weights = re.search(r"NET_WEIGHT_BYTES (\d+)", header)
+    assert scratch
+    assert weights
+    assert int(scratch[1]) <= whole.ram <= int(scratch[1]) + 8
+    assert int(weights[1]) < whole.flash < int(weights[1]) + 4_500
+    assert lean.ram < whole.ram
+    assert lean.flash < whole.flash
+    for measured in found.values():
+        assert measured.m0 is not None
+        assert measured.pc is not None
+        assert measured.m4 < measured.m0
+        assert measured.m4 / 4 < measured.pc < 4 * measured.m4
+        assert len(measured.classes) == 50
+    expected = quantize(fused_graph(small_run.trained), load_trial_data(small_run.trial).train.images).scores(images)
+    assert torch.equal(whole.classes, expected.argmax(1))

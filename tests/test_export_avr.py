@@ -14,6 +14,7 @@ import pytest
 
 from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.source import About, files
+from smidgen.exports.memory import plan
 from smidgen.exports.quantize import quantize
 from test_export_c import graph_of, random_images
 
@@ -61,11 +62,11 @@ int main(void)
 """
 
 
-@pytest.mark.parametrize("name", ["padded, activation first", "random 2"])
-def test_it_runs_on_an_avr_from_flash(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "bits"), [("padded, activation first", 8), ("random 2", 8), ("flagship", 4)])
+def test_it_runs_on_an_avr_from_flash(name: str, bits: int, tmp_path: Path) -> None:
     graph = graph_of(name)
-    network = quantize(graph, random_images(graph, 64))
-    code = int8_code(graph, network)
+    network = quantize(graph, random_images(graph, 64), bits)
+    code = int8_code(graph, network, plan(graph, lean=True))
     about = About("net", "a test", "random weights", graph.input_shape, graph.classes, graph.macs)
     for file, content in files(code, about).items():
         (tmp_path / file).write_bytes(content)
