@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C compi
 SANITIZED = [
     *(flag for flag in STRICT if flag != "-O2"), "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 ]  # fmt: skip
+SANITIZED_WAYS: tuple[list[str], ...] = ([], ["-DSMIDGEN_OUTPUTS=2"])
 RANDOM, MORE = range(6), range(6, 30)
 ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardswish, lambda: nn.GELU(approximate="tanh"), nn.SiLU, nn.Sigmoid, nn.Tanh,
@@ -124,6 +126,9 @@ CASES: list[Any] = [
 ]
 
 
+FAST = {*test_export_graph.NETWORKS, *(f"random {seed}" for seed in RANDOM)}
+
+
 def graph_of(name: str) -> FusedGraph:
     kind, _, seed = name.partition(" ")
     if kind == "random":
@@ -167,18 +172,20 @@ def test_integers_are_the_integer_network_to_the_last_bit(name: str, bits: int, 
     network = quantize(graph, random_images(graph, 100), bits)
     images = random_images(graph, 32)
     expected = network.scores(images)
-    for memory in {plan(graph).bytes: plan(graph), (lean := plan(graph, lean=True)).bytes: lean}.values():
-        folder = write(int8_code(graph, network, memory), graph, tmp_path / str(memory.bytes))
+    ways = list(itertools.product((False, True), SANITIZED_WAYS, (False, True)))
+    if name in FAST:  # each with one of two: the slow tests have all together
+        ways = [(lean, SANITIZED_WAYS[lean ^ (bits == 4)], lean ^ (bits == 4)) for lean in (False, True)]
+    for number, (lean, flags, rows) in enumerate(ways):
+        memory = plan(graph, lean=lean)
+        folder = write(int8_code(graph, network, memory), graph, tmp_path / str(number))
         sizes = dict(re.findall(r"_(SCRATCH_BYTES|WEIGHT_BYTES) (\d+)", (folder / "net.h").read_text()))
         assert int(sizes["SCRATCH_BYTES"]) == memory.bytes
-        for flags in (SANITIZED, [*SANITIZED, "-DSMIDGEN_OUTPUTS=2"]):
-            with compiled(folder, "net", flags) as program:
-                found = classify(program, images)
-            assert torch.equal(found.scores, expected.double())
-            assert torch.equal(found.labels, expected.argmax(1))
-        (folder / "main.c").write_text(by_rows(folder / "main.c"))
-        with compiled(folder, "net", [*SANITIZED, f"-DSCRATCH={memory.bytes}"]) as program:
-            assert torch.equal(classify(program, images).scores, expected.double())
+        if rows:
+            (folder / "main.c").write_text(by_rows(folder / "main.c"))
+        with compiled(folder, "net", [*SANITIZED, *flags, f"-DSCRATCH={memory.bytes}"]) as program:
+            found = classify(program, images)
+        assert torch.equal(found.scores, expected.double())
+        assert torch.equal(found.labels, expected.argmax(1))
     # And it comes near to the real thing.
     real = graph.scores(images)
     spread = float(real.max() - real.min())
