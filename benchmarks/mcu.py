@@ -42,6 +42,8 @@ SMALL = replace(RESULTS["float32"], trials=(FLAGSHIP, "mnist-tiny", "mnist-tiny-
 CORES = {"M4": ("mps2-an386", "cortex_m4"), "M0+": ("mps2-an385", "cortex_m0plus")}
 """QEMU's board and the flags; it has no large M0, but its code runs on the M3 as it is."""
 CLOCK = 25
+CALIBRATION = 200
+"""Images for BakeNN; it takes seconds for each hundred."""
 EMULATED = 4
 """Images; all take the same path, but for the jumps of a clamp."""
 ARM_MAIN = """
@@ -189,12 +191,12 @@ static int classify(const uint8_t *image)
 
 
 def bakenn_ways(run: smidgen.Run, training_images: Tensor, folder: Path) -> Iterator[Way]:
-    """BakeNN's code, calibrated on as many images as smidgen's."""
+    """BakeNN's code, calibrated on training images."""
     bakenn = importlib.import_module("bakenn")
     layers = [module for module in copy.deepcopy(run.network).modules() if not list(module.children())]
     network = nn.Sequential(*layers).eval()
     mean, std = run.trained.mean, run.trained.std
-    chosen = torch.linspace(0, len(training_images) - 1, 1024).round().long()
+    chosen = torch.linspace(0, len(training_images) - 1, CALIBRATION).round().long()
     samples = (training_images[chosen].float() / 255 - mean) / std
     kernels: dict[str, dict[str, str]] = {"BakeNN, portable": {}, "BakeNN, CMSIS-NN": {"target": "cmsis-nn"}}
     for name, options in kernels.items():
