@@ -42,8 +42,8 @@ SMALL = replace(RESULTS["float32"], trials=(FLAGSHIP, "mnist-tiny", "mnist-tiny-
 CORES = {"M4": ("mps2-an386", "cortex_m4"), "M0+": ("mps2-an385", "cortex_m0plus")}
 """QEMU's board and the flags; it has no large M0, but its code runs on the M3 as it is."""
 CLOCK = 25
-CALIBRATION = 200
-"""Images for BakeNN; it takes seconds for each hundred."""
+CALIBRATION = 32
+"""Images for BakeNN, which takes a second or more for each."""
 EMULATED = 4
 """Images; all take the same path, but for the jumps of a clamp."""
 ARM_MAIN = """
