@@ -136,8 +136,10 @@ def test_code_for_microcontrollers_is_measured_as_it_is(small_run: Run, mnist: D
     for measured in found.values():
         assert measured.m0 is not None
         assert measured.pc is not None
+        assert measured.classes is not None
         assert measured.m4 < measured.m0
         assert measured.m4 / 4 < measured.pc < 4 * measured.m4
         assert len(measured.classes) == 50
     expected = quantize(fused_graph(small_run.trained), load_trial_data(small_run.trial).train.images).scores(images)
+    assert whole.classes is not None
     assert torch.equal(whole.classes, expected.argmax(1))
