@@ -40,12 +40,13 @@ test-cluster: $(VENV)/installed-dev
 	$(INSTALL) -e '.[dev,cluster]'
 	$(BIN)/python -m pytest -m slow -p no:unraisableexception -W default tests/test_cluster.py
 
-# The exported C on emulated Cortex-M0 and M4 boards, all 10,000 images on the M4. On Debian:
-#   apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+# The exported C on emulated Cortex-M0 and M4 boards, all 10,000 images on the M4, and on an AVR where avr-gcc and
+# simavr are there. On Debian:
+#   apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm gcc-avr avr-libc simavr
 test-arm: $(VENV)/installed-dev
 	@{ command -v arm-none-eabi-gcc && command -v qemu-system-arm; } >/dev/null || \
 	    { echo "make test-arm needs gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm"; exit 2; }
-	$(BIN)/python -m pytest -s -m '' tests/test_export_arm.py
+	$(BIN)/python -m pytest -s -m '' tests/test_export_arm.py tests/test_export_avr.py
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

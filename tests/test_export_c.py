@@ -28,8 +28,9 @@ from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
 from smidgen.exports.c.source import About, Code, c_float, files
 from smidgen.exports.fused import Convolution, FusedGraph, fused_graph
-from smidgen.exports.integer import IntegerNetwork, Rescale, Sums
-from smidgen.exports.memory import Buffer, place, plan
+from smidgen.exports.integer import Averages, IntegerNetwork, Joined, Rescale, Scaled, Sums, Together
+from smidgen.exports.memory import plan
+from smidgen.exports.placing import Buffer, place
 from smidgen.exports.quantize import quantize
 from smidgen.graph.ops import Pool
 from smidgen.runs.weights import TrainedNetwork
@@ -192,6 +193,49 @@ def test_integers_are_the_integer_network_to_the_last_bit(name: str, bits: int, 
     zero = network.grids[network.output].zero
     near = 0.08 if bits == 8 else 0.4
     assert float(((expected - zero) * network.score_unit - real).abs().mean()) < near * spread
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_no_sum_and_no_product_needs_more_than_32_bits(name: str, bits: int) -> None:
+    """Whatever the image: by the worst that the weights allow."""
+    network = quantize(graph := graph_of(name), random_images(graph, 60), bits)
+    for step in network.steps:
+        tops = [network.grids[value].top for value in step.node.inputs]
+        match step:
+            case Sums():
+                flat = step.weight.reshape(len(step.weight), -1)
+                high, low = tops[0] * flat.clip(min=0).sum(1), tops[0] * flat.clip(max=0).sum(1)
+                added = tops[0] * (abs(flat) if bits == 8 else flat + 8).sum(1)  # as the code adds them up
+                assert (added + abs(step.bias)).max() < 2**31
+                assert abs(step.bias >> step.bias_shift).max() < 2**15
+                if step.rescale is None:
+                    continue
+                high, low = high + step.bias, low + step.bias
+                least = 0 if step.cut else None
+                in_32_bits(step.rescale, high.clip(min=least), low.clip(min=least))
+                if step.cut and step.node.scale is None:
+                    assert step.rescale.multipliers.max() < 2**12
+                    assert step.rescale.shifts.max() - step.rescale.shifts.min() < 2**4
+            case Averages() if step.rescale:
+                in_32_bits(step.rescale, np.array([tops[0] * step.node.kernel[0] * step.node.kernel[1]]), np.zeros(1))
+            case Scaled():
+                in_32_bits(step.rescale, np.full(1, tops[0]), np.zeros(1))
+            case Joined():
+                for rescale, top in zip(step.rescales, tops, strict=True):
+                    in_32_bits(rescale, np.full(1, top), np.zeros(1))
+            case Together():
+                first, second = step.rescales
+                worst = sum(abs(r.multipliers).max() * top for r, top in zip(step.rescales, tops, strict=True))
+                assert worst + abs(first.offsets).max() < 2**31
+                assert first.shifts == second.shifts
+
+
+def in_32_bits(rescale: Rescale, high: Any, low: Any) -> None:
+    assert rescale.shifts.min() >= 0
+    assert rescale.shifts.max() < 32
+    for sums in (high, low):
+        assert abs((sums.astype(np.int64) >> rescale.before) * rescale.multipliers + rescale.offsets).max() < 2**31
 
 
 def by_rows(main: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -66,6 +66,36 @@ PADDED = Network(
     ),
     order="activation-norm",
 )
+
+
+def separable(channels: int, outputs: int, kernel: int, *between: nn.Module, **settings: Any) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, channels, kernel, groups=channels, bias=False, **settings), *between,
+        nn.Conv2d(channels, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+    ]  # fmt: skip
+
+
+def padded_separable() -> nn.Module:
+    """Odd numbers of channels, stride, padding, a larger kernel, something between, dilation, rows of three pixels."""
+    return nn.Sequential(
+        nn.Conv2d(1, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(),
+        *separable(5, 7, 3, stride=2, padding=1),
+        *separable(7, 8, 5, nn.BatchNorm2d(7), nn.ReLU(), padding=2), nn.MaxPool2d(2),
+        *separable(8, 9, 3, dilation=2),
+        *separable(9, 6, 3, padding=1), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def unpadded_separable() -> nn.Module:
+    """The same where bands of rows can be made again, with a pooling whose windows leave a row and a column out."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, stride=(1, 1)), nn.BatchNorm2d(6), nn.ReLU(),
+        *separable(6, 9, 5), nn.AvgPool2d(3),
+        *separable(9, 7, 2, nn.ReLU()), nn.MaxPool2d(2),
+        *separable(7, 5, 2), nn.AvgPool2d(1), nn.Flatten(), nn.Linear(5, 10),
+    )  # fmt: skip
+
+
 PLAIN = Network(
     blocks=(Conv(10), Conv(10), Conv(10), MaxPool(2), Conv(14), Conv(14), Conv(16), AvgPool(), Linear()),
 )
@@ -76,6 +106,8 @@ NETWORKS = {
     "reference, activation first": build(Network(REFERENCE_NETWORK.blocks, order="activation-norm")),
     "padded, activation first": build(PADDED),
     "branches": Branches,
+    "separable, padded": padded_separable,
+    "separable, unpadded": unpadded_separable,
 }
 
 

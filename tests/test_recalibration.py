@@ -31,6 +31,25 @@ def augmented(trial: Trial) -> Trial:
     return replace(trial, epochs=2, recalibration=0.3, augmentation=Augmentation(rotation=10, translation=0.1))
 
 
+def whole_and_continued(
+    trial: Trial, data: Dataset, steps: int, folder: Path
+) -> tuple[loop.Training, loop.Training, int]:
+    """A training, the same going on from a checkpoint after so many steps, and how many of its epoch it had taken."""
+    engine = choose(threads=1)
+    whole = loop.start(trial, loop.new_network(trial, data, 5), engine)
+    list(loop.train(whole, trial, data, 5, Silent()))
+    first = loop.start(trial, loop.new_network(trial, data, 5), engine)
+    with pytest.raises(KeyboardInterrupt):
+        list(loop.train(first, trial, data, 5, Stop(steps)))
+    path, origin = folder / "checkpoint", Origin("recipe", "data", 5)
+    path.write_bytes(checkpoint.to_bytes(first, origin))
+    second = loop.start(trial, loop.new_network(trial, data, 6), engine)
+    checkpoint.restore(second, path, origin, trial, len(data.train))
+    taken = second.step
+    list(loop.train(second, trial, data, 5, Silent()))
+    return whole, second, taken
+
+
 class Stop(Silent):
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -152,19 +171,10 @@ def test_going_on_from_a_checkpoint_in_the_last_epoch(
     steps: int, small_trial: Trial, small_data: Dataset, tmp_path: Path
 ) -> None:
     """In the middle of the learning, and after its last step, before anything is measured."""
-    trial, engine = augmented(small_trial), choose(threads=1)
+    trial = augmented(small_trial)
     each = loop.steps_per_epoch(trial, small_data)
     assert each < steps <= 2 * each - loop.recalibration_steps(trial, each)
-    whole = loop.start(trial, loop.new_network(trial, small_data, 5), engine)
-    list(loop.train(whole, trial, small_data, 5, Silent()))
-    first = loop.start(trial, loop.new_network(trial, small_data, 5), engine)
-    with pytest.raises(KeyboardInterrupt):
-        list(loop.train(first, trial, small_data, 5, Stop(steps)))
-    path, origin = tmp_path / "checkpoint", Origin("recipe", "data", 5)
-    path.write_bytes(checkpoint.to_bytes(first, origin))
-    second = loop.start(trial, loop.new_network(trial, small_data, 6), engine)
-    checkpoint.restore(second, path, origin, trial, len(small_data.train))
-    assert second.step == steps - each
-    list(loop.train(second, trial, small_data, 5, Silent()))
+    whole, second, taken = whole_and_continued(trial, small_data, steps, tmp_path)
+    assert taken == steps - each
     assert weights_sha256(second.judged) == weights_sha256(whole.judged)
     assert second.history[-1].test_correct == whole.history[-1].test_correct

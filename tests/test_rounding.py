@@ -24,11 +24,10 @@ from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data, run
 from smidgen.runs.weights import weights_sha256
-from smidgen.training import checkpoint, loop
-from smidgen.training.checkpoint import Origin
+from smidgen.training import loop
 from smidgen.training.rounding import Rounding
 from smidgen.trial import Network, Quantization, Trial
-from test_recalibration import Stop
+from test_recalibration import whole_and_continued
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +80,11 @@ def test_the_last_epochs_alone_see_rounded_weights(engine: EngineName, few_bits:
     _, plain = trained(replace(few_bits, quantization=None))
     assert after[0] == plain[0]
     assert after[1] != plain[1]
+    # The last evaluation was of what is kept, to the last bit.
+    kept = rounding.engine.batch(small_data.held_out.images, small_data.mean, small_data.std)
+    assert rounding.evaluation
+    with torch.inference_mode():
+        assert torch.equal(rounding.judged(kept), rounding.evaluation.logits)
     # What is evaluated and kept has few values; what goes on learning has many.
     for name, module in rounding.engine.plain(rounding.judged).named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -124,17 +128,7 @@ def test_each_gradient_is_that_of_the_rounded_weights(few_bits: Trial, small_dat
 
 @pytest.mark.parametrize("steps", [4, 15])
 def test_going_on_from_a_checkpoint(steps: int, few_bits: Trial, small_data: Dataset, tmp_path: Path) -> None:
-    engine = choose(threads=1)
-    whole = loop.start(few_bits, loop.new_network(few_bits, small_data, 5), engine)
-    list(loop.train(whole, few_bits, small_data, 5, Silent()))
-    first = loop.start(few_bits, loop.new_network(few_bits, small_data, 5), engine)
-    with pytest.raises(KeyboardInterrupt):
-        list(loop.train(first, few_bits, small_data, 5, Stop(steps)))
-    path, origin = tmp_path / "checkpoint", Origin("recipe", "data", 5)
-    path.write_bytes(checkpoint.to_bytes(first, origin))
-    second = loop.start(few_bits, loop.new_network(few_bits, small_data, 6), engine)
-    checkpoint.restore(second, path, origin, few_bits, len(small_data.train))
-    list(loop.train(second, few_bits, small_data, 5, Silent()))
+    whole, second, _ = whole_and_continued(few_bits, small_data, steps, tmp_path)
     assert weights_sha256(second.judged) == weights_sha256(whole.judged)
     assert second.history[-1].test_correct == whole.history[-1].test_correct
 

@@ -161,5 +161,3 @@ def _sizes(network: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str
         return {"sizes": int8_sizes(network(), (shape[0], shape[1], shape[2]))}
     except SmidgenError as error:
         return {"no_sizes": str(error)}
-    except Exception as error:  # whatever a user's module raises when it is copied or run
-        return {"no_sizes": f"{type(error).__name__}: {error}".splitlines()[0][:200]}

@@ -26,8 +26,8 @@ from smidgen.exports.integer import (
     Together,
     one_thread,
 )
-from smidgen.exports.memory import scores_are_sums, value_types
 from smidgen.exports.stages import is_depthwise
+from smidgen.exports.value_types import scores_are_sums, value_types
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 from smidgen.quantization import weight_steps
 
@@ -79,7 +79,7 @@ class _Quantizer:
         """The least and the most that each value was seen to be, and 0.
 
         Cutting off the rarest was tried: limits of the least mean square error changed the accuracy by nothing
-        that 20 seeds could show (docs/export.md), and what is not cut off is never far wrong.
+        that 20 seeds could show (docs/log.md), and what is not cut off is never far wrong.
         """
         found: dict[int, tuple[float, float]] = {}
         for part in self.images.split(BATCH):
@@ -161,7 +161,7 @@ class _Quantizer:
             rescale, cut, bias = self._requantized(node, units, bias, highest, lowest)
         shift = max(math.frexp(float(np.abs(bias).max()))[1] - BIAS_BITS, 0)
         whole_bias = np.clip(np.rint(bias / 2**shift), -(2**BIAS_BITS) + 1, 2**BIAS_BITS - 1) * 2**shift
-        if (np.maximum(highest, lowest) + np.abs(whole_bias)).max() > WORD or size > WORD:
+        if (np.maximum(np.maximum(highest, lowest), size) + np.abs(whole_bias)).max() > WORD:
             raise _too_large(node)
         return Sums(
             node=node,

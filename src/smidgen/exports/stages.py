@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from smidgen.exports.fused import Convolution, FusedGraph
-from smidgen.graph.ops import Operation, Pool, Shape
+from smidgen.graph.ops import Operation, Pool, Shape, count_readers
 
 Kind = Literal["linear", "separable", "convolution", "window", "running", "map", "planes"]
 PIXELS = 4
@@ -99,7 +99,7 @@ def stages(graph: FusedGraph, *, image: bool = True) -> tuple[Stage, ...]:
         graph: the network.
         image: whether its input is one, with the channels of a pixel side by side, and not planes.
     """
-    shapes, readers = graph.shapes, _readers(graph)
+    shapes, readers = graph.shapes, count_readers(graph.operations, graph.output)
     made: dict[int, Stage] = {}  # by the value that each writes
     for operation in graph.operations:
         value = operation.inputs[0]
@@ -162,15 +162,6 @@ def transposed(graph: FusedGraph) -> FusedGraph:
         operations=tuple(map(turned, graph.operations)),
         shapes=tuple((channels, width, height) for channels, height, width in graph.shapes),
     )
-
-
-def _readers(graph: FusedGraph) -> dict[int, int]:
-    counts = dict.fromkeys(range(len(graph.shapes)), 0)
-    counts[graph.output] += 1
-    for operation in graph.operations:
-        for value in operation.inputs:
-            counts[value] += 1
-    return counts
 
 
 def _completes(before: Stage, node: Convolution) -> bool:

@@ -6,6 +6,8 @@ is an image [channels, height, width]; a flattened one keeps that shape, since i
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -168,14 +170,9 @@ class Graph:
     flat: bool
     tensors: tuple[ModuleTensor, ...] = ()
 
-    def readers(self) -> dict[int, int]:
+    def readers(self) -> Counter[int]:
         """How often each value is read, counting the network's output once more."""
-        counts = dict.fromkeys(range(len(self.shapes)), 0)
-        counts[self.output] += 1
-        for operation in self.operations:
-            for value in operation.inputs:
-                counts[value] += 1
-        return counts
+        return count_readers(self.operations, self.output)
 
     def renumbered(self) -> Graph:
         """The values that operations write, numbered in the order in which they are written."""
@@ -186,3 +183,8 @@ class Graph:
         )
         shapes = (self.shapes[0], *(self.shapes[op.output] for op in self.operations))
         return replace(self, operations=operations, shapes=shapes, output=numbers[self.output])
+
+
+def count_readers(operations: Iterable[Operation], output: int) -> Counter[int]:
+    """How often each value is read, counting the network's output once more."""
+    return Counter([output, *(value for operation in operations for value in operation.inputs)])

@@ -227,14 +227,15 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
             watcher.step(epoch, sums.seen, sums.loss / sums.seen, 100 * sums.correct / sums.seen)
         if training.average:
             training.average.settle()
-        if rounds and epoch == trial.epochs:
+        ends = epoch == trial.epochs
+        if rounds and ends:
             rounds.settle(training.judged)
         if learning < steps:
             plain = engine.loader(examples, Augmentation(), seed, mean, std)
             recalibrate(training.judged, (plain.load(picks, epoch, 0)[0] for picks in batches[learning:]))
         trained = time.perf_counter()
         with _divergence_named(trial, epoch, steps - 1, steps):
-            with rounds.applied(training.judged) if rounds else contextlib.nullcontext():
+            with rounds.applied(training.judged) if rounds and not ends else contextlib.nullcontext():
                 judged = evaluate(training.judged, held_out)
             if not math.isfinite(judged.loss):
                 raise TrainingError(f"the {dataset.held_out_name} loss is {judged.loss}")

@@ -13,7 +13,7 @@ import numpy as np
 from smidgen.exports.c.source import Code, c_float, check_sizes, comment_text, shape_text
 from smidgen.exports.c.template import render
 from smidgen.exports.fused import Affine, Convolution, FusedGraph
-from smidgen.exports.memory import Buffer, place
+from smidgen.exports.placing import Buffer, place
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
 
 VECTOR = 8
@@ -51,11 +51,11 @@ class _Writer:
         self.offsets, size = place(self._buffers())
         self.code.scratch.append(("float", "memory", size))
         self.code.steps += ["    float *const memory = scratch->memory;", ""]
-        self.code.kernels["keep_loop"] = render("keep_loop.c", {})
+        self.code.kernel("keep_loop.c", "keep_loop", {})
         channels, height, width = graph.shapes[0]
         values = {"scale": c_float(1 / (255 * graph.std)), "shift": c_float(-graph.mean / graph.std)}
         values |= {"height": str(height), "row": str(channels * width), "out_row": str(self.row(0))}
-        self.code.kernels["normalize"] = render("normalize.c", values)
+        self.code.kernel("normalize.c", "normalize", values)
         self.begin(0)
         self.code.call("normalize", ["image", self.at(0)])
         for number, node in enumerate(graph.operations, start=1):
@@ -116,9 +116,9 @@ class _Writer:
         """Zeros around a value that is about to be written."""
         border = self.borders[value]
         if border:
-            self.code.kernels["border"] = render("border_float32.c", {})
-            place = self.at(value, (border, border))
-            self.code.call("border", [place, self.rows(value), self.row(value), border, border * self.column(value)])
+            self.code.kernel("border_float32.c", "border", {})
+            corner = self.at(value, (border, border))
+            self.code.call("border", [corner, self.rows(value), self.row(value), border, border * self.column(value)])
 
     def about(self, node: Operation) -> str:
         shapes = self.graph.shapes
@@ -177,8 +177,6 @@ class _Writer:
         else:
             block = len(node.weight) // node.groups
         pixels = max(1, min(_MOST_PIXELS, _ACCUMULATORS // block, out_width))
-        while pixels == 3:
-            pixels -= 1
         weights = self.filled(node.weight.transpose(2, 3, 1, 0), columns)
         table = code.array("float", f"{name}_weights", weights, node.name)
         bias = "0.0f"

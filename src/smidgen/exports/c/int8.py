@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from smidgen.exports.c.rows import SCORES, Rows
-from smidgen.exports.c.source import Code, Stream, c_float, check_sizes, shape_text
-from smidgen.exports.c.stage_writer import Needs, StageWriter, needs_of
+from smidgen.exports.c.convolutions import Needs, needs_of
+from smidgen.exports.c.rows import Rows
+from smidgen.exports.c.source import Code, Stream, c_float, check_sizes, comment_text, shape_text
+from smidgen.exports.c.stage_writer import StageWriter
 from smidgen.exports.c.template import render
 from smidgen.exports.fused import FusedGraph
 from smidgen.exports.integer import IntegerNetwork
 from smidgen.exports.memory import Bands, Plan, plan
+from smidgen.exports.value_types import SCORES
 
 
 def int8_code(graph: FusedGraph, network: IntegerNetwork, memory: Plan | None = None) -> Code:
@@ -163,7 +165,7 @@ class _Part:
             about = f"{stage.names}: {before} to {shape_text(self.rows.shape(stage.output))}"
             lines += [
                 "",
-                f"        row = {counter}; /* {self.code.comment(about)} */",
+                f"        row = {counter}; /* {comment_text(about)} */",
                 f"        if ({ready}) {{",
                 *(f"            {line}" for line in self.runs[stage.output]),
                 f"            {counter}++;",

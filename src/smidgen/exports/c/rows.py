@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from smidgen.exports.integer import Step, Sums
-from smidgen.exports.memory import Pipeline
+from smidgen.exports.pipeline import Pipeline
 from smidgen.exports.stages import Stage
+from smidgen.exports.value_types import SCORES
 from smidgen.graph.ops import Shape
-
-SCORES = "int32_t"
-"""The type of a score, and of no other value."""
 
 
 class Rows:
@@ -27,7 +26,7 @@ class Rows:
         pipeline: likewise.
         on_its_side: likewise.
         takes_image: whether value 0 is the image, and not another pipeline's last value.
-        steps: by the pipeline's own values.
+        steps: by the pipeline's own values, on their side where the rows are.
         stages: by the value that each writes.
         names: of the tables of each stage, likewise.
         counters: the number of each stage's counter, likewise.
@@ -38,7 +37,7 @@ class Rows:
     ) -> None:
         self.pipeline = pipeline
         self.on_its_side, self.takes_image = on_its_side, before == 0
-        self.steps = {value - before: step for value, step in steps.items()}
+        self.steps = {value - before: _turned(step) if on_its_side else step for value, step in steps.items()}
         self.counters = {stage.output: first + number for number, stage in enumerate(pipeline.stages)}
         self.stages = {stage.output: stage for stage in pipeline.stages}
         self.names = {stage.output: f"layer{before + stage.output}" for stage in pipeline.stages}
@@ -77,16 +76,17 @@ class Rows:
             return "image"
         return plus("memory", self.pipeline.places[value])
 
+    def kept(self, value: int) -> str:
+        """How many rows there are before the next takes the place of the first, in C."""
+        return "ring" if value == 0 and self.takes_image else str(self.pipeline.rings[value])
+
     def row(self, value: int, row: str) -> str:
         """Where one of its rows is, typed."""
         kind = self.pipeline.types[value]
         if kind == SCORES:
             return "scratch->scores"
-        size = self.pipeline.row_bytes(value)
-        if value == 0 and self.takes_image:
-            return f"image + {row} % ring * {size}"
-        ring = self.pipeline.rings[value]
-        at = self.ring(value) + (f" + {row} % {ring} * {size}" if ring > 1 else "")
+        kept = self.kept(value)
+        at = self.ring(value) + (f" + {row} % {kept} * {self.pipeline.row_bytes(value)}" if kept != "1" else "")
         return at if kind == "uint8_t" else f"({kind} *)({at})"
 
     def patch(self, stage: Stage) -> str:
@@ -97,6 +97,11 @@ class Rows:
             return f"(uint16_t *)({plus('memory', patch.place)})"
         rows = self.count(patch.lender)
         return f"(uint16_t *)({self.row(patch.lender, f'({rows})' if ' ' in rows else rows)})"
+
+
+def _turned(step: Step) -> Step:
+    """The same for images on their side; of poolings, the pipeline's graph has the sides."""
+    return replace(step, weight=step.weight.transpose(0, 1, 3, 2)) if isinstance(step, Sums) else step
 
 
 def plus(base: str, offset: int) -> str:

@@ -52,7 +52,11 @@ def int8_sizes(network: nn.Module, input_shape: Shape) -> Sizes:
     if input_shape[1] * input_shape[2] > MOST_PIXELS:
         raise SmidgenError(f"its images have more than {MOST_PIXELS:,} pixels")
     try:
-        probe = copy.deepcopy(network).cpu().eval().float()
+        probe = copy.deepcopy(network)
+    except Exception as error:  # whatever a user's module raises when it is copied
+        raise SmidgenError(f"it cannot be copied ({type(error).__name__})") from None
+    try:
+        probe = probe.cpu().eval().float()
         generator = torch.Generator().manual_seed(0)
         for norm in norms(probe):  # what is 0 before training is not left out afterwards
             assert norm.running_mean is not None

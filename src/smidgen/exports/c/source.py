@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from smidgen.errors import SmidgenError
 from smidgen.exports.c.template import render
 from smidgen.exports.fused import Convolution
+from smidgen.exports.value_types import BYTES
 from smidgen.graph.ops import Operation, Pair, Pool, Shape
 from smidgen.version import VERSION
 
@@ -77,20 +78,25 @@ class Code:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of all fields: the widest come first, so only the end is padded."""
-        used, widest = sum(_BYTES[kind] * count for kind, _, count in self.scratch), _BYTES[self.scratch[0][0]]
+        used, widest = sum(BYTES[kind] * count for kind, _, count in self.scratch), BYTES[self.scratch[0][0]]
         return -(-used // widest) * widest
 
     def array(self, kind: str, name: str, values: NDArray[np.generic], comment: str = "") -> str:
         """A table of constants; gives its name in the source file."""
         flat = values.ravel()
-        shown = [c_float(float(v)) for v in flat] if kind == "float" else [c_integer(int(v)) for v in flat]
+        shown = [c_float(float(v)) for v in flat] if kind == "float" else [_integer(int(v)) for v in flat]
         lines = textwrap.fill(
             ", ".join(shown), WIDTH, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
         )
         about = f" /* {comment_text(comment)} */" if comment else ""
         self.tables.append(f"static const SMIDGEN_FLASH {kind} ${name}[{len(flat)}] = {{{about}\n{lines}\n}};")
-        self.weight_bytes += _BYTES[kind] * len(flat)
+        self.weight_bytes += BYTES[kind] * len(flat)
         return f"${name}"
+
+    def kernel(self, fragment: str, name: str, values: Mapping[str, object], features: Collection[str] = ()) -> None:
+        """A function of the source file's own, unless it is there; helpers come before those that call them."""
+        if name not in self.kernels:
+            self.kernels[name] = render(fragment, {"name": name, **values}, features)
 
     def struct(self, kernel: str, name: str, fields: Mapping[str, object]) -> None:
         """The table of a layer; members that are not given are 0.
@@ -112,18 +118,10 @@ class Code:
         )
         self.tables.append(f"static const SMIDGEN_FLASH struct ${kernel}_layer ${name} = {{\n{shown}\n}};")
 
-    @staticmethod
-    def comment(text: str) -> str:
-        """Any text as it can stand in a comment."""
-        return comment_text(text)
-
     def call(self, kernel: str, arguments: Sequence[object], comment: str = "") -> None:
         """A call of a kernel in the function that runs the network."""
         about = f" /* {comment_text(comment)} */" if comment else ""
         self.steps.append(f"    ${kernel}({', '.join(map(str, arguments))});{about}")
-
-
-_BYTES = {"float": 4, "int32_t": 4, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
 
 
 def _members(kernel: str) -> list[str]:
@@ -158,47 +156,9 @@ def string(text: str) -> str:
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
 
 
-def c_integer(value: int) -> str:
+def _integer(value: int) -> str:
     """An integer of 32 bits; the least has no literal of its own."""
     return "(-2147483647 - 1)" if value == -(2**31) else str(value)
-
-
-def sides(node: Convolution | Pool, kernel: Pair, shapes: Sequence[Shape], features: Iterable[str]) -> dict[str, int]:
-    """The fields of a convolution's or pooling's table that say where it looks."""
-    (channels, height, width), (out_channels, out_height, out_width) = shapes[node.inputs[0]], shapes[node.output]
-    chosen = set(features)
-    fields = {"in_height": height, "in_width": width}
-    if isinstance(node, Convolution):
-        fields |= {"in_channels": channels, "out_height": out_height, "out_width": out_width}
-        fields |= {"out_channels": out_channels}
-    else:
-        fields |= {"channels": channels, "out_height": out_height, "out_width": out_width}
-        if "padding" not in chosen:
-            del fields["in_height"]
-    fields |= {"kernel_height": kernel[0], "kernel_width": kernel[1]}
-    fields |= {"stride_y": node.stride[0], "stride_x": node.stride[1]}
-    if "padding" in chosen:
-        fields |= {"padding_y": node.padding[0], "padding_x": node.padding[1]}
-    if isinstance(node, Convolution):
-        if "dilation" in chosen:
-            fields |= {"dilation_y": node.dilation[0], "dilation_x": node.dilation[1]}
-        if "groups" in chosen:
-            fields["groups"] = node.groups
-    return fields
-
-
-def features_of(nodes: Iterable[Convolution | Pool]) -> set[str]:
-    """The features of a kernel that the nodes use."""
-    found = set()
-    for node in nodes:
-        if node.padding != (0, 0):
-            found.add("padding")
-        if isinstance(node, Convolution):
-            found |= {"relu"} if node.relu else set()
-            found |= {"dilation", "spread"} if node.dilation != (1, 1) else set()
-            found |= {"groups", "spread"} if node.groups != 1 else set()
-            found |= {"after"} if node.scale is not None else set()
-    return found
 
 
 def check_sizes(shapes: Sequence[Shape], operations: Sequence[Operation]) -> None:

@@ -1,6 +1,6 @@
 /* Sums of all inputs. */
 struct ${{name}}_layer {
-    const SMIDGEN_FLASH {{weight}} *weights; /* [outputs][{{inputs}}] */
+    const SMIDGEN_FLASH {{weight}} *weights; /* [outputs][inputs] */
     const SMIDGEN_FLASH int16_t *bias;      /* [outputs], in units of 2^bias_shift */
 @if rescaled
     const SMIDGEN_FLASH uint16_t *multipliers; /* [outputs]: 12 bits, and 4 that are added to the shift */
