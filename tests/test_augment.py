@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smidgen.data.augment import _elastic_offsets, _sampling_matrices, augment
+from smidgen.data.augment import _elastic_offsets, augment, sampling_matrices
 from smidgen.data.dataset import Dataset
 from smidgen.randomness import Purpose, Stream
 from smidgen.trial import Augmentation
@@ -50,7 +50,7 @@ def test_each_image_has_parameters_of_its_own(images: Tensor) -> None:
 
 def matrices(settings: Augmentation, draws: list[float], height: int = 28, width: int = 28) -> npt.NDArray[np.float32]:
     """The sampling matrix for given draws (angle, shifts, scale, shear; -1 to 1)."""
-    return _sampling_matrices(settings, (np.array([[*draws, 0]]) + 1) / 2, height, width)
+    return sampling_matrices(settings, (np.array([[*draws, 0]]) + 1) / 2, height, width)
 
 
 def sampled(image: Tensor, matrix: npt.NDArray[np.float32], mode: str = "bilinear") -> Tensor:
@@ -100,7 +100,7 @@ def test_the_sampling_matrix_inverts_the_forward_map() -> None:
 def test_strengths_are_half_widths_of_uniform_draws() -> None:
     settings = Augmentation(rotation=30)
     draws = Stream(5, Purpose.AUGMENTATION).uniforms(20_000, 6)
-    m = _sampling_matrices(settings, draws, 28, 28).astype(float)
+    m = sampling_matrices(settings, draws, 28, 28).astype(float)
     angles = np.rad2deg(np.arctan2(m[:, 0, 1], m[:, 0, 0]))
     assert abs(angles).max() <= 30 + 1e-4
     assert abs(angles.mean()) < 0.5
@@ -143,7 +143,7 @@ def test_flip_mirrors_its_share_of_the_images_and_nothing_else(images: Tensor) -
     turned = (some - colour.flip(3)).abs().amax((1, 2, 3)) < 1e-4
     assert bool((as_they_were ^ turned).all())
     draws = Stream(3, Purpose.AUGMENTATION).uniforms(5_000, 6)
-    flipped = _sampling_matrices(Augmentation(flip=0.3), draws, 8, 8)[:, 0, 0] < 0
+    flipped = sampling_matrices(Augmentation(flip=0.3), draws, 8, 8)[:, 0, 0] < 0
     assert abs(flipped.mean() - 0.3) < 0.03
 
 

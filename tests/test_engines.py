@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -215,12 +216,15 @@ def test_trained_parameters_of_another_type_are_refused(small_trial: Trial, data
 def test_engines_say_what_they_are(name: EngineName) -> None:
     if name == "native" and core.why_missing():
         pytest.skip("the native engine is not installed")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
     engine = choose(name, threads=2)
     identity = engine.identity
-    assert (identity["engine"], identity["threads"], identity["device"]) == (name, 2, "cpu")
-    assert (identity["instruction_level"] is None) == (name == "eager")
+    assert (identity["engine"], identity["threads"]) == (name, 2)
+    assert identity["device"] == ("cuda" if name == "cuda" else "cpu")
+    assert (identity["instruction_level"] is None) == (name != "native")
     assert engine.torch_threads == (1 if name == "native" else 2)
-    assert (engine.peak() is None) == (name == "eager")
+    assert (engine.peak() is None) == (name != "native")
 
 
 class Masked(nn.Module):
@@ -273,7 +277,11 @@ def test_flat_state_shares_memory_with_the_network() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     flat = FlatState(network)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert flat.floats.numel() == sum(t.numel() for t in before.values() if t.dtype == torch.float32)
+    floats = [t for t in network.state_dict().values() if t.dtype == torch.float32]
+    places = sorted((t.data_ptr(), t.numel()) for t in floats)
+    assert all(place % 64 == flat.floats.data_ptr() % 64 for place, _ in places)  # as cuDNN needs them
+    assert all(a + 4 * n <= b for (a, n), (b, _) in itertools.pairwise(places))
+    assert all(t.untyped_storage().data_ptr() == flat.floats.untyped_storage().data_ptr() for t in floats)
     flat.weights.detach().fill_(3)
     flat.vectors.detach().fill_(4)
     assert network[0].weight.eq(3).all()

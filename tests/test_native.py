@@ -636,13 +636,13 @@ def test_loader_refuses_what_is_not_there(mnist: Dataset) -> None:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_flat_sgd_does_as_pytorch_does(nesterov: bool) -> None:
     torch.manual_seed(0)
-    start = torch.randn(1001)
+    start = torch.randn(1008)
     theirs = nn.Parameter(start.clone().double())
-    state = FlatState(nn.ParameterList([start.clone().view(7, 143)]))
+    state = FlatState(nn.ParameterList([start.clone().view(7, 144)]))
     flat, mine = FlatSGD(SGD(lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01), state), state.weights
     reference = torch.optim.SGD([theirs], 0.1, 0.9, nesterov=nesterov, weight_decay=0.01)
     for step in range(5):
-        gradient = torch.randn(1001)
+        gradient = torch.randn(1008)
         mine.grad, theirs.grad = gradient.clone(), gradient.double()
         reference.param_groups[0]["lr"] = 0.1 / (1 + step)
         flat.set_rate(0.1 / (1 + step))

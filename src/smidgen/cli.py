@@ -132,14 +132,18 @@ class _Group:
     def execution(self, threads: str) -> None:
         """The options of `RunOptions`."""
         self.add(
-            "--engine", choices=["auto", "native", "eager"], default="auto",
-            help="native: C++ kernels on the CPU; eager: PyTorch; auto (default): native if it can run the trial",
+            "--engine", choices=["auto", "native", "eager", "cuda"], default="auto",
+            help="native: C++ kernels on the CPU; eager: PyTorch; cuda: PyTorch on a GPU with recorded "
+            "steps; auto (default): native if it can run the trial, otherwise eager",
         )  # fmt: skip
         self.add(
             "--precision", choices=["fp32", "bf16"],
             help="of multiplications; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
         )  # fmt: skip
-        self.add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default auto: the CPU")
+        self.add(
+            "--device", choices=["auto", "cpu", "cuda", "mps"], metavar="{auto,cpu,cuda}", default="auto",
+            help="default auto: the CPU",
+        )  # fmt: skip
         self.add("--threads", type=int, metavar="N", help=threads)
         self.add(
             "--checkpoint-seconds", type=float, default=30, metavar="S",

@@ -38,7 +38,7 @@ from smidgen import cli
 from smidgen.engines import eager
 from smidgen.randomness import Purpose, Stream
 from smidgen.runs import lock, run, runner
-from smidgen.training import averaging, checkpoint, evaluation, loop
+from smidgen.training import averaging, checkpoint, evaluation, loop, sums
 
 OPERATIONS = ("open", "write", "fsync", "replace", "unlink", "ftruncate", "mkdir", "close")
 
@@ -130,7 +130,7 @@ def _optimizer_not_saved() -> None:
 
 def _sums_not_saved() -> None:
     position = checkpoint._position
-    checkpoint._position = lambda *a, **o: (position(*a, **o)[0], loop.EpochSums(seen=position(*a, **o)[1].seen))
+    checkpoint._position = lambda *a, **o: (position(*a, **o)[0], sums.EpochSums(seen=position(*a, **o)[1].seen))
 
 
 def _order_by_state() -> None:

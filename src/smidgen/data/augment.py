@@ -49,12 +49,30 @@ def augment(images: Tensor, settings: Augmentation, stream: Stream) -> Tensor:
     if not settings.is_on:
         return images
     count, _, height, width = images.shape
-    draws = stream.uniforms(count, 6)
-    matrices = _sampling_matrices(settings, draws, height, width)
-    grid = F.affine_grid(torch.from_numpy(matrices).to(images.device), [count, 1, height, width], align_corners=False)
+    matrices = sampling_matrices(settings, stream.uniforms(count, 6), height, width)
+    noise = None
     if settings.elastic:
-        noise = replace(stream, purpose=Purpose.ELASTIC).uniforms(count, 2, height, width)
-        grid = grid + _elastic_offsets(settings, torch.from_numpy(noise.astype(np.float32)).to(images.device))
+        drawn = replace(stream, purpose=Purpose.ELASTIC).uniforms(count, 2, height, width)
+        noise = torch.from_numpy(drawn.astype(np.float32)).to(images.device)
+    return resample(images, settings, torch.from_numpy(matrices).to(images.device), noise)
+
+
+def resample(images: Tensor, settings: Augmentation, matrices: Tensor, noise: Tensor | None = None) -> Tensor:
+    """The part of `augment` that is done on the images' device.
+
+    Args:
+        images: float32 [count, channels, height, width].
+        settings: strengths.
+        matrices: float32 [count, 2, 3], as `sampling_matrices` gives them, on the images' device.
+        noise: float32 [count, 2, height, width], 0 to 1, where there is elastic augmentation.
+
+    Returns:
+        float32, of the images' shape.
+    """
+    count, _, height, width = images.shape
+    grid = F.affine_grid(matrices, [count, 1, height, width], align_corners=False)
+    if noise is not None:
+        grid = grid + _elastic_offsets(settings, noise)
     return F.grid_sample(images, grid, mode=settings.interpolation, padding_mode="zeros", align_corners=False)
 
 
@@ -68,7 +86,7 @@ def normalize(images: Tensor, mean: float, std: float) -> Tensor:
     return images.sub(mean).div_(std)
 
 
-def _sampling_matrices(
+def sampling_matrices(
     settings: Augmentation, draws: npt.NDArray[np.float64], height: int, width: int
 ) -> npt.NDArray[np.float32]:
     """For each image the 2×3 matrix from output to input coordinates, both -1 to 1 over the image.
@@ -100,17 +118,22 @@ def _elastic_offsets(settings: Augmentation, noise: Tensor) -> Tensor:
     """Offsets for the sampling grid [count, height, width, 2], from noise [count, 2, height, width]."""
     _, _, height, width = noise.shape
     radius = min(math.ceil(3 * settings.elastic_smoothness), 4 * max(height, width))
-    positions = torch.arange(-radius, radius + 1, dtype=torch.float32, device=noise.device)
-    kernel = torch.exp(-0.5 * (positions / settings.elastic_smoothness) ** 2)
-    kernel = kernel / kernel.sum()
+    kernel, strength = _elastic_kernel(settings, radius)
+    kernel = kernel.to(noise.device)
     field = (2 * noise - 1).flatten(0, 1).unsqueeze(1)
     field = F.conv2d(
         F.conv2d(field, kernel.view(1, 1, 1, -1), padding=(0, radius)),
         kernel.view(1, 1, -1, 1),
         padding=(radius, 0),
     )
+    field = (field * strength).view(noise.shape)
+    return torch.stack((field[:, 0] * (2 / width), field[:, 1] * (2 / height)), dim=-1)
+
+
+def _elastic_kernel(settings: Augmentation, radius: int) -> tuple[Tensor, float]:
+    """A Gaussian that sums to 1, float32 [2 * radius + 1], and what the smoothed noise is multiplied by."""
+    positions = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (positions / settings.elastic_smoothness) ** 2)
+    kernel = kernel / kernel.sum()
     # Uniform noise in [-1, 1) has variance 1/3; smoothing in both directions leaves (sum k²)² of it.
-    field = field * (settings.elastic * math.sqrt(3) / float((kernel**2).sum()))
-    field = field.view(noise.shape)
-    pixels = torch.tensor([2 / width, 2 / height], device=noise.device)
-    return field.permute(0, 2, 3, 1) * pixels
+    return kernel, settings.elastic * math.sqrt(3) / float((kernel**2).sum())

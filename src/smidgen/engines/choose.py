@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from smidgen.engines.cuda import CudaEngine
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import MOST_THREADS, DeviceName, Engine, EngineName, Precision
 from smidgen.engines.native.core import has_bfloat16, level, why_missing
@@ -17,7 +18,7 @@ from smidgen.machine import usable_cores
 from smidgen.trial import Trial
 
 ENGINES: Mapping[str, type[NativeEngine] | type[EagerEngine]] = {
-    kind.name: kind for kind in (NativeEngine, EagerEngine)
+    kind.name: kind for kind in (NativeEngine, EagerEngine, CudaEngine)
 }
 
 
@@ -29,23 +30,32 @@ def choose(
 ) -> Engine:
     """Settle what `auto` means on this machine.
 
-    `auto` takes the native engine on the CPU where it is installed: the networks are so small that
-    a GPU's launches cost more than it saves in the eager engine. Threads default to the cores that
-    this process may use, at most 8.
+    `auto` takes the native engine on the CPU where it is installed, and otherwise the eager one, on a GPU too: the
+    engine `cuda` has been checked without a GPU only (docs/log.md, 2026-11-27).
+    Threads default to the cores that this process may use, at most 8.
 
     Raises:
         SmidgenError: an engine, device, precision or number of threads that is not available.
     """
+    if device == "mps":
+        raise SmidgenError(
+            "Apple's GPUs (mps) lack the float64 numbers that losses are added in, and smidgen has not been tried on "
+            "them; use --device cpu or auto"
+        )
+    if engine == "cuda":
+        if device == "cpu":
+            raise SmidgenError("the cuda engine runs on a GPU; use --device cuda, or --engine eager or native")
+        device = "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SmidgenError("PyTorch finds no CUDA device here; use --device cpu or auto")
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise SmidgenError(f"--threads is {threads}; allowed: 1 to {MOST_THREADS}")
     missing = why_missing()
     if engine == "native" and device == "cuda":
-        raise SmidgenError("the native engine runs on the CPU; use --device cpu or --engine eager")
+        raise SmidgenError("the native engine runs on the CPU; use --device cpu, or --engine cuda or eager")
     if engine == "native" and missing:
         raise SmidgenError(f"{missing}; use --engine eager or auto")
-    native = engine != "eager" and device != "cuda" and not missing
+    native = engine in ("auto", "native") and device != "cuda" and not missing
     if native:
         level()  # an impossible one is the user's mistake
     if precision == "bf16":
@@ -58,8 +68,10 @@ def choose(
     threads = threads or min(8, usable_cores())
     if native:
         return NativeEngine(threads, precision)
-    note = missing if engine == "auto" and device != "cuda" else ""
-    return EagerEngine(torch.device("cuda" if device == "cuda" else "cpu"), threads, note)
+    if device == "cuda":
+        kind = CudaEngine if engine == "cuda" else EagerEngine
+        return kind(torch.device("cuda"), threads)
+    return EagerEngine(torch.device("cpu"), threads, missing if engine == "auto" else "")
 
 
 def choose_to_classify(network: nn.Module, input_shape: Shape) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smidgen.data.augment import KNOWN_SETTINGS, augment, changed_settings, normalize, to_float
 from smidgen.data.dataset import Examples
-from smidgen.engines.engine import Batch, LayerTimes, Precision, Support
+from smidgen.engines.engine import Batch, EngineKind, Figures, LayerTimes, Precision, Support
 from smidgen.engines.flat import FlatAverage, FlatState
 from smidgen.engines.optimizers import OPTIMIZERS, TorchOptimizer
 from smidgen.graph.ops import Shape
@@ -33,7 +33,7 @@ class EagerEngine:
             measurements in docs/log.md.
     """
 
-    name: ClassVar[Literal["native", "eager"]] = "eager"
+    name: ClassVar[EngineKind] = "eager"
     threads_change_results: ClassVar[bool] = True
     revision: ClassVar[int] = 1
 
@@ -47,7 +47,7 @@ class EagerEngine:
         """The memory layout of images and weights."""
         if self.layout is not None:
             return self.layout
-        return torch.channels_last if self.threads == 1 else torch.contiguous_format
+        return torch.channels_last if self.threads == 1 or self.device.type == "cuda" else torch.contiguous_format
 
     @property
     def precision(self) -> Precision:
@@ -97,17 +97,32 @@ class EagerEngine:
 
     def gradients(
         self, network: nn.Module, images: Batch, labels: Tensor, label_smoothing: float, stream: Stream
-    ) -> tuple[float, int]:
+    ) -> Figures:
         """As `Engine` says."""
-        # Not torch.manual_seed, which also sees to devices that are not used, and takes its time.
-        torch.default_generator.manual_seed(stream.torch_seed())
-        if labels.is_cuda:
-            torch.cuda.manual_seed_all(stream.torch_seed())
+        assert isinstance(images, Tensor)
+        self.seed(stream)
+        figures = self.figures(network, images, labels, label_smoothing)
+        if self.device.type == "cpu":
+            loss, hits = figures.tolist()
+            return loss, int(hits)
+        return figures
+
+    def figures(self, network: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """`gradients` without its random numbers; mean loss and hits as float64 [2], on the engine's device."""
         logits = network(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         network.zero_grad(set_to_none=False)
         loss.backward()
-        return loss.item(), int((logits.detach().argmax(1) == labels).sum())
+        hits = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack((loss.detach().double(), hits.double()))
+
+    def seed(self, stream: Stream) -> None:
+        """Seed the generator that layers on the engine's device draw from."""
+        # Not torch.manual_seed, which also sees to devices that are not used, and takes its time.
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(stream.torch_seed())
+        else:
+            torch.cuda.manual_seed(stream.torch_seed())
 
     def optimizer(
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool

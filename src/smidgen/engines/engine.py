@@ -16,11 +16,16 @@ from smidgen.settings import Json
 from smidgen.trial import Augmentation, Trial
 from smidgen.trial import Optimizer as OptimizerSettings
 
-EngineName = Literal["auto", "native", "eager"]
+EngineName = Literal["auto", "native", "eager", "cuda"]
+EngineKind = Literal["native", "eager", "cuda"]
 Precision = Literal["fp32", "bf16"]
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 MOST_THREADS = 256
+
+
+Figures = tuple[float, int] | Tensor
+"""A step's mean loss and hits; or both in a float64 tensor [2] on the engine's device, perhaps not computed yet."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +127,14 @@ class Engine(Protocol):
     """One way to run networks, on one device.
 
     Attributes:
-        name: `native` (the project's kernels, on the CPU) or `eager` (PyTorch).
+        name: `native` (the project's kernels, on the CPU), `eager` (PyTorch) or `cuda` (PyTorch, its steps recorded on
+            a GPU).
         threads_change_results: whether the number of threads can change the last digits of a result.
         revision: of the arithmetic, raised whenever the same recipe and seed give other weights than before: sweeps
             and searches do not mix runs of two revisions.
     """
 
-    name: ClassVar[Literal["native", "eager"]]
+    name: ClassVar[EngineKind]
     threads_change_results: ClassVar[bool]
     revision: ClassVar[int]
 
@@ -201,7 +207,7 @@ class Engine(Protocol):
 
     def gradients(
         self, network: nn.Module, images: Batch, labels: Tensor, label_smoothing: float, stream: Stream
-    ) -> tuple[float, int]:
+    ) -> Figures:
         """Forward and backward over one batch; the gradients replace those that were there.
 
         Args:

@@ -7,10 +7,15 @@ values spends its time on the going.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+_ALIGNED = 16
+"""Each tensor begins at a multiple of so many values: 64 bytes, a cache line. cuDNN needs 16 bytes, and stops the
+whole process's work on the GPU where they are not."""
 
 Move = Callable[[Tensor, Tensor, float], object]
 """`means.lerp_(values, weight)` for contiguous float32 vectors of one length, in an engine's own arithmetic."""
@@ -20,7 +25,8 @@ class FlatState:
     """A network's float32 state in one vector; its parameters and buffers become views of it.
 
     Attributes:
-        floats: every float32 value: weights, then vectors, then what is not trained.
+        floats: every float32 value: weights, then vectors, then what is not trained; zeros in between, so that each
+            tensor is aligned.
         others: the parameters and buffers of other types, which stay as they are.
         weights: the trained float32 parameters of more than one dimension, a part of `floats`.
         vectors: those of one dimension (biases, BatchNorm's scale and shift), on which no weight decay acts.
@@ -35,9 +41,9 @@ class FlatState:
         weights, vectors = [t for t in trained if t.dim() > 1], [t for t in trained if t.dim() <= 1]
         self.others = [t for t in state if t.dtype != torch.float32]
         self.floats = _joined([*weights, *vectors, *[t for t in floats if not t.requires_grad]])
-        cut = sum(p.numel() for p in weights)
+        cut = sum(map(_room, weights))
         self.weights = _leaf(self.floats[:cut], weights)
-        self.vectors = _leaf(self.floats[cut : cut + sum(p.numel() for p in vectors)], vectors)
+        self.vectors = _leaf(self.floats[cut : cut + sum(map(_room, vectors))], vectors)
 
 
 def _saved_state(network: nn.Module) -> list[Tensor]:
@@ -51,14 +57,19 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     """One vector with all the values; the tensors become views of it, in their memory layout."""
     if not tensors:
         return torch.empty(0)
-    flat = torch.empty(sum(t.numel() for t in tensors), device=tensors[0].device)
+    flat = torch.zeros(sum(map(_room, tensors)), device=tensors[0].device)
     start = 0
     for tensor in tensors:
         view = flat.as_strided(tensor.shape, _dense_strides(tensor), start)
         view.copy_(tensor.data)
         tensor.data = view
-        start += tensor.numel()
+        start += _room(tensor)
     return flat
+
+
+def _room(tensor: Tensor) -> int:
+    """Values that a tensor takes up, with those after it that fill up the alignment."""
+    return math.ceil(tensor.numel() / _ALIGNED) * _ALIGNED
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
@@ -71,7 +82,7 @@ def _leaf(part: Tensor, parameters: Sequence[Tensor]) -> nn.Parameter:
     start = 0
     for parameter in parameters:
         parameter.grad = leaf.grad.as_strided(parameter.shape, parameter.stride(), start)
-        start += parameter.numel()
+        start += _room(parameter)
     return leaf
 
 

@@ -79,7 +79,7 @@ class RunOrigin:
 
     Attributes:
         seed: the random seed.
-        engine: `native` or `eager`.
+        engine: `native`, `eager` or `cuda`.
         precision: of the products.
         device: `cpu` or `cuda`.
         threads: of the CPU.
@@ -132,6 +132,8 @@ def choose_again(
     if begun is not None:
         if engine == "auto" and begun.engine == "eager":
             engine = "eager"
+        if engine == "auto" and begun.engine == "cuda" and device in ("auto", "cuda") and torch.cuda.is_available():
+            engine = "cuda"
         if device == "auto" and begun.device == "cuda" and torch.cuda.is_available():
             device = "cuda"
         threads = threads or begun.threads

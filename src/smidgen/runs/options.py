@@ -20,8 +20,9 @@ class RunOptions:
     """Execution options of a run, apart from trial, seed and data.
 
     Attributes:
-        engine: `native` (the project's CPU kernels), `eager` (PyTorch), or `auto`, which takes the native
-            engine where it is installed and can run the network; in a resumed run, the engine that began it.
+        engine: `native` (the project's CPU kernels), `eager` (PyTorch), `cuda` (PyTorch with recorded
+            steps, on a GPU), or `auto`, which takes the native engine where it is installed and can run the network,
+            on the CPU, and otherwise `eager`; in a resumed run, the engine that began it.
         precision: of the products, `fp32` or `bf16`, which needs the native engine and a CPU that has such
             products. None takes `fp32`, or that of the resumed run.
         device: `cpu`, `cuda`, or `auto`, which takes the CPU, or that of the resumed run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import math
 import os
 import sys
 import time
@@ -40,6 +41,11 @@ def epoch_line(record: EpochRecord, epochs: int, held_out: str) -> str:
         f"{percent(record.test_correct, record.test_total)} %  "
         f"lr {record.learning_rate:.3g}  {record.seconds_training + record.seconds_evaluation:.1f} s"
     )
+
+
+def _means(loss: float, accuracy: float) -> str:
+    """Means of an epoch so far; nothing while they are still on a GPU."""
+    return "" if math.isnan(loss) else f"loss {loss:.4f}  accuracy {accuracy:.2f} %"
 
 
 class Silent:
@@ -115,7 +121,7 @@ class Bar(Lines):
             self._task,
             completed=(epoch - 1) * self._images + images,
             description=f"epoch {epoch}/{self._epochs}",
-            figures=f"loss {loss:.4f}  accuracy {accuracy:.2f} %{rate}",
+            figures=f"{_means(loss, accuracy)}{rate}",
         )
 
     def epoch(self, record: EpochRecord) -> None:
@@ -172,7 +178,7 @@ class Notebook(Silent):
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         self._done = (epoch - 1) * self._images + images
-        self._now = f"epoch {epoch}/{self._epochs}: loss {loss:.4f}, accuracy {accuracy:.2f} %"
+        self._now = f"epoch {epoch}/{self._epochs}: {_means(loss, accuracy)}"
         if time.perf_counter() - self._shown_at > self._SECONDS_BETWEEN_UPDATES:
             self._show()
 

@@ -34,7 +34,7 @@ class Result:
     Attributes:
         trial: the trial's name.
         seed: the random seed.
-        engine: `native` or `eager`.
+        engine: `native`, `eager` or `cuda`.
         precision: of the products, `fp32` or `bf16`.
         device: `cpu` or `cuda`.
         threads: on the CPU.

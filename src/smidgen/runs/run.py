@@ -302,13 +302,14 @@ def load_trial_data(trial: Trial) -> Dataset:
 @contextlib.contextmanager
 def _torch_settings(engine: Engine) -> Iterator[None]:
     """PyTorch set up for a run, and as it was afterwards: threads, generator, determinism on a GPU."""
-    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.allow_tf32
     torch.set_num_threads(engine.torch_threads)
     note_threads(engine.threads)
-    torch.backends.cudnn.deterministic = True
+    cudnn.deterministic, cudnn.allow_tf32 = True, False  # products are of float32, as the run will say
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.deterministic = cudnn
+        cudnn.deterministic, cudnn.allow_tf32 = before

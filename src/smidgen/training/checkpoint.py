@@ -18,14 +18,16 @@ from torch import Tensor
 from smidgen.errors import RunError, TrainingError
 from smidgen.files import cannot_read
 from smidgen.tensorfile import TensorFileError, all_finite, plain_copies, read_header, read_tensors, sealed_bytes
-from smidgen.training.loop import EpochRecord, EpochSums, Training
+from smidgen.training.loop import EpochRecord, Training
+from smidgen.training.sums import EpochSums, LossError
 from smidgen.trial import Trial
 
-_FORMAT = 3
+_FORMAT = 4
 _OUR_TROUBLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 """Errors in reading that say nothing about the file."""
 _HISTORY = "history"
 _COLUMNS = tuple(field.name for field in fields(EpochRecord))
+_SUMS = ("loss", "correct", "seen", "seconds")
 _COUNTS = ("epoch", "test_correct", "test_total")
 
 
@@ -50,6 +52,13 @@ def to_bytes(training: Training, origin: Origin) -> bytes:
     Raises:
         TrainingError: a value is no longer finite, so the state cannot be resumed.
     """
+    try:
+        training.sums.read()
+    except LossError as error:
+        raise TrainingError(
+            f"training diverged in epoch {len(training.history) + 1}, step {training.step - error.steps_ago}: {error}; "
+            f"lower optimizer.lr"
+        ) from None
     tensors = _tensors(training)
     for name, tensor in tensors.items():
         if not all_finite(tensor):
@@ -57,7 +66,8 @@ def to_bytes(training: Training, origin: Origin) -> bytes:
                 f"training diverged by epoch {len(training.history) + 1}, step {training.step}: {name} holds values "
                 f"that are no longer finite; lower optimizer.lr"
             )
-    about = {"format": _FORMAT, "step": training.step, "sums": asdict(training.sums), **asdict(origin)}
+    sums = {name: getattr(training.sums, name) for name in _SUMS}
+    about = {"format": _FORMAT, "step": training.step, "sums": sums, **asdict(origin)}
     return sealed_bytes({**tensors, _HISTORY: _from_history(training.history)}, about)
 
 
@@ -163,7 +173,7 @@ def _position(about: dict[str, Any], trial: Trial, images: int, finished: int) -
     steps = 0 if finished == trial.epochs else math.ceil(images / trial.batch_size)
     if type(step) is not int or not 0 <= step <= steps:
         raise ValueError(f"its step is {step!r}")
-    sums = EpochSums(data["loss"], data["correct"], data["seen"], data["seconds"])
+    sums = EpochSums(*(data[name] for name in _SUMS))
     good = all(type(value) is float and 0 <= value < math.inf for value in (sums.loss, sums.seconds))
     good = good and type(sums.correct) is int and sums.seen == min(step * trial.batch_size, images)
     if not good or not 0 <= sums.correct <= sums.seen:

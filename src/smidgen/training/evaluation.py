@@ -14,6 +14,7 @@ from smidgen.engines.choose import choose_to_classify
 from smidgen.engines.engine import Batch, Engine
 from smidgen.errors import SmidgenError, TrainingError
 from smidgen.machine import is_out_of_memory
+from smidgen.training.sums import on_host
 
 BATCH = 500
 """Images that are classified at once."""
@@ -84,9 +85,11 @@ def evaluate(network: nn.Module, held_out: HeldOut) -> Evaluation:
     """
     logits = _scores(network, held_out)
     # In double precision, so that the mean does not depend on how the sum is cut into pieces.
-    loss = F.cross_entropy(logits.double(), held_out.labels)
+    mean = F.cross_entropy(logits.double(), held_out.labels)
     correct = (logits.argmax(1) == held_out.labels).sum()
-    return Evaluation(float(loss), int(correct), len(logits), logits)
+    [(loss, hits, finite)] = on_host(torch.stack((mean, correct.double(), torch.isfinite(logits).all().double()))[None])
+    _check_finite(bool(finite))
+    return Evaluation(loss, int(hits), len(logits), logits)
 
 
 def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tensor:
@@ -109,7 +112,9 @@ def scores(network: nn.Module, images: Tensor, mean: float, std: float) -> Tenso
     engine = choose_to_classify(network, (channels, height, width))
     prepared = engine.prepare(network)
     try:
-        return _scores(prepared, (engine.batch(part, mean, std) for part in images.split(BATCH)))
+        found = _scores(prepared, (engine.batch(part, mean, std) for part in images.split(BATCH)))
+        _check_finite(bool(torch.isfinite(found).all()))
+        return found
     finally:
         engine.plain(prepared)  # leaves the network as it was
 
@@ -126,6 +131,9 @@ def _scores(network: nn.Module, batches: Iterable[Batch]) -> Tensor:
         raise SmidgenError(f"there is not enough memory to classify {BATCH} images at once") from None
     finally:
         network.train(was_training)
-    if not bool(torch.isfinite(joined).all()):
-        raise TrainingError("the network's scores are not all finite numbers")
     return joined
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise TrainingError("the network's scores are not all finite numbers")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.data.dataset import Dataset
-from smidgen.engines.engine import Engine, Loader, Optimizer
+from smidgen.engines.engine import Engine, Figures, Loader, Optimizer
 from smidgen.errors import SmidgenError, TrainingError, TrialError
 from smidgen.machine import is_out_of_memory
 from smidgen.nets.build import build_network
@@ -28,7 +28,11 @@ from smidgen.training.averaging import WeightAverage
 from smidgen.training.evaluation import Evaluation, HeldOut, evaluate
 from smidgen.training.recalibration import norms, recalibrate
 from smidgen.training.rounding import Rounding
+from smidgen.training.sums import EpochSums, LossError
 from smidgen.trial import Augmentation, Module, Trial
+
+SECONDS_BETWEEN_READINGS = 0.5
+"""How long figures stay on a GPU within an epoch, so that progress can be shown."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,11 @@ class Watcher(Protocol):
     """Receives progress callbacks; it must not change anything."""
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
-        """After a step: images seen in the epoch, and means of loss and accuracy (percent) over them."""
+        """After a step: images seen in the epoch, and means of loss and accuracy (percent).
 
-
-@dataclass
-class EpochSums:
-    """Running sums of the current epoch.
-
-    Attributes:
-        loss: training loss, added over images.
-        correct: images classified correctly.
-        seen: images.
-        seconds: spent on the steps.
-    """
-
-    loss: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    seconds: float = 0.0
+        The means are over the images whose figures have been read, which on a GPU happens every half second; nan
+        before that.
+        """
 
 
 @dataclass
@@ -201,6 +192,7 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
     rounding = None
     if trial.quantization:
         rounding = Rounding(trial, new_network(trial, dataset, seed), dataset.input_shape)
+    read_at = time.perf_counter()
     for epoch in range(len(training.history) + 1, trial.epochs + 1):
         clock = time.perf_counter()
         training.network.train()
@@ -214,17 +206,16 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
             rate = _rate(trial, steps, epoch, step)
             with _divergence_named(trial, epoch, step, steps):
                 taken = (epoch - 1) * steps + step + 1
-                loss, hits = take_step(training, loader, picks, rate, trial, seed, epoch, step, taken, rounds)
-                if not math.isfinite(loss):
-                    raise TrainingError(f"the loss is {loss}")
-            sums.loss, sums.correct, sums.seen = (
-                sums.loss + loss * len(picks),
-                sums.correct + hits,
-                sums.seen + len(picks),
-            )
-            training.step = step + 1
+                figures = take_step(training, loader, picks, rate, trial, seed, epoch, step, taken, rounds)
+                training.step = step + 1
+                sums.add(figures, len(picks))
+                if not sums.all_read and time.perf_counter() - read_at >= SECONDS_BETWEEN_READINGS:
+                    sums.read()
+                    read_at = time.perf_counter()
             sums.seconds, clock = sums.seconds + time.perf_counter() - clock, time.perf_counter()
-            watcher.step(epoch, sums.seen, sums.loss / sums.seen, 100 * sums.correct / sums.seen)
+            watcher.step(epoch, sums.seen, sums.mean_loss, sums.accuracy)
+        with _divergence_named(trial, epoch, learning - 1, steps):
+            sums.read()
         if training.average:
             training.average.settle()
         ends = epoch == trial.epochs
@@ -241,8 +232,8 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
                 raise TrainingError(f"the {dataset.held_out_name} loss is {judged.loss}")
         record = EpochRecord(
             epoch=epoch,
-            train_loss=sums.loss / sums.seen,
-            train_accuracy=100 * sums.correct / sums.seen,
+            train_loss=sums.mean_loss,
+            train_accuracy=sums.accuracy,
             test_loss=judged.loss,
             test_correct=judged.correct,
             test_total=judged.total,
@@ -281,6 +272,8 @@ def _divergence_named(trial: Trial, epoch: int, step: int, steps: int) -> Iterat
     try:
         yield
     except TrainingError as error:
+        if isinstance(error, LossError):
+            step -= error.steps_ago
         raise TrainingError(
             f"training diverged in epoch {epoch}, step {step + 1} of {steps}: {error}; "
             f"lower optimizer.lr (it is {trial.optimizer.lr:g})"
@@ -310,7 +303,7 @@ def take_step(
     step: int,
     taken: int,
     rounding: Rounding | None = None,
-) -> tuple[float, int]:
+) -> Figures:
     """One optimizer step over the picked images, and the average's.
 
     Args:
@@ -332,8 +325,8 @@ def take_step(
     images, labels = loader.load(picks, epoch, step)
     stream = Stream(seed, Purpose.TORCH, epoch, step + 1)
     with rounding.applied(training.network) if rounding else contextlib.nullcontext():
-        loss, hits = training.engine.gradients(training.network, images, labels, trial.label_smoothing, stream)
+        figures = training.engine.gradients(training.network, images, labels, trial.label_smoothing, stream)
     training.optimizer.step()
     if training.average:
         training.average.update(taken)
-    return loss, hits
+    return figures

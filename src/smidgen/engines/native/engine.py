@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from smidgen.data.augment import changed_settings
 from smidgen.data.dataset import Examples
 from smidgen.engines.eager import laid_out, training_support
-from smidgen.engines.engine import Batch, LayerTimes, Optimizer, Precision, Support
+from smidgen.engines.engine import Batch, EngineKind, LayerTimes, Optimizer, Precision, Support
 from smidgen.engines.flat import FlatAverage, FlatState
 from smidgen.engines.native.core import find_core, level
 from smidgen.engines.native.fuse import UnsupportedError
@@ -38,7 +38,7 @@ class NativeEngine:
         note: as `Engine` says.
     """
 
-    name: ClassVar[Literal["native", "eager"]] = "native"
+    name: ClassVar[EngineKind] = "native"
     threads_change_results: ClassVar[bool] = False
     revision: ClassVar[int] = 2
 
