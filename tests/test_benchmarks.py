@@ -143,3 +143,10 @@ def test_code_for_microcontrollers_is_measured_as_it_is(small_run: Run, mnist: D
     expected = quantize(fused_graph(small_run.trained), load_trial_data(small_run.trial).train.images).scores(images)
     assert whole.classes is not None
     assert torch.equal(whole.classes, expected.argmax(1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match=r"^gpu.py: PyTorch finds no CUDA device here; use --device cpu or auto$"):
+        importlib.import_module("gpu").main()

@@ -165,6 +165,7 @@ def test_sums_count_what_is_read() -> None:
 def test_what_a_gpu_cannot_do_is_one_line(smidgen: Command) -> None:
     smidgen("run", "--device", "mps").is_mistake("mps", "float64", "--device cpu")
     smidgen("run", "--engine", "cuda", "--device", "cpu").is_mistake("--device cuda", "--engine eager or native")
+    smidgen("run", "--precision", "tf32").is_mistake("tf32 needs a GPU", "use fp32")
     if not HAS_GPU:
         smidgen("run", "--engine", "cuda").is_mistake("no CUDA device", "--device cpu or auto")
 
@@ -191,7 +192,7 @@ def test_a_run_that_a_gpu_made_is_read_everywhere(small_run: Any, tmp_path: Path
         (made / name).write_text(json.dumps(there))
     assert package.load_run(made).result.device == "cuda"
     assert smidgen("report", tmp_path / "runs", "--out", tmp_path / "report.html").status == 0
-    for target in ("c", "page", "safetensors"):
+    for target in ("c", "safetensors"):
         done = smidgen("export", made, "--to", target, "--out", tmp_path / target)
         assert done.status == 0, done.err
     assert smidgen("run", "--resume", made, "--engine", "cuda").status in (0, 1)  # finished, so shown
@@ -228,7 +229,7 @@ def test_a_gpu_learns_what_the_cpu_learns(small_trial: Trial, data: Dataset) -> 
 
 @on_gpu
 def test_a_gpus_run_is_resumed_to_the_same_bytes(small_trial: Trial, tmp_path: Path) -> None:
-    trial, options = TRIALS["everything"](small_trial), RunOptions("cuda", checkpoint_seconds=0)
+    trial, options = TRIALS["everything"](small_trial), RunOptions(device="cuda", checkpoint_seconds=0)
     whole = package.run(trial, out=tmp_path / "whole", options=options, progress=Silent())
 
     class Stop(Silent):
@@ -248,10 +249,10 @@ def test_too_little_memory_is_one_line_for_real(small_trial: Trial) -> None:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-3)
     try:
-        with pytest.raises(TrainingError, match="not enough memory for a step over 600 images; lower batch_size"):
+        with pytest.raises(TrainingError, match="there is not enough memory"):
             package.run(
                 replace(strict(), data=small_trial.data, batch_size=600),
-                options=RunOptions("cuda"),
+                options=RunOptions(device="cuda"),
                 progress=Silent(),
             )
     finally:

@@ -151,11 +151,16 @@ def test_an_export_has_those_weights(few_bits: Trial, small_data: Dataset, tmp_p
     assert abs(done.json["accuracy"] - made.accuracy) <= 2
 
 
-def test_what_cannot_be_rounded_as_an_export_does_is_refused(few_bits: Trial, small_data: Dataset) -> None:
+def test_what_cannot_be_rounded_as_an_export_does_is_refused(
+    few_bits: Trial, small_data: Dataset, tmp_path: Path
+) -> None:
     network = cast("Network", few_bits.network)
     trial = replace(few_bits, network=replace(network, order="activation-norm"))
     with pytest.raises(TrialError, match=r"folds the norm before .* into its weights"):
         Rounding(trial, loop.new_network(trial, small_data, 1), small_data.input_shape)
+    with pytest.raises(TrialError, match=r"folds the norm before .* into its weights"):
+        run(trial, out=tmp_path / "refused", progress=Silent())
+    assert not (tmp_path / "refused").exists()
     odd = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 28), torch.nn.Flatten(), torch.nn.Softplus())
     with pytest.raises(TrialError, match="needs a network that can be exported"):
         Rounding(few_bits, odd, small_data.input_shape)

@@ -134,11 +134,12 @@ class _Group:
         self.add(
             "--engine", choices=["auto", "native", "eager", "cuda"], default="auto",
             help="native: C++ kernels on the CPU; eager: PyTorch; cuda: PyTorch on a GPU with recorded "
-            "steps; auto (default): native if it can run the trial, otherwise eager",
+            "steps; auto (default): native if it can run the trial, otherwise eager, and on a GPU cuda",
         )  # fmt: skip
         self.add(
-            "--precision", choices=["fp32", "bf16"],
-            help="of multiplications; default fp32; bf16 needs the native engine and a CPU with avx512_bf16",
+            "--precision", choices=["fp32", "tf32", "bf16"],
+            help="of multiplications; default fp32; bf16 needs the native engine and a CPU with avx512_bf16, "
+            "tf32 a GPU",
         )  # fmt: skip
         self.add(
             "--device", choices=["auto", "cpu", "cuda", "mps"], metavar="{auto,cpu,cuda}", default="auto",

@@ -30,8 +30,7 @@ def choose(
 ) -> Engine:
     """Settle what `auto` means on this machine.
 
-    `auto` takes the native engine on the CPU where it is installed, and otherwise the eager one, on a GPU too: the
-    engine `cuda` has been checked without a GPU only (docs/log.md, 2026-11-27).
+    `auto` takes the native engine on the CPU where it is installed, otherwise the eager one, and on a GPU `cuda`.
     Threads default to the cores that this process may use, at most 8.
 
     Raises:
@@ -58,6 +57,8 @@ def choose(
     native = engine in ("auto", "native") and device != "cuda" and not missing
     if native:
         level()  # an impossible one is the user's mistake
+    if precision == "tf32" and device != "cuda":
+        raise SmidgenError("--precision tf32 needs a GPU (--device cuda); use fp32")
     if precision == "bf16":
         if not native:
             raise SmidgenError("--precision bf16 needs the native engine; use fp32")
@@ -69,8 +70,8 @@ def choose(
     if native:
         return NativeEngine(threads, precision)
     if device == "cuda":
-        kind = CudaEngine if engine == "cuda" else EagerEngine
-        return kind(torch.device("cuda"), threads)
+        kind = EagerEngine if engine == "eager" else CudaEngine
+        return kind(torch.device("cuda"), threads, products=precision)
     return EagerEngine(torch.device("cpu"), threads, missing if engine == "auto" else "")
 
 

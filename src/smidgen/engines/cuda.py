@@ -100,6 +100,17 @@ class CudaEngine(EagerEngine):
             steps[key] = _Step(self, network, images, labels, label_smoothing)
         return steps[key](images, labels, stream)
 
+    def backward(self, network: nn.Module, loss: Tensor) -> None:
+        """As `EagerEngine` says, without setting each to 0 and adding to it: 50 launches less for the flagship."""
+        trained = [p for p in network.parameters() if p.requires_grad]
+        kept = [p.grad for p in trained if p.grad is not None]
+        if len(kept) < len(trained):
+            super().backward(network, loss)
+            return
+        found = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            torch._foreach_copy_(kept, list(found))
+
     def optimizer(
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
     ) -> tuple[TorchOptimizer, FlatAverage | None]:

@@ -31,6 +31,8 @@ class EagerEngine:
         note: as `Engine` says.
         layout: how images and weights lie in memory; None: what is fastest with so many threads, by the
             measurements in docs/log.md.
+        products: `fp32`, or on a GPU `tf32`: factors are rounded to 10 bits of mantissa. Whoever uses the engine has
+            to tell PyTorch, whose setting it is (`smidgen.runs.run`).
     """
 
     name: ClassVar[EngineKind] = "eager"
@@ -41,6 +43,7 @@ class EagerEngine:
     threads: int
     note: str = ""
     layout: torch.memory_format | None = None
+    products: Precision = "fp32"
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -52,7 +55,7 @@ class EagerEngine:
     @property
     def precision(self) -> Precision:
         """As `Engine` says."""
-        return "fp32"
+        return self.products
 
     @property
     def torch_threads(self) -> int:
@@ -111,10 +114,14 @@ class EagerEngine:
         """`gradients` without its random numbers; mean loss and hits as float64 [2], on the engine's device."""
         logits = network(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        network.zero_grad(set_to_none=False)
-        loss.backward()
+        self.backward(network, loss)
         hits = (logits.detach().argmax(1) == labels).sum()
         return torch.stack((loss.detach().double(), hits.double()))
+
+    def backward(self, network: nn.Module, loss: Tensor) -> None:
+        """Leave the gradients of a loss where those before them were."""
+        network.zero_grad(set_to_none=False)
+        loss.backward()
 
     def seed(self, stream: Stream) -> None:
         """Seed the generator that layers on the engine's device draw from."""

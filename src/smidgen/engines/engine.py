@@ -18,7 +18,7 @@ from smidgen.trial import Optimizer as OptimizerSettings
 
 EngineName = Literal["auto", "native", "eager", "cuda"]
 EngineKind = Literal["native", "eager", "cuda"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 MOST_THREADS = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -105,7 +105,7 @@ class RunOrigin:
             and type(threads) is int
             and 1 <= threads <= MOST_THREADS
             and data.get("engine") in tuple(ENGINES)
-            and data.get("precision") in ("fp32", "bf16")
+            and data.get("precision") in get_args(Precision)
             and data.get("device") in ("cpu", "cuda")
             and isinstance(data.get("resumed"), list)
             and len(data["resumed"]) <= MOST_RESUMPTIONS
@@ -132,8 +132,6 @@ def choose_again(
     if begun is not None:
         if engine == "auto" and begun.engine == "eager":
             engine = "eager"
-        if engine == "auto" and begun.engine == "cuda" and device in ("auto", "cuda") and torch.cuda.is_available():
-            engine = "cuda"
         if device == "auto" and begun.device == "cuda" and torch.cuda.is_available():
             device = "cuda"
         threads = threads or begun.threads

@@ -21,10 +21,10 @@ class RunOptions:
 
     Attributes:
         engine: `native` (the project's CPU kernels), `eager` (PyTorch), `cuda` (PyTorch with recorded
-            steps, on a GPU), or `auto`, which takes the native engine where it is installed and can run the network,
-            on the CPU, and otherwise `eager`; in a resumed run, the engine that began it.
-        precision: of the products, `fp32` or `bf16`, which needs the native engine and a CPU that has such
-            products. None takes `fp32`, or that of the resumed run.
+            steps, on a GPU), or `auto`: on a GPU `cuda`, on the CPU the native engine where it is installed and can run
+            the network, otherwise `eager`; in a resumed run, the engine that began it.
+        precision: of the products: `fp32`, `bf16`, which needs the native engine and a CPU that has such
+            products, or `tf32`, which needs a GPU. None takes `fp32`, or that of the resumed run.
         device: `cpu`, `cuda`, or `auto`, which takes the CPU, or that of the resumed run.
         threads: on the CPU, 1 to 256. None takes that of the resumed run, or else: in a single run as many as
             there are usable cores, at most 8; in a sweep or search 1 for each run.

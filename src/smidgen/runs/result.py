@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from smidgen.engines.choose import ENGINES
+from smidgen.engines.engine import Precision
 from smidgen.errors import RunError
 
 _MEASURED = ("accuracy_last", "accuracy_best", "loss_last")
@@ -21,7 +22,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 """Types in JSON, by a field's annotation."""
 _ALLOWED = {
     "engine": tuple(ENGINES),
-    "precision": ("fp32", "bf16"),
+    "precision": get_args(Precision),
     "device": ("cpu", "cuda"),
     "held_out": ("test", "validation"),
 }
@@ -35,7 +36,7 @@ class Result:
         trial: the trial's name.
         seed: the random seed.
         engine: `native`, `eager` or `cuda`.
-        precision: of the products, `fp32` or `bf16`.
+        precision: of the products, `fp32`, `tf32` or `bf16`.
         device: `cpu` or `cuda`.
         threads: on the CPU.
         parameters: of the network.

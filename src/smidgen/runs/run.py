@@ -29,6 +29,7 @@ from smidgen.runs.record import Run, load_run
 from smidgen.runs.runner import Runner
 from smidgen.settings import differences, with_settings
 from smidgen.training.loop import new_network
+from smidgen.training.rounding import Rounding
 from smidgen.trial import Module, Trial
 from smidgen.trials.builtin import FLAGSHIP
 from smidgen.trials.find import find_trial, read_trial
@@ -249,7 +250,7 @@ def _short(value: object) -> str:
 
 
 def _check_training(trial: Trial, dataset: Dataset, network: nn.Module) -> list[str]:
-    """Refuse what would fail in the middle of the run: a user's module, or a last batch of a single image.
+    """Refuse what would fail in the middle of the run: a user's module, a last batch of a single image, a quantization.
 
     Returns:
         What is worth a note.
@@ -266,6 +267,8 @@ def _check_training(trial: Trial, dataset: Dataset, network: nn.Module) -> list[
             notes = check_own_network(own, network, shape, lambda: own_network(own, shape, dataset.classes))
         if isinstance(own, Module) or last == 1:
             check_step(network, shape, min(last, 2))
+    if trial.quantization:
+        Rounding(trial, network, shape)
     return notes
 
 
@@ -303,13 +306,15 @@ def load_trial_data(trial: Trial) -> Dataset:
 def _torch_settings(engine: Engine) -> Iterator[None]:
     """PyTorch set up for a run, and as it was afterwards: threads, generator, determinism on a GPU."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.allow_tf32
+    products = torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32
     torch.set_num_threads(engine.torch_threads)
     note_threads(engine.threads)
-    cudnn.deterministic, cudnn.allow_tf32 = True, False  # products are of float32, as the run will say
+    cudnn.deterministic, cudnn.allow_tf32 = True, engine.precision == "tf32"
+    products.allow_tf32 = cudnn.allow_tf32
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_num_threads(threads)
-        cudnn.deterministic, cudnn.allow_tf32 = before
+        cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32 = before

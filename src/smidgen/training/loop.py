@@ -185,8 +185,13 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
         TrainingError: the loss is not finite; names epoch and step.
     """
     engine, mean, std = training.engine, dataset.mean, dataset.std
-    examples = dataset.train.to(engine.device)
-    held_out = HeldOut(engine, dataset.held_out, mean, std)
+    try:
+        examples = dataset.train.to(engine.device)
+        held_out = HeldOut(engine, dataset.held_out, mean, std)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"there is not enough memory on {engine.device} for {dataset!r}") from None
     loader = engine.loader(examples, trial.augmentation, seed, mean, std)
     steps = steps_per_epoch(trial, dataset)
     rounding = None
@@ -223,7 +228,8 @@ def train(training: Training, trial: Trial, dataset: Dataset, seed: int, watcher
             rounds.settle(training.judged)
         if learning < steps:
             plain = engine.loader(examples, Augmentation(), seed, mean, std)
-            recalibrate(training.judged, (plain.load(picks, epoch, 0)[0] for picks in batches[learning:]))
+            with _divergence_named(trial, epoch, steps - 1, steps):
+                recalibrate(training.judged, (plain.load(picks, epoch, 0)[0] for picks in batches[learning:]))
         trained = time.perf_counter()
         with _divergence_named(trial, epoch, steps - 1, steps):
             with rounds.applied(training.judged) if rounds and not ends else contextlib.nullcontext():
