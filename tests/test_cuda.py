@@ -21,7 +21,6 @@ from torch import Tensor, nn
 import smidgen as package
 from conftest import Command
 from smidgen.data.dataset import Dataset
-from smidgen.engines import cuda
 from smidgen.engines.cuda import CudaEngine
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import Batch, Figures
@@ -31,7 +30,7 @@ from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import weights_sha256
-from smidgen.training import checkpoint
+from smidgen.training import checkpoint, loop
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, new_network, start, train
 from smidgen.training.sums import EpochSums, LossError
@@ -142,6 +141,25 @@ def test_a_late_loss_that_is_not_finite_names_its_step(small_trial: Trial, data:
 
     with pytest.raises(TrainingError, match=r"epoch 1, step 5: the loss is nan; lower optimizer.lr"):
         list(train(training, small_trial, data, 0, Save()))
+
+
+@pytest.mark.parametrize(("seconds", "readings"), [(0.0, 12), (math.inf, 0)])
+def test_progress_shows_what_has_been_read(
+    small_trial: Trial, data: Dataset, monkeypatch: pytest.MonkeyPatch, seconds: float, readings: int
+) -> None:
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_READINGS", seconds)
+    shown: list[float] = []
+
+    class Keep(Silent):
+        def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+            shown.append(loss)
+
+    trial, engine = replace(small_trial, epochs=1), LateEngine(torch.device("cpu"), 1)
+    training = start(trial, new_network(trial, data, 0), engine)
+    [record] = train(training, trial, data, 0, Keep())
+    assert len(shown) == 12
+    assert sum(not math.isnan(loss) for loss in shown) == readings
+    assert readings == 0 or shown[-1] == record.train_loss
 
 
 def test_sums_count_what_is_read() -> None:
@@ -257,4 +275,3 @@ def test_too_little_memory_is_one_line_for_real(small_trial: Trial) -> None:
             )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert cuda._STEPS_DRAWN > 1

@@ -63,15 +63,23 @@ int main(void)
 """
 
 
-@pytest.mark.parametrize(("name", "bits"), [("padded, activation first", 8), ("random 2", 8), ("flagship", 4)])
-def test_it_runs_on_an_avr_from_flash(name: str, bits: int, mnist: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "bits", "count"),
+    [
+        ("padded, activation first", 8, 4),
+        ("random 2", 8, 4),
+        ("flagship", 4, 4),
+        pytest.param("flagship", 4, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_it_runs_on_an_avr_from_flash(name: str, bits: int, count: int, mnist: Dataset, tmp_path: Path) -> None:
     graph = graph_of(name)
     network = quantize(graph, random_images(graph, 64), bits)
     code = int8_code(graph, network, plan(graph, lean=True))
     about = About("net", "a test", "random weights", graph.input_shape, graph.classes, graph.macs)
     for file, content in files(code, about).items():
         (tmp_path / file).write_bytes(content)
-    images = mnist.held_out.images[:20] if name == "flagship" else random_images(graph, 4)
+    images = mnist.held_out.images[:count] if name == "flagship" else random_images(graph, count)
     last = images.permute(0, 2, 3, 1).flatten(1)
     pixels = ",\n".join("{" + ",".join(map(str, image.tolist())) + "}" for image in last)
     (tmp_path / "avr.c").write_text(MAIN.replace("PIXELS\n}", pixels + "\n}"))

@@ -1,7 +1,8 @@
 """The engine for GPUs: PyTorch, with the work of a step recorded once and played back.
 
 A tiny network keeps a GPU busy for microseconds at a time, so launching its operations takes longer than they do
-(docs/log.md, 2026-11-27). CUDA graphs launch all operations of a recording at once. Nothing here waits for the GPU.
+(docs/log.md, 2026-11-27). CUDA graphs launch all operations of a recording at once. Nothing here waits for the GPU,
+but elastic augmentation.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Recording:
     """
 
     def __init__(self, work: Callable[[], tuple[Tensor, ...]], *, on: bool) -> None:
-        self._work, self._on = work, on
+        self._work = work
         self._stream = torch.cuda.Stream() if on else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: tuple[Tensor, ...] | None = None
@@ -176,38 +177,30 @@ class CudaOptimizer(TorchOptimizer):
         self._recording()
 
 
+@dataclass
 class CudaLoader(EagerLoader):
     """Batches by recorded operations; the random numbers are the CPU's, drawn for many steps at once.
 
-    Elastic noise is drawn and sent step by step, and such steps are not recorded.
+    Elastic noise is drawn and sent step by step, which waits for the GPU, and such loading is not recorded.
+
+    Attributes:
+        records: as the engine's.
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        augmentation: Augmentation,
-        seed: int,
-        mean: float,
-        std: float,
-        layout: torch.memory_format,
-        *,
-        records: bool,
-    ) -> None:
-        super().__init__(examples, augmentation, seed, mean, std, layout)
-        self._records = records and not augmentation.elastic
-        self._loads: dict[int, tuple[Tensor, Tensor, Recording]] = {}
-        self._drawn: tuple[tuple[int, int, int], Tensor] | None = None
+    records: bool = True
+    _loads: dict[int, tuple[Tensor, Tensor, Recording]] = field(default_factory=dict, init=False)
+    _drawn: tuple[tuple[int, int, int], Tensor] | None = field(default=None, init=False)
 
     def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """As `Loader` says."""
-        if self._augmentation.elastic:
+        if self.augmentation.elastic:
             return super().load(picks, epoch, step)
         count = len(picks)
         if count not in self._loads:
             self._loads[count] = self._new_load(picks)
         chosen, matrices, recording = self._loads[count]
         chosen.copy_(picks)
-        if self._augmentation.is_on:
+        if self.augmentation.is_on:
             matrices.copy_(self._matrices(count, epoch, step))
         images, labels = recording()
         return images, labels
@@ -217,26 +210,26 @@ class CudaLoader(EagerLoader):
         matrices = torch.empty(len(picks), 2, 3, device=picks.device)
 
         def work() -> tuple[Tensor, Tensor]:
-            images = to_float(self._examples.images[chosen])
-            if self._augmentation.is_on:
-                images = resample(images, self._augmentation, matrices)
-            images = normalize(images, self._mean, self._std).contiguous(memory_format=self._layout)
-            return images, self._examples.labels[chosen]
+            images = to_float(self.examples.images[chosen])
+            if self.augmentation.is_on:
+                images = resample(images, self.augmentation, matrices)
+            images = normalize(images, self.mean, self.std).contiguous(memory_format=self.layout)
+            return images, self.examples.labels[chosen]
 
-        return chosen, matrices, Recording(work, on=self._records)
+        return chosen, matrices, Recording(work, on=self.records)
 
     def _matrices(self, count: int, epoch: int, step: int) -> Tensor:
         """[count, 2, 3] on the GPU, of one step."""
         first = step - step % _STEPS_DRAWN
         if self._drawn is None or self._drawn[0] != (count, epoch, first):
             steps = range(first, first + _STEPS_DRAWN)
-            streams = [Stream(self._seed, Purpose.AUGMENTATION, epoch, number) for number in steps]
+            streams = [Stream(self.seed, Purpose.AUGMENTATION, epoch, number) for number in steps]
             draws = np.concatenate([stream.uniforms(count, 6) for stream in streams])
-            height, width = self._examples.images.shape[2:]
-            table = torch.from_numpy(sampling_matrices(self._augmentation, draws, height, width))
-            device = self._examples.images.device
+            height, width = self.examples.images.shape[2:]
+            table = torch.from_numpy(sampling_matrices(self.augmentation, draws, height, width))
+            device = self.examples.images.device
             # From pinned memory, which the GPU fetches by itself: other memory would have to be waited for.
-            table = table.pin_memory() if self._records else table
+            table = table.pin_memory() if self.records else table
             sent = table.to(device, non_blocking=True).view(len(steps), count, 2, 3)
             self._drawn = (count, epoch, first), sent
         return self._drawn[1][step - first]

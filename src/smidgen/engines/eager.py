@@ -147,27 +147,27 @@ class EagerEngine:
         return None
 
 
+@dataclass
 class EagerLoader:
-    """Batches by PyTorch's operations, on any device."""
+    """Batches by PyTorch's operations, on any device; the attributes are as `Engine.loader` says.
 
-    def __init__(
-        self,
-        examples: Examples,
-        augmentation: Augmentation,
-        seed: int,
-        mean: float,
-        std: float,
-        layout: torch.memory_format,
-    ) -> None:
-        self._examples, self._augmentation, self._seed = examples, augmentation, seed
-        self._mean, self._std, self._layout = mean, std, layout
+    Attributes:
+        layout: of the images in memory.
+    """
+
+    examples: Examples
+    augmentation: Augmentation
+    seed: int
+    mean: float
+    std: float
+    layout: torch.memory_format
 
     def load(self, picks: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """As `Loader` says."""
-        stream = Stream(self._seed, Purpose.AUGMENTATION, epoch, step)
-        images = augment(to_float(self._examples.images[picks]), self._augmentation, stream)
-        images = normalize(images, self._mean, self._std).contiguous(memory_format=self._layout)
-        return images, self._examples.labels[picks]
+        stream = Stream(self.seed, Purpose.AUGMENTATION, epoch, step)
+        images = augment(to_float(self.examples.images[picks]), self.augmentation, stream)
+        images = normalize(images, self.mean, self.std).contiguous(memory_format=self.layout)
+        return images, self.examples.labels[picks]
 
 
 def training_support(trial: Trial, network: nn.Module) -> Support:

@@ -26,6 +26,7 @@ _SHAPES_BYTES = (
     "revision",
     "precision",
     "device",
+    "gpu",
     "instruction_level",
 )
 """What can change the last digits of a result. So can the threads of some engines."""
@@ -49,6 +50,7 @@ def environment(engine: Engine, dataset: Dataset, seed: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         **engine.identity,
+        "gpu": torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else None,
         "engine_note": engine.note,
         "data": dataset.name,
         "data_sha256": dataset.sha256,

@@ -43,6 +43,7 @@ class EpochSums:
     seen: int = 0
     seconds: float = 0.0
     _waiting: list[tuple[Tensor, int]] = field(default_factory=list, init=False, repr=False, compare=False)
+    _unread: int = field(default=0, init=False, repr=False, compare=False)
 
     def add(self, figures: Figures, count: int) -> None:
         """Take in a step.
@@ -57,6 +58,7 @@ class EpochSums:
         self.seen += count
         if isinstance(figures, Tensor):
             self._waiting.append((figures, count))
+            self._unread += count
         else:
             self._count(*figures, count, steps_ago=0)
 
@@ -66,7 +68,7 @@ class EpochSums:
         Raises:
             LossError: a loss is not finite.
         """
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._unread = self._waiting, [], 0
         if not waiting:
             return
         rows = on_host(torch.stack([figures for figures, _ in waiting]))
@@ -95,9 +97,10 @@ class EpochSums:
 
     @property
     def _read(self) -> int:
-        return self.seen - sum(count for _, count in self._waiting)
+        return self.seen - self._unread
 
 
 def on_host(rows: Tensor) -> list[list[float]]:
     """The numbers of a table [rows, columns]: here training waits for a GPU, and nowhere else within an epoch."""
-    return [[float(value) for value in row] for row in rows.tolist()]
+    numbers: list[list[float]] = rows.tolist()
+    return numbers
