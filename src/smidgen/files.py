@@ -44,6 +44,8 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = True) -
     """
     links = 0 if follow else _NO_LINKS
     try:
+        if not follow and not _NO_LINKS and path.is_symlink():  # Windows has no flag for this
+            raise OSError(errno.ELOOP, "")
         handle = os.open(path, flags | _PORTABLE | _NEVER_WAIT | links, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import torch
 
@@ -38,6 +37,13 @@ from smidgen.training.evaluation import BATCH
 from smidgen.training.loop import Training, start, take_step
 from smidgen.trial import Trial
 from smidgen.trials.mnist import augmented, strict
+
+try:
+    import resource
+except ImportError:  # Windows
+    HAS_RUSAGE = False
+else:
+    HAS_RUSAGE = True
 
 STEPS = 25
 """Steps of one measurement."""
@@ -93,15 +99,22 @@ class Switches:
     @contextmanager
     def counted(self, threads: int) -> Iterator[None]:
         """Count during a measurement with so many threads."""
-        before, began = getrusage(RUSAGE_SELF).ru_nivcsw, time.perf_counter()
+        before, began = _switches(), time.perf_counter()
         yield
-        self._count += getrusage(RUSAGE_SELF).ru_nivcsw - before
+        self._count += _switches() - before
         self._seconds += threads * (time.perf_counter() - began)
 
     @property
-    def rate(self) -> float:
-        """Times a second and thread."""
+    def rate(self) -> float | None:
+        """Times a second and thread; None where the system does not count."""
+        if not HAS_RUSAGE:
+            return None
         return self._count / self._seconds if self._seconds else 0.0
+
+
+def _switches() -> int:
+    """Involuntary context switches of this process so far; 0 where the system does not count them."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if HAS_RUSAGE else 0
 
 
 def _measure(

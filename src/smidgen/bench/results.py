@@ -231,7 +231,8 @@ class Results:
         threads: of every way but those that say otherwise.
         rounds: measurements of each way.
         steps: of a measurement.
-        switches: how often the system interrupted a thread for another process, times a second and thread.
+        switches: how often the system interrupted a thread for another process, times a second and thread;
+            None if unknown.
     """
 
     reference: NetworkResults
@@ -239,7 +240,7 @@ class Results:
     threads: int
     rounds: int
     steps: int
-    switches: float
+    switches: float | None
 
     @property
     def networks(self) -> tuple[NetworkResults, NetworkResults]:
@@ -247,9 +248,9 @@ class Results:
         return self.reference, self.flagship
 
     @property
-    def is_busy(self) -> bool:
-        """Whether other work disturbed the measurements."""
-        return self.switches > BUSY
+    def is_busy(self) -> bool | None:
+        """Whether other work disturbed the measurements; None if unknown."""
+        return None if self.switches is None else self.switches > BUSY
 
     def to_json(self) -> dict[str, Any]:
         """The results as JSON data: the reference network's, and the flagship's under keys that begin with its name."""

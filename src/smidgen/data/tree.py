@@ -182,7 +182,7 @@ def _walk(root: Path, folder: Path, label: str, split: str, listing: Listing) ->
         current = waiting.pop()
         for item in _scan(current, listing):
             path = Path(item.path)
-            name = str(path.relative_to(root))
+            name = path.relative_to(root).as_posix()
             if item.is_dir(follow_symlinks=False):
                 waiting.append(path)
             elif Path(item.name).suffix.lower() not in SUFFIXES:
