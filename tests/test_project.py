@@ -31,7 +31,7 @@ LAYERS = [
     ["trials"],
     ["runs"],
     ["reports", "sweeps", "exports"],
-    ["searches", "bench", "inspection"],
+    ["searches", "bench", "inspection", "completion"],
     ["__init__"],
     ["cli"],
     ["__main__"],

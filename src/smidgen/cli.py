@@ -175,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 success, every goal met; 1 a goal was missed; 2 usage error; 130 interrupted",
         allow_abbrev=False,
     )
+    from smidgen.completion import SHELLS
     from smidgen.version import VERSION
 
     parser.add_argument("--version", action="version", version=f"smidgen {VERSION}")
@@ -296,7 +297,9 @@ def _parser() -> argparse.ArgumentParser:
     shared.code()
 
     predict, shared = command("predict", _predict, "classify image files with a finished run")
-    predict.add_argument("run", metavar="RUN", help="run directory, or a safetensors file written by smidgen export")
+    predict.add_argument(
+        "run", metavar="RUN|FILE", help="run directory, or a safetensors file written by smidgen export"
+    )
     predict.add_argument("files", nargs="+", metavar="FILE")
     shared.code()
 
@@ -312,6 +315,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each way; default 5")
     bench.add_argument("--profile", action="store_true", help="also show the native engine's time by layer")
     bench.add_argument("--variants", action="store_true", help="also compare variants of the eager engine")
+
+    completion, _ = command("completion", _completion, "print the script with which a shell completes this command")
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 
@@ -550,6 +556,17 @@ def _bench(options: argparse.Namespace) -> int:
         _show(results)
     if options.profile:
         print("\n" + results.profiles(), file=sys.stderr if options.json else sys.stdout)
+    return DONE
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from smidgen.completion import completion_script
+
+    script = completion_script(_parser(), options.shell)
+    if options.json:
+        _print_json({"shell": options.shell, "script": script})
+    else:
+        _show(script)
     return DONE
 
 
