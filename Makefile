@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu wheel smoke
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -102,6 +102,21 @@ mcu: $(VENV)/installed-dev
 # docs/demo.html is made from the flagship, which is trained unless ARGS names a finished run.
 exports demo: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/$@.py $(ARGS)
+
+# The sdist and the wheel that is built from it, in dist/. The wheel has kernels for all instruction levels; its tag,
+# manylinux_2_35 with GCC 12, is of the oldest glibc and libstdc++ that it can run with, as auditwheel finds them.
+wheel: $(VENV)/installed-dev
+	$(INSTALL) -r packaging/tools.txt
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --outdir build/wheel
+	@$(BIN)/python -m zipfile -l build/wheel/*.whl | grep -q /_core || \
+	    { echo "make wheel needs a C++ compiler and Python's headers"; exit 2; }
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+
+# The wheel in an environment of its own, without a compiler. ARGS=--full installs the dependencies too: minutes.
+smoke: $(VENV)/installed-dev
+	$(BIN)/python packaging/smoke.py $(ARGS)
 
 golden: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/test_golden.py --overwrite

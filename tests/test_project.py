@@ -125,6 +125,11 @@ def test_nothing_depends_on_what_is_outside_the_project() -> None:
             assert "../" + "shared" not in path.read_text(), path
 
 
+def test_the_citation_names_this_version() -> None:
+    (version,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version == smidgen.VERSION
+
+
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "smidgen", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("smidgen ")
