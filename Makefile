@@ -106,6 +106,7 @@ exports demo: $(VENV)/installed-dev
 # The sdist and the wheel that is built from it, in dist/. The wheel has kernels for all instruction levels; its tag,
 # manylinux_2_35 with GCC 12, is of the oldest glibc and libstdc++ that it can run with, as auditwheel finds them.
 wheel: $(VENV)/installed-dev
+	@[ "$$(uname)" = Linux ] || { echo "make wheel is for Linux; elsewhere: python -m pip wheel --no-deps ."; exit 2; }
 	$(INSTALL) -r packaging/tools.txt
 	rm -rf build/wheel dist
 	$(BIN)/python -m build --outdir build/wheel
