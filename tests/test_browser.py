@@ -87,15 +87,32 @@ def test_the_report_in_a_browser(browser: Browser, file: Path, width: int, schem
     sizes = page.eval_on_selector_all("img", "images => images.map(i => [i.complete, i.naturalWidth])")
     assert len(sizes) == 3  # samples before and after augmentation, and the first layer
     assert all(complete and natural > 0 for complete, natural in sizes)
-    assert page.locator("table").count() == 6
-    assert page.locator("figure svg").count() == 5
-    assert page.locator("figure svg image").count() > 20  # misclassified images
+    assert page.locator("table").count() == 7
+    assert page.locator(".scroll > svg").count() == 4
+    tiles = page.locator(".sheet > li > svg")
+    assert tiles.count() > 20  # misclassified images
+    assert page.locator(".sheet svg image").count() == 3 * tiles.count()  # each with two maps
+    unnamed = "images => images.filter(i => !(i.getAttribute('alt') || i.getAttribute('aria-label'))).length"
+    assert page.eval_on_selector_all("img, svg:not(svg svg)", unnamed) == 0
     # Nothing is wider than the window; wide tables scroll within their own frame.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for box in page.locator("figure svg").all():
+    for box in page.locator(".scroll > svg").all():
         found = box.bounding_box()
         assert found is not None
         assert 100 < found["width"] <= max(width, 480)
+    # Tiles do not scroll: they are all in view, and so is what is in them.
+    edges = (
+        "e => Math.max(...e.flatMap(s => [s, ...s.querySelectorAll('*')].map(x => x.getBoundingClientRect().right)))"
+    )
+    assert tiles.evaluate_all(edges) <= width
+    overlaps = """
+    tiles => tiles.filter(tile => {
+      const boxes = [...tile.querySelectorAll('text')].map(text => text.getBoundingClientRect());
+      return boxes.some((a, i) => boxes.slice(i + 1).some(b =>
+        a.width && b.width && a.left < b.right && b.left < a.right && a.top + 1 < b.bottom && b.top + 1 < a.bottom));
+    }).length
+    """
+    assert tiles.evaluate_all(overlaps) == 0
     assert page.evaluate(CONTRAST) >= 4.5
     light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(252, 252, 250)"
     assert light == (scheme == "light")

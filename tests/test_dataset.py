@@ -40,6 +40,19 @@ def test_mnist_is_what_was_published(mnist: Dataset) -> None:
     assert mnist.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
 
 
+def test_doubtful_labels_are_those_of_mnists_test_images_alone(mnist: Dataset, small_folder: Path) -> None:
+    assert len(mnist.doubtful_labels) == 15
+    assert mnist.doubtful_labels == load_dataset(KNOWN["mnist"].folder).doubtful_labels  # whatever the folder's name
+    # The labels in the raters' file, of images that they take for 9, 4, 9, 3 and 6.
+    assert mnist.held_out.labels[[947, 1901, 2130, 5937, 9729]].tolist() == [8, 9, 4, 5, 5]
+    assert load_dataset(validation=6_000).doubtful_labels == ()
+    assert load_dataset(small_folder).doubtful_labels == ()
+
+
+def test_grey_images_are_brought_to_another_shape(small_folder: Path) -> None:
+    assert load_dataset(small_folder, shape=(1, 14, 14)).train.images.shape == (600, 1, 14, 14)
+
+
 def test_mean_and_std_are_those_of_the_pixels(mnist: Dataset) -> None:
     pixels = mnist.train.images.double() / 255
     assert abs(float(pixels.mean()) - mnist.mean) < 5e-5

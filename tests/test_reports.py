@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from conftest import Command
 from smidgen.data.dataset import Dataset
 from smidgen.errors import RunError
 from smidgen.reports import charts, pictures
+from smidgen.reports.answers import answers
+from smidgen.reports.class_maps import class_maps
 from smidgen.reports.collect import TrialRuns, collect
-from smidgen.reports.document import Chart
+from smidgen.reports.document import Chart, Document, Paragraph, Sheet, Table
 from smidgen.reports.markdown import to_markdown
 from smidgen.reports.page import to_html
 from smidgen.reports.report import report
-from smidgen.reports.write import reliability_bins, write
+from smidgen.reports.sheet import MapOverlay, SheetImage, contact_sheet, sheet_svg
+from smidgen.reports.write import write
 from smidgen.runs.options import RunOptions
+from smidgen.runs.predictions import Predictions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run
 from smidgen.runs.run import run
-from smidgen.trial import Augmentation, Conv, Goal, Network, Trial
+from smidgen.trial import Augmentation, Conv, Goal, Linear, Network, Trial
+
+SVG = "{http://www.w3.org/2000/svg}"
+HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +88,7 @@ def test_everything_that_it_promises_is_there(page: str) -> None:
     for words in (
         "Summary", "What changed from small", "augmentation.rotation: 0 -> 10", "epochs: 2 -> 3", "Analysis", "Curves",
         "Layers", "Receptive fields", "Epochs", "Misclassified images", "Confusion", "Reliability", "Training images",
+        "class activation maps", "Misclassified test images over 2 runs", "Expected calibration error",
         "First layer", "Environment", "weights_sha256, seed 1", "smidgen run", "--seed 1", "678", "epoch 3/3",
         "goal met by 2 of 2 runs", "true class → predicted class", "longer against small on the same 200 images", "7x7",
     ):  # fmt: skip
@@ -103,7 +115,11 @@ def test_it_is_accessible(page: str) -> None:
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all(len(image["alt"] or "") > 10 for image in elements.all("img"))
     charts_shown = [svg for svg in elements.all("svg") if svg.get("role") == "img"]
-    assert len(charts_shown) == len(elements.all("svg")) == 9
+    tiles = [svg for svg in charts_shown if (svg["aria-label"] or "").startswith("image ")]
+    maps = [svg for svg in elements.all("svg") if svg.get("viewbox") == "0 0 28 28"]  # two within each tile
+    assert len(charts_shown) - len(tiles) == 7
+    assert len(maps) == 2 * len(tiles) == len(elements.all("svg")) - len(charts_shown)
+    assert len(tiles) > 60
     assert all(len(svg["aria-label"] or "") > 30 for svg in charts_shown)
     assert len(elements.all("caption")) == len(elements.all("table"))
     assert all(cell.get("scope") in ("col", "row") for cell in elements.all("th"))
@@ -123,40 +139,135 @@ def test_the_figures_are_the_runs(page: str, runs: Path) -> None:
         assert line in page
 
 
+def tile_root(sheet: Sheet, index: int) -> ET.Element:
+    return ET.fromstring(f"{charts.opening(*sheet.size)}{sheet.tiles[index].svg}</svg>")
+
+
+def pixels_of(uri: str | None) -> npt.NDArray[np.uint8]:
+    assert uri is not None
+    return np.asarray(Image.open(BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
 def test_the_misclassified_images_are_the_networks(runs: Path) -> None:
     group = collect([runs / "b0"]).trials[0]
     assert group.dataset is not None
     predictions, correct = group.predictions[0], group.correct[0]
     assert int(correct.sum()) == group.runs[0].history[-1].test_correct
-    document = write(collect([runs / "b0"]))
-    (sheet,) = [b for b in document.blocks if isinstance(b, Chart) and b.name.startswith("misclassified")]
-    root = ET.fromstring(sheet.svg)
-    pixels = [
-        image.get("{http://www.w3.org/1999/xlink}href") for image in root.iter("{http://www.w3.org/2000/svg}image")
-    ]
-    captions = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    described = re.findall(r"image (\d+): (\d) classified as (\d), ([\d.]+) %", sheet.alt)
-    assert len(described) == len(pixels) == min(48, int((~correct).sum()))
-    for number, (index, label, guess, probability) in enumerate(described):
-        assert int(group.labels[int(index)]) == int(label)
-        assert int(predictions.classes[int(index)]) == int(guess) != int(label)
-        assert captions[2 * number : 2 * number + 2] == [f"{label} → {guess}", f"{probability} %"]
-        image = group.dataset.held_out.images[int(index)].numpy()
-        assert pixels[number] == pictures.data_uri(pictures.small(image))
-    sure = [float(probability) for *_, probability in described]
-    assert sure == sorted(sure, reverse=True)
+    (sheet,) = [block for block in answers(group) if isinstance(block, Sheet)]
+    assert len(sheet.tiles) == min(48, int((~correct).sum()))
+    probabilities = []
+    for number, tile in enumerate(sheet.tiles):
+        found = re.search(r"image (\d+): (\d) classified as (\d), ([\d.]+) %; the map for \3 is .* for \2 at", tile.alt)
+        assert found is not None
+        index, label, guess = (int(found[i]) for i in (1, 2, 3))
+        probabilities.append(float(found[4]))
+        assert int(group.labels[index]) == label
+        assert int(predictions.classes[index]) == guess != label
+        root = tile_root(sheet, number)
+        assert [text.text for text in root.iter(f"{SVG}text")][-1] == f"{label} → {guess}, {found[4]} %"
+        shown, *maps = [image.get(HREF) for image in root.iter(f"{SVG}image")]
+        image = group.dataset.held_out.images[index]
+        assert shown == pictures.data_uri(pictures.small(image.numpy()))
+        cells = class_maps(group.runs[0].trained, image[None], torch.tensor([[guess, label]])).maps[0].numpy()
+        for uri, one in zip(maps, cells, strict=True):
+            pixels = pixels_of(uri)
+            assert np.array_equal(pixels[..., 0] > pixels[..., 2], one > 0)  # orange, not blue
+            opacities = pixels[..., 3].ravel()[np.argsort(np.abs(one).ravel())].astype(int)
+            assert (np.diff(opacities) >= 0).all()  # the larger, the more opaque
+        assert max(pixels_of(uri)[..., 3].max() for uri in maps) > 200
+    assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_a_contact_sheet_keeps_names_within_it_and_without_markup() -> None:
-    image = np.zeros((3, 12, 24), np.uint8)
-    svg = charts.contact_sheet([image] * 3, [("<b>&", "a very long name of a class", "99.9 %")] * 3)
-    root = ET.fromstring(svg)
-    _, _, width, height = map(float, (root.get("viewBox") or "").split())
-    texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
-    assert [text.text for text in texts[:2]] == ["<b>& → a very long nam…", "99.9 %"]
-    for element in (*texts, *root.iter("{http://www.w3.org/2000/svg}image")):
-        assert 0 <= float(element.get("x") or -1) < width
-        assert 0 <= float(element.get("y") or -1) < height
+def test_a_network_without_class_activation_maps_says_why(small_trial: Trial, tmp_path: Path) -> None:
+    network = Network(blocks=(Conv(4, stride=2), Conv(6, stride=2), Linear()))
+    trial = replace(small_trial, network=network, goal=Goal(accuracy=10, parameters=9000, epochs=3))
+    run(trial, epochs=1, out=tmp_path / "r", progress=Silent())
+    page = Elements(to_html(write(collect([tmp_path / "r"]))))
+    assert "No class activation maps: the network's end is not global average pooling" in " ".join(page.words)
+    assert not page.all("use") or not any("misclassified" in (use.get("xlink:href") or "") for use in page.all("use"))
+    assert len(page.all("image")) > 10
+
+
+def answering(run: Run, dataset: Dataset, seed: int, wrong: set[int]) -> Run:
+    """The run with other answers, for another data set: all right but some."""
+    labels = dataset.held_out.labels.numpy()
+    classes, probabilities = labels.copy(), np.full(len(labels), 0.9985, np.float32)
+    chosen = sorted(wrong)
+    classes[chosen], probabilities[chosen] = (labels[chosen] + 1) % 10, 0.6
+    last = replace(run.history[-1], test_correct=len(labels) - len(wrong), test_total=len(labels))
+    predictions = Predictions(classes, probabilities)
+    return replace(run, seed=seed, history=(*run.history[:-1], last), predictions=predictions)
+
+
+def paragraphs(group: TrialRuns) -> str:
+    return " ".join(block.text for block in answers(group) if isinstance(block, Paragraph))
+
+
+def test_doubtful_labels_are_marked_and_counted(small_run: Run, mnist: Dataset) -> None:
+    wrong = [{947, 1, 2}, {947, 1, 3}, {947, 4}]
+    runs = [answering(small_run, mnist, seed, each) for seed, each in enumerate(wrong)]
+    group = TrialRuns(small_run.trial, runs, mnist)
+    text = "1 of the 3 errors below are on such images, and 3 of all 8 errors of 3 runs"
+    assert text in paragraphs(group)
+    blocks = answers(group)
+    (sheet,) = [block for block in blocks if isinstance(block, Sheet)]
+    marked = [tile for tile in sheet.tiles if "label in doubt" in tile.alt]
+    assert [tile.alt.partition(":")[0] for tile in marked] == ["image 947"]
+    assert [tile for tile in sheet.tiles if ">label in doubt<" in tile.svg] == marked
+    (table,) = [block for block in blocks if isinstance(block, Table) and block.columns[0] == "misclassified in"]
+    assert table.rows == [["any run", "5", "1"], ["more than half of the runs", "2", "1"], ["all runs", "1", "1"]]
+
+    # The same images with other labels are not MNIST's test set.
+    other = TrialRuns(group.trial, runs, replace(mnist, sha256={**mnist.sha256, "test_labels": "0" * 64}))
+    page = to_html(Document("x", "x", answers(other)))
+    assert "in doubt" not in page
+    assert "any run" in page
+
+
+def test_a_reliability_diagram_of_few_errors(small_run: Run, mnist: Dataset) -> None:
+    wrong = [set(range(30)), set(range(10))]
+    runs = [answering(small_run, mnist, seed, each) for seed, each in enumerate(wrong)]
+    group = TrialRuns(small_run.trial, runs, mnist)
+    blocks = answers(group)
+    (table,) = [block for block in blocks if isinstance(block, Table) and block.caption == "Reliability"]
+    assert table.rows == [["50–80", "20.0", "60.000", "0.000"], ["99.8–99.9", "9,980.0", "99.850", "100.000"]]
+    # 60 points for 30 or 10 of the 10,000 images, 0.15 for the others: 0.3296 and 0.2099.
+    assert "Expected calibration error: 0.270 ± 0.085 (mean ± s.d. of 2 runs) points" in paragraphs(group)
+    assert "mean confidence is 99.770 %, the accuracy 99.800 %: underconfident by 0.030 points" in paragraphs(group)
+    (chart,) = [block for block in blocks if isinstance(block, Chart) and block.name.startswith("reliability")]
+    shown = "".join(ET.fromstring(chart.svg).itertext())
+    for words in ("99.8–99.9", "9,980", "expected: 1 - mean confidence", "none observed"):
+        assert words in shown, words
+
+
+@pytest.mark.parametrize("overlays", [0, 2])
+def test_a_contact_sheet_keeps_names_within_it_and_without_markup(overlays: int) -> None:
+    lines = charts.short("<b>&"), charts.short("a very long name of a class")
+    overlay = MapOverlay(np.ones((2, 4)), (6, 3, 12, 6), "prediction")
+    image = SheetImage(np.zeros((3, 12, 24), np.uint8), lines, 'all of "it" & <b>', "in doubt", [overlay] * overlays)
+    sheet = contact_sheet("sheet", [image] * 5, "a caption")
+    width, height = sheet.size
+    root = tile_root(sheet, 0)
+    texts = list(root.iter(f"{SVG}text"))
+    expected = ["in doubt", "prediction", "prediction", "<b>&, a very long nam…"] if overlays else [*lines, "in doubt"]
+    assert [text.text for text in texts] == expected
+    for text in texts:
+        assert 0 < float(text.get("x") or -1) < width
+        assert 0 < float(text.get("y") or -1) < height
+    for box in (*root.iter(f"{SVG}svg"), root.find(f".//{SVG}image")):
+        assert box is not None
+        assert 0 <= float(box.get("x") or 0) <= width - float(box.get("width") or 0)
+    # The copies of the image, which are moved by so much, lie under the maps.
+    maps = [float(box.get("x") or -1) for box in root.iter(f"{SVG}svg") if box is not root]
+    first = root.find(f".//{SVG}image")
+    assert first is not None
+    assert maps == [float(first.get("x") or -1) + float(use.get("x") or -1) for use in root.iter(f"{SVG}use")]
+    assert len(maps) == overlays
+    whole = ET.fromstring(sheet_svg(sheet))
+    assert len(list(whole.iter(f"{SVG}text"))) == 5 * len(expected)
+    page = Elements(to_html(Document("x", "x", [sheet])))
+    assert [svg["aria-label"] for svg in page.all("svg") if svg.get("role")] == ['all of "it" & <b>'] * 5
+    assert not page.all("b")
 
 
 @pytest.mark.parametrize("suffix", [".html", ".md"])
@@ -180,7 +291,7 @@ def test_markdown_shows_the_same_and_its_pictures_exist(runs: Path, tmp_path: Pa
     words = " ".join(rendered.words)
     for part in ("Summary", "Receptive fields", "Misclassified images", "Analysis", "epoch 3/3", "conv1 (Conv2d)"):
         assert part in words, part
-    assert len(rendered.all("table")) == 2 * 5 + 1
+    assert len(rendered.all("table")) == 2 * 5 + 2  # and one over the two runs of a trial
     images = rendered.all("img")
     assert len(images) == len(list((tmp_path / "r-images").iterdir())) == 15
     for image in images:
@@ -263,21 +374,8 @@ def test_the_command_in_the_report_repeats_the_run(runs: Path, tmp_path: Path, s
     assert done.json["weights_sha256"] == expected["weights_sha256"]
 
 
-def test_reliability_bins_hold_every_image_once() -> None:
-    sure = np.array([0.05, 0.55, 0.58, 0.95, 1.0, 0.999])
-    right = np.array([False, True, False, True, True, True])
-    confidence, share, count = reliability_bins(sure, right)
-    assert count.tolist() == [1, 2, 3]
-    assert share.tolist() == [0, 0.5, 1]
-    assert confidence.tolist() == pytest.approx([0.05, 0.565, (0.95 + 1 + 0.999) / 3])
-
-
 def test_the_contact_sheet_is_what_the_network_saw(mnist: Dataset, small_trial: Trial) -> None:
     """The first image of the sheet after augmentation is the first of epoch 1's first batch, as the loop makes it."""
-    from io import BytesIO
-
-    from PIL import Image
-
     from smidgen.data.augment import augment, to_float
     from smidgen.randomness import Purpose, Stream
 
@@ -365,3 +463,39 @@ def test_the_line_of_the_front_joins_what_no_other_beats() -> None:
     assert len(re.findall("[ML]", line)) == 5  # three points in steps
     for label in "abcde":
         assert f">{label}</text>" in svg
+
+
+@pytest.mark.parametrize(("runs", "thin"), [(1, 0), (2, 2), (8, 8), (9, 0)])
+def test_curves_show_the_spread_over_runs_and_few_runs_each(small_run: Run, runs: int, thin: int) -> None:
+    rng = np.random.default_rng(runs)
+    losses = rng.uniform(0.5, 2, (runs, len(small_run.history)))
+    made = [
+        replace(
+            small_run,
+            seed=seed,
+            history=tuple(
+                replace(record, test_loss=float(loss))
+                for record, loss in zip(small_run.history, losses[seed], strict=True)
+            ),
+        )
+        for seed in range(runs)
+    ]
+    svg = charts.curves(TrialRuns(small_run.trial, made))
+    panel = re.findall(rf'<path d="([^"]*)"[^>]*style="[^"]*stroke: {charts.HELD_OUT}; ([^"]*)"', svg)
+    lines = [(heights(path), "0.45" in style) for path, style in panel]
+    assert sum(faint for _, faint in lines) == 2 * thin  # in the panels of loss and accuracy
+    band_style = f"fill: {charts.HELD_OUT}; fill-opacity: 0.18"
+    bands = re.findall(rf'<use xlink:href="#([^"]*)" x="0" y="([\d.]+)" style="{band_style}', svg)
+    assert len(bands) == (2 if runs > 1 else 0)
+    if runs > 1:
+        name, moved = bands[0]
+        (path,) = re.findall(rf'<path id="{name}" d="([^"]*)"', svg)
+        band = np.array(heights(path)) + float(moved)
+        # Heights are a linear function of the loss, which the mean's are known of.
+        to_loss = np.poly1d(np.polyfit(next(line for line, faint in lines if not faint), losses.mean(0), 1))
+        assert sorted(to_loss([band.min(), band.max()])) == pytest.approx([losses.min(), losses.max()], abs=0.02)
+
+
+def heights(path: str) -> list[float]:
+    """The vertical coordinates of a path of straight lines."""
+    return [float(y) for _, y in re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", path)]

@@ -20,7 +20,7 @@ from smidgen.data.decode import fitted
 from smidgen.data.hashes import examples_sha256
 from smidgen.data.idxfiles import FILES as FILES
 from smidgen.data.idxfiles import find_idx, load_idx
-from smidgen.data.known import KNOWN
+from smidgen.data.known import KNOWN, doubtful_labels
 from smidgen.data.known import MNIST_CLASSES as MNIST_CLASSES
 from smidgen.data.known import MNIST_SHA256 as MNIST_SHA256
 from smidgen.data.known import MNIST_SHAPE as MNIST_SHAPE
@@ -82,6 +82,11 @@ class Dataset:
         """SHA-256 (hex) over the digests of the files that were read."""
         lines = "".join(f"{name} {value}\n" for name, value in sorted(self.sha256.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def doubtful_labels(self) -> tuple[int, ...]:
+        """Indices of the held-out images whose labels most human raters reject; known for MNIST's test images only."""
+        return doubtful_labels(self.sha256)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.input_shape))
@@ -231,7 +236,7 @@ def _fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     result = torch.empty((len(images), *shape), dtype=torch.uint8)
     for index, image in enumerate(images.numpy()):
         picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
-        result[index] = torch.from_numpy(fitted(picture, *shape))
+        result.numpy()[index] = fitted(picture, *shape)
     return result
 
 

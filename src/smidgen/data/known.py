@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Known:
         classes: number of classes.
         remedy: what to do where it is not there or not itself.
         class_names: of the labels; none where they are plain numbers.
+        doubtful_labels: indices of test images whose given label most human raters reject.
     """
 
     title: str
@@ -27,6 +29,7 @@ class Known:
     classes: int
     remedy: str
     class_names: tuple[str, ...] = ()
+    doubtful_labels: tuple[int, ...] = ()
 
 
 MNIST_SHA256 = {
@@ -39,10 +42,22 @@ MNIST_SHA256 = {
 
 MNIST_SHAPE = (1, 28, 28)
 MNIST_CLASSES = 10
+MNIST_DOUBTFUL = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
+"""MNIST's test images for which at most 2 of 5 raters chose the given label.
+
+The raters saw 100 candidates; the other 9,900 labels were not rated. From `mturk/mnist_mturk.json` of
+cleanlab/label-errors (Northcutt, Athalye and Mueller, "Pervasive Label Errors in Test Sets", NeurIPS 2021).
+"""
 
 KNOWN = {
     "mnist": Known(
-        "MNIST", Path(__file__).parent / "mnist", MNIST_SHA256, MNIST_SHAPE, MNIST_CLASSES, "reinstall smidgen"
+        "MNIST",
+        Path(__file__).parent / "mnist",
+        MNIST_SHA256,
+        MNIST_SHAPE,
+        MNIST_CLASSES,
+        "reinstall smidgen",
+        doubtful_labels=MNIST_DOUBTFUL,
     ),
     "fashion-mnist": Known(
         "Fashion-MNIST",
@@ -71,3 +86,16 @@ KNOWN = {
     ),
 }
 """By name. Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) is 30 MB, so it is not bundled."""
+
+
+def doubtful_labels(sha256: Mapping[str, str]) -> tuple[int, ...]:
+    """Indices of the test images whose labels are known to be in doubt; empty for all but published test sets.
+
+    Args:
+        sha256: of what was read, by the names of `FILES`, as in `Dataset.sha256`; without the test images for a
+            validation split.
+    """
+    for known in KNOWN.values():
+        if all(sha256.get(part) == known.sha256[part] for part in ("test_images", "test_labels")):
+            return known.doubtful_labels
+    return ()

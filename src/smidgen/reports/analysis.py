@@ -15,6 +15,7 @@ from smidgen.data.parts import label_name
 from smidgen.errors import RunError
 from smidgen.reports.collect import TrialRuns, binomial_sd
 from smidgen.reports.compare import bases, compare_trials
+from smidgen.reports.document import counted
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Trial
 from smidgen.verdict import images_needed
@@ -113,8 +114,8 @@ def goal_sentence(firsts: Sequence[tuple[int | None, int | None]], trial: Trial)
     held = [h for _, h in firsts if h is not None]
     target = f"the target of {trial.goal.accuracy:g} %"
     if not first:
-        return f"No epoch reached {target}, in {_count(len(firsts), 'run')}."
-    text = f"{len(first)} of {_count(len(firsts), 'run')} reached {target}, first in epoch {_range(first)}"
+        return f"No epoch reached {target}, in {counted(len(firsts), 'run')}."
+    text = f"{len(first)} of {counted(len(firsts), 'run')} reached {target}, first in epoch {_range(first)}"
     if not held:
         return f"{text}; none held it to the last epoch."
     return f"{text}; {len(held)} held it to the end, from epoch {_range(held)} on."
@@ -201,10 +202,6 @@ def comparison_sentence(group: TrialRuns, base: TrialRuns) -> str:
 
 def _needed(record: EpochRecord, trial: Trial) -> int:
     return images_needed(trial.goal.accuracy, record.test_total)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _range(values: Sequence[int]) -> str:

@@ -8,7 +8,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -19,20 +18,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from smidgen.reports.calibration import Bins
 from smidgen.reports.collect import TrialRuns
-from smidgen.reports.pictures import data_uri, small
 from smidgen.training.loop import EpochRecord
 
 TRAIN, HELD_OUT, RATE, GOAL = "#2f8f83", "#d1603d", "#8a6fc2", "#7a7a7a"
 """Colours of a middle lightness, told apart in light and dark and by the colour-blind."""
 TRIAL_COLOURS = ["#d1603d", "#2f8f83", "#8a6fc2", "#b8860b", "#4682b4", "#a0527d"]
 
+MOST_LINES = 8
+"""Runs up to which each is drawn as a line of its own."""
+_LEAST_RATE = 1e-6
+"""The lowest error rate on an axis; float32 probabilities tell no smaller ones from 0."""
 _INK = "#010203"
 """Stands for the page's text colour until the SVG is finished."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "smidgen",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; every text in the SVG names the whole list
     "font.size": 12,
     "text.color": _INK,
     "axes.edgecolor": _INK,
@@ -69,7 +73,8 @@ class Point:
 def curves(group: TrialRuns) -> str:
     """Loss and accuracy against the epoch, training and held out, with the learning rate.
 
-    Every seed is a thin line, their mean a thick one; the target is drawn across.
+    The mean over the runs is a thick line in a band from the lowest to the highest run; few runs are thin lines too.
+    The target is drawn across.
     """
     histories = [run.history for run in group.runs]
     split = group.held_out
@@ -87,7 +92,7 @@ def curves(group: TrialRuns) -> str:
             (1, goal),
             xycoords=("axes fraction", "data"),
             ha="right",
-            va="bottom",
+            va="top" if statistics.mean(group.last) >= goal else "bottom",  # where the end of the curve is not
             color=GOAL,
         )
         for panel in (panels[0, 1], panels[1, 1]):
@@ -205,71 +210,55 @@ def confusion(matrix: npt.NDArray[np.float64], class_names: Sequence[str], split
 
 def _tick(label: str) -> str:
     """A class's name on an axis: short, and nothing in it taken for mathematics."""
-    return _short(label).replace("$", r"\$")
+    return short(label).replace("$", r"\$")
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A class's name where there is little room."""
     return label if len(label) <= 16 else label[:15] + "…"
 
 
-def reliability(
-    confidence: npt.NDArray[np.float64], share: npt.NDArray[np.float64], count: npt.NDArray[np.int64], name: str
-) -> str:
-    """Reliability diagram: accuracy against confidence.
+def reliability(bins: Bins, runs: int, name: str) -> str:
+    """Reliability diagram for few errors: error rate, observed and expected, and images of each bin of confidence.
 
     Args:
-        confidence: mean probability of the predicted class in each bin, 0 to 1.
-        share: accuracy of each bin, 0 to 1.
-        count: images in each bin; empty ones are left out.
+        bins: at least one.
+        runs: of which the predictions are.
         name: of the chart, for ids within a page.
     """
+    expected, observed = 1 - bins.confidence, 1 - bins.accuracy
+    low, high = bins.error_intervals(runs).T
+    floor = max(min(*expected, *observed[observed > 0], 1e-3) / 2, _LEAST_RATE)
+    positions, some = np.arange(len(expected)), observed > 0
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.8, 4.4))
-        panel = figure.subplots()
-        panel.plot([0, 1], [0, 1], color=GOAL, linestyle="--", linewidth=1.2)
-        error = np.sqrt(np.maximum(share * (1 - share), 1e-12) / np.maximum(count, 1))
-        panel.errorbar(
-            confidence,
-            share,
-            yerr=1.96 * error,
-            color=HELD_OUT,
-            marker="o",
-            linewidth=1.6,
-            capsize=3,
-            elinewidth=1,
-        )
-        panel.set_xlim(0, 1.02)
-        panel.set_ylim(0, 1.05)
-        panel.set_xlabel("probability given to the prediction")
-        panel.set_ylabel("accuracy")
+        figure = Figure(figsize=(9.0, 5.6))
+        panel, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        panel.vlines(positions, np.maximum(low, floor), high, color=HELD_OUT, linewidth=1.4)
+        panel.plot(positions[some], observed[some], "o", color=HELD_OUT, label="observed, with its 95 % interval")
+        if not some.all():
+            panel.plot(positions[~some], high[~some], "v", color=HELD_OUT, label="none observed: end of the interval")
+        panel.plot(
+            positions, np.maximum(expected, floor), "_", color=TRAIN, markersize=22, markeredgewidth=3,
+            label="expected: 1 - mean confidence",
+        )  # fmt: skip
+        panel.set_yscale("log")
+        panel.set_ylim(floor / 1.5, 1.5)
+        panel.yaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g}")
+        panel.set_ylabel("error rate (%)")
+        panel.legend(loc="lower left")
+        shown = bins.count / runs
+        counts.bar(positions, shown, color=RATE, alpha=0.6)
+        for position, number in zip(positions, shown, strict=True):
+            text = f"{number:,.0f}" if number >= 1 else f"{number:.1g}"
+            counts.annotate(text, (position, number), (0, 2), textcoords="offset points", ha="center", fontsize=10)
+        counts.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
+        counts.set_ylim(0, 1.25 * float(shown.max()))
+        counts.set_ylabel("images\nper run")
+        counts.set_xticks(positions, bins.labels, rotation=40, ha="right", rotation_mode="anchor")
+        counts.set_xlabel("confidence (%)")
+        for lower in (panel, counts):
+            lower.grid(visible=False, axis="x")
         return _svg(figure, name)
-
-
-def contact_sheet(images: Sequence[npt.NDArray[np.uint8]], captions: Sequence[tuple[str, str, str]]) -> str:
-    """Misclassified images in rows, each with its true class, predicted class and confidence below it.
-
-    Args:
-        images: at least one, each uint8 [channels, height, width].
-        captions: the texts below each image.
-    """
-    lines = [(f"{_short(true)} → {_short(guess)}", sure) for true, guess, sure in captions]
-    cell = max(72.0, 6.5 * max(len(text) for text, _ in lines) + 8)
-    columns = min(len(images), max(1, int(900 / cell)))
-    rows = -(-len(images) // columns)
-    longest = max(images[0].shape[1:])
-    height, width = (64 * side / longest for side in images[0].shape[1:])
-    parts = []
-    for index, (image, texts) in enumerate(zip(images, lines, strict=True)):
-        x, y = cell * (index % columns), (height + 40) * (index // columns)
-        place = f'x="{x + (cell - width) / 2:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
-        uri = data_uri(small(image))
-        parts.append(f'<image {place} style="image-rendering:pixelated" xlink:href="{uri}"/>')
-        parts += [
-            f'<text x="{x + cell / 2:g}" y="{y + height + 14 * line:g}">{escape(text)}</text>'
-            for line, text in enumerate(texts, start=1)
-        ]
-    font = 'font-family="sans-serif" font-size="11" text-anchor="middle" fill="currentColor"'
-    return f"{_opening(columns * cell, rows * (height + 40))}<g {font}>{''.join(parts)}</g></svg>"
 
 
 def for_file(svg: str) -> str:
@@ -284,12 +273,13 @@ def _panel(
     colour: str,
     label: str,
 ) -> None:
-    for history in histories:
-        panel.plot([r.epoch for r in history], [value(r) for r in history], color=colour, linewidth=0.8, alpha=0.45)
-    epochs = [r.epoch for r in histories[0]]
-    if all(len(history) == len(epochs) for history in histories):
-        means = [statistics.mean(value(history[i]) for history in histories) for i in range(len(epochs))]
-        panel.plot(epochs, means, color=colour, linewidth=2.6, marker="o" if len(epochs) == 1 else None)
+    epochs = range(1, 1 + min(map(len, histories)))
+    values = np.array([[value(history[epoch - 1]) for epoch in epochs] for history in histories])
+    if 1 < len(values) <= MOST_LINES:
+        panel.plot(epochs, values.T, color=colour, linewidth=0.8, alpha=0.45)
+    if len(values) > 1:
+        panel.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+    panel.plot(epochs, values.mean(0), color=colour, linewidth=2.6, marker="o" if len(epochs) == 1 else None)
     panel.set_xlabel("epoch")
     panel.set_ylabel(label)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -315,15 +305,19 @@ def _svg(figure: Figure, name: str) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    # A hundredth of a point is enough, and half the bytes.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(tag[0].split())), svg)
+    svg = re.sub(r">\s+<", "><", svg)
     svg = svg.replace(_INK, "currentColor")
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
     width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
-    return re.sub(r"<svg [^>]*>", _opening(float(width), float(height)), svg, count=1, flags=re.DOTALL).strip()
+    return re.sub(r"<svg [^>]*>", opening(float(width), float(height)), svg, count=1, flags=re.DOTALL).strip()
 
 
-def _opening(width: float, height: float) -> str:
+def opening(width: float, height: float) -> str:
+    """The opening tag of an SVG element, whose size can be changed by a style."""
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg {names} viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}">'

@@ -67,6 +67,31 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet: what is inside of its SVG element, and what it shows in words."""
+
+    svg: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Small pictures of one size, in rows as long as there is room for.
+
+    Attributes:
+        name: for ids and files.
+        tiles: the pictures.
+        size: width and height of each, pixels.
+        caption: below all.
+    """
+
+    name: str
+    tiles: Sequence[Tile]
+    size: tuple[float, float]
+    caption: str
+
+
+@dataclass(frozen=True)
 class Code:
     """Text to be shown as it stands; `folded` hides it until it is asked for."""
 
@@ -75,7 +100,7 @@ class Code:
     folded: bool = False
 
 
-Block = Heading | Paragraph | Bullets | Table | Chart | Picture | Gallery | Code
+Block = Heading | Paragraph | Bullets | Table | Chart | Picture | Gallery | Sheet | Code
 
 
 @dataclass
@@ -91,3 +116,8 @@ class Document:
     title: str
     verdict: str
     blocks: list[Block] = field(default_factory=list)
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun, as in "1 run" and "2 runs"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -15,8 +15,10 @@ from smidgen.reports.document import (
     Heading,
     Paragraph,
     Picture,
+    Sheet,
     Table,
 )
+from smidgen.reports.sheet import sheet_svg
 from smidgen.tables import render
 
 
@@ -51,6 +53,9 @@ def _block(block: Block, folder: str, files: dict[str, bytes]) -> str:
         case Chart(name=name, svg=svg, alt=alt, caption=caption):
             files[f"{name}.svg"] = for_file(svg).encode()
             return f"![{_text(alt)}]({folder}/{name}.svg)\n\n*{_text(caption)}*"
+        case Sheet(name=name, tiles=tiles, caption=caption):
+            alt = f"Contact sheet. {' '.join(tile.alt for tile in tiles)}"
+            return _block(Chart(name, sheet_svg(block), alt, caption), folder, files)
         case Picture():
             return _picture(block, folder, files)
         case Gallery(pictures=pictures):

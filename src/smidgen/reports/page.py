@@ -14,9 +14,11 @@ from smidgen.reports.document import (
     Heading,
     Paragraph,
     Picture,
+    Sheet,
     Table,
 )
 from smidgen.reports.pictures import data_uri
+from smidgen.reports.sheet import tile_svg
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -43,8 +45,9 @@ td { white-space: nowrap; }
 .text { text-align: left; white-space: normal; }
 figure { margin: .75rem 0; max-width: 100%; }
 figcaption { color: var(--faint); font-size: .88rem; }
-figure svg { max-width: 100%; height: auto; display: block; }
-@media (max-width: 520px) { figure svg { max-width: none; width: 30rem; } }
+.scroll > svg, .sheet > li > svg { max-width: 100%; height: auto; display: block; }
+@media (max-width: 520px) { .scroll > svg { max-width: none; width: 30rem; } }
+.sheet { display: grid; gap: .25rem .5rem; max-width: none; margin: .5rem 0; padding: 0; list-style: none; }
 img { image-rendering: pixelated; max-width: 100%; height: auto; background: #000; }
 .gallery { display: flex; flex-wrap: wrap; gap: .75rem; }
 .gallery figure { margin: 0; }
@@ -53,7 +56,8 @@ summary { cursor: pointer; padding: .2rem 0; }
 @media print {
   body { max-width: none; font-size: 11px; }
   h2 { break-before: page; }
-  figure, tr { break-inside: avoid; }
+  figure, tr, li { break-inside: avoid; }
+  figure:has(.sheet) { break-inside: auto; }
 }
 """
 
@@ -87,19 +91,28 @@ def _block(block: Block, anchor: str) -> str:
         case Table():
             return _table(block)
         case Chart(svg=svg, alt=alt, caption=caption):
-            labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
-            frame = f'<div class="scroll" tabindex="0">{labelled}</div>'
+            frame = f'<div class="scroll" tabindex="0">{_labelled(svg, alt)}</div>'
             return f"<figure>{frame}<figcaption>{escape(caption)}</figcaption></figure>"
         case Picture():
             return _picture(block)
         case Gallery(pictures=pictures):
             return '<div class="gallery">' + "".join(map(_picture, pictures)) + "</div>"
+        case Sheet(tiles=tiles, size=(width, _), caption=caption):
+            items = "".join(f"<li>{_labelled(tile_svg(block, tile), tile.alt)}</li>" for tile in tiles)
+            columns = f"grid-template-columns:repeat(auto-fill,minmax(min({width:g}px,calc(50% - .25rem)),1fr))"
+            listed = f'<ul class="sheet" style="{columns}">{items}</ul>'
+            return f"<figure>{listed}<figcaption>{escape(caption)}</figcaption></figure>"
         case Code(text=text, title=title, folded=folded):
             code = f'<pre tabindex="0">{escape(text)}</pre>'
             if not title:
                 return code
             opened = "" if folded else " open"
             return f"<details{opened}><summary>{escape(title)}</summary>{code}</details>"
+
+
+def _labelled(svg: str, alt: str) -> str:
+    """An SVG element with what it shows in words."""
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
 
 
 def _picture(picture: Picture) -> str:

@@ -7,12 +7,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from smidgen.anatomy.layers import examine_trial
 from smidgen.reports import charts, pictures
 from smidgen.reports.analysis import analyse
+from smidgen.reports.answers import answers
 from smidgen.reports.collect import Collection, TrialRuns
 from smidgen.reports.compare import base_of, bases
 from smidgen.reports.document import (
@@ -26,6 +24,7 @@ from smidgen.reports.document import (
     Paragraph,
     Picture,
     Table,
+    counted,
 )
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.progress import epoch_line
@@ -35,9 +34,6 @@ from smidgen.trial import Trial
 from smidgen.trials.builtin import BUILTIN
 from smidgen.trials.listing import changes
 from smidgen.verdict import percent
-
-MOST_MISCLASSIFIED = 48
-"""Misclassified images shown for a trial."""
 
 
 def write(collection: Collection) -> Document:
@@ -86,7 +82,7 @@ def _verdict(groups: Sequence[TrialRuns]) -> str:
             parts.append(f"{group.label}: goal open, evaluated on the {group.held_out} split")
         else:
             met = sum(map(bool, verdicts))
-            parts.append(f"{group.label}: goal met by {met} of {_runs(len(verdicts))}")
+            parts.append(f"{group.label}: goal met by {met} of {counted(len(verdicts), 'run')}")
     return "; ".join(parts) + "."
 
 
@@ -165,9 +161,10 @@ def _curves(group: TrialRuns) -> Chart:
         f"{statistics.mean(r.train_accuracy for r in last):.2f} %, {group.held_out} loss "
         f"{statistics.mean(r.test_loss for r in last):.4f}, {group.held_out} accuracy {_mean_sd(group.last)} %."
     )
-    caption = (
-        f"Thin: each of {_runs(len(group.runs))}. Thick: their mean. Dashed: the target. Violet: the learning rate."
-    )
+    runs = len(group.runs)
+    lines = f"Thick: the mean of {runs} runs. Band: from the lowest to the highest." if runs > 1 else "Thick: the run."
+    thin = " Thin: each run." if 1 < runs <= charts.MOST_LINES else ""
+    caption = f"{lines}{thin} Dashed: the target. Violet: the learning rate."
     return Chart(f"curves-{group.label}", charts.curves(group), alt, caption)
 
 
@@ -219,7 +216,7 @@ def _network(group: TrialRuns) -> list[Block]:
 def _images(group: TrialRuns) -> list[Block]:
     if group.dataset is None:
         return [Paragraph(f"Without the data there are no images to show: {group.dataset_problem}.")]
-    blocks: list[Block] = [*_data(group), *_misclassified(group), *_confusion(group), *_reliability(group)]
+    blocks: list[Block] = [*_data(group), *answers(group)]
     typical = group.typical
     before, after = pictures.contact_sheet(group.dataset, group.trial, typical.seed)
     blocks.append(Heading("Training images", 3))
@@ -261,96 +258,6 @@ def _data(group: TrialRuns) -> list[Block]:
         *data.survey.lines,
     ]
     return [Heading("Data", 3), Bullets(lines)]
-
-
-def _misclassified(group: TrialRuns) -> list[Block]:
-    """A contact sheet of the images that the typical run classifies wrongly, the most confident errors first."""
-    typical = group.typical
-    index_of_run = group.runs.index(typical)
-    predictions = group.predictions[index_of_run]
-    assert group.dataset is not None
-    wrong = np.flatnonzero(~group.correct[index_of_run])
-    heading = Heading("Misclassified images", 3)
-    if not len(wrong):
-        return [heading, Paragraph("None.")]
-    shown = wrong[np.argsort(-predictions.probabilities[wrong], kind="stable")][:MOST_MISCLASSIFIED]
-    name = typical.trained.label_name
-    errors = [
-        (int(index), name(int(group.labels[index])), name(int(predictions.classes[index])), f"{100 * p:.1f} %")
-        for index, p in zip(shown, predictions.probabilities[shown], strict=True)
-    ]
-    most = f"the {len(shown)} most confident errors" if len(shown) < len(wrong) else "the most confident errors first"
-    caption = (
-        f"{len(wrong)} {group.held_out} images are misclassified by the run nearest to the mean (seed {typical.seed}); "
-        f"{most}, with true class → predicted class and confidence"
-    )
-    alt = "; ".join(f"image {index}: {true} classified as {guess}, {sure}" for index, true, guess, sure in errors)
-    images = [group.dataset.held_out.images[index].numpy() for index, *_ in errors]
-    captions = [(true, guess, sure) for _, true, guess, sure in errors]
-    sheet = charts.contact_sheet(images, captions)
-    return [heading, Chart(f"misclassified-{group.label}", sheet, f"Contact sheet. {alt}.", caption)]
-
-
-def _confusion(group: TrialRuns) -> list[Block]:
-    assert group.dataset is not None
-    classes = group.dataset.classes
-    matrix = np.zeros((classes, classes))
-    for predictions in group.predictions:
-        np.add.at(matrix, (group.labels, predictions.classes), 1 / len(group.runs))
-    names = [group.typical.trained.label_name(label) for label in range(classes)]
-    rows = [
-        [f"label {names[row]}", *(f"{matrix[row, column]:.1f}" for column in range(classes))] for row in range(classes)
-    ]
-    columns = ["images per run", *(f"as {name}" for name in names)]
-    blocks: list[Block] = [Heading("Confusion", 3)]
-    if classes <= 20:
-        errors = matrix * (1 - np.eye(classes))
-        worst = np.unravel_index(int(errors.argmax()), errors.shape)
-        alt = (
-            f"Confusion matrix without its diagonal; the largest entry is label {names[worst[0]]} classified as "
-            f"{names[worst[1]]}, {errors[worst]:.1f} images per run. The table below has every entry."
-        )
-        caption = f"Misclassified images per run, mean of {_runs(len(group.runs))}"
-        name = f"confusion-{group.label}"
-        blocks.append(Chart(name, charts.confusion(matrix, names, group.held_out, name), alt, caption))
-    return [*blocks, Table("Confusion matrix", columns, rows)]
-
-
-def _reliability(group: TrialRuns) -> list[Block]:
-    sure = np.concatenate([p.probabilities for p in group.predictions]).astype(np.float64)
-    right = group.correct.ravel()
-    confidence, share, count = reliability_bins(sure, right)
-    error = float((count / count.sum() * np.abs(confidence - share)).sum())
-    rows = [
-        [f"{c:.3f}", f"{s:.3f}", f"{n / len(group.runs):,.1f}"]
-        for c, s, n in zip(confidence, share, count, strict=True)
-    ]
-    caption = f"Accuracy against confidence; expected calibration error {error:.4f}"
-    name = f"reliability-{group.label}"
-    alt = f"Reliability diagram; {caption}. The table below has every point."
-    return [
-        Heading("Reliability", 3),
-        Chart(name, charts.reliability(confidence, share, count, name), alt, caption),
-        Table("Reliability", ["mean confidence", "accuracy", "images per run"], rows, left=0),
-    ]
-
-
-def reliability_bins(
-    sure: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 10
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Group predictions by confidence: mean confidence, accuracy and count of each filled bin.
-
-    Args:
-        sure: probability of the predicted class, 0 to 1.
-        right: whether the prediction is right.
-        bins: of equal width.
-    """
-    which = np.minimum((sure * bins).astype(int), bins - 1)
-    count = np.bincount(which, minlength=bins)
-    filled = count > 0
-    confidence = np.bincount(which, weights=sure, minlength=bins)[filled] / count[filled]
-    share = np.bincount(which, weights=right, minlength=bins)[filled] / count[filled]
-    return confidence, share, count[filled]
 
 
 def _environment(group: TrialRuns) -> list[Block]:
@@ -416,10 +323,6 @@ def _mean_sd(values: Sequence[float]) -> str:
 def _cut(accuracy: float) -> str:
     """Two decimals, cut and not rounded up, as everywhere else."""
     return f"{int(accuracy * 100 + 1e-6) / 100:.2f}"
-
-
-def _runs(count: int) -> str:
-    return f"{count} run" + ("" if count == 1 else "s")
 
 
 def _times(shape: Sequence[int]) -> str:
