@@ -54,7 +54,11 @@ def no_linear_layer() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 10, 3, padding=1), nn.BatchNorm2d(10), nn.AvgPool2d(28), nn.Flatten())
 
 
-OWN = {"branches": Branches, "two linear layers": two_linear_layers, "none": no_linear_layer}
+def normalized_scores() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU(), nn.AvgPool2d(26), nn.Flatten(), nn.BatchNorm1d(10))
+
+
+OWN = {"branches": Branches, "two linear": two_linear_layers, "none": no_linear_layer, "normalized": normalized_scores}
 
 
 @pytest.mark.parametrize("name", [*BUILTIN, *OWN])
@@ -146,7 +150,7 @@ NONE = {
     "ReLU": (nn.Sequential(*HEAD, nn.AvgPool2d(13), nn.Flatten(), nn.ReLU(), nn.Linear(4, 10)), "layer 4"),
     "largest": (nn.Sequential(*HEAD, nn.MaxPool2d(13), nn.Flatten(), nn.Linear(4, 10)), "layer 2"),
     "not all": (nn.Sequential(*HEAD, nn.AvgPool2d(12), nn.Flatten(), nn.Linear(4, 10)), "layer 2"),
-    "padded": (nn.Sequential(*HEAD, nn.AvgPool2d(15, padding=1), nn.Flatten(), nn.Linear(4, 10)), "layer 2"),
+    "padded": (nn.Sequential(*HEAD, nn.AvgPool2d(13, padding=1), nn.Flatten(), nn.Linear(4, 10)), "layer 2"),
     "image": (nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten()), "layer 0"),
     "softmax": (nn.Sequential(*HEAD, nn.AvgPool2d(13), nn.Flatten(), nn.Linear(4, 10), nn.Softmax(1)), "traced"),
     "scales": (TwoScales(), "different scales"),
