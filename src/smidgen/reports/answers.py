@@ -158,7 +158,7 @@ def _reliability(group: TrialRuns) -> list[Block]:
     name = f"reliability-{group.label}"
     caption = (
         f"Error rate against confidence over {counted(runs, 'run')}; intervals are for as many images as one run has. "
-        f"The bins narrow towards 100 %, since {(confidence > 0.99).mean():.0%} of the predictions are above 99 %"
+        f"The bins narrow towards 100 %: {(confidence > 0.99).mean():.0%} of the predictions are above 99 %"
     )
     rows = [
         [label, f"{n / runs:,.1f}", f"{100 * c:.3f}", f"{100 * a:.3f}"]
