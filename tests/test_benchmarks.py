@@ -18,8 +18,8 @@ import mcu
 import results
 from smidgen.data.dataset import Dataset
 from smidgen.engines.native.core import find_core
-from smidgen.exports.fused import fused_graph
-from smidgen.exports.quantize import quantize
+from smidgen.exports.target import fused_graph
+from smidgen.lowering.quantize import quantize
 from smidgen.runs.options import RunOptions
 from smidgen.runs.record import Run
 from smidgen.runs.run import load_trial_data

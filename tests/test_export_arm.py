@@ -19,12 +19,13 @@ from torch import Tensor
 
 from smidgen.data.dataset import Dataset
 from smidgen.exports.c.compiler import ARM, STRICT
-from smidgen.exports.c.float32 import float32_code
-from smidgen.exports.c.int8 import int8_code
-from smidgen.exports.c.source import About, files
-from smidgen.exports.fused import FusedGraph, fused_graph
-from smidgen.exports.memory import plan
-from smidgen.exports.quantize import quantize
+from smidgen.exports.target import fused_graph
+from smidgen.lowering.c.float32 import float32_code
+from smidgen.lowering.c.int8 import int8_code
+from smidgen.lowering.c.source import About, files
+from smidgen.lowering.fused import FusedGraph
+from smidgen.lowering.memory import plan
+from smidgen.lowering.quantize import quantize
 from smidgen.runs.record import Run
 
 HERE = Path(__file__).parent / "arm"

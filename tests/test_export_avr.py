@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from smidgen.data.dataset import Dataset
-from smidgen.exports.c.int8 import int8_code
-from smidgen.exports.c.source import About, files
-from smidgen.exports.memory import plan
-from smidgen.exports.quantize import quantize
+from smidgen.lowering.c.int8 import int8_code
+from smidgen.lowering.c.source import About, files
+from smidgen.lowering.memory import plan
+from smidgen.lowering.quantize import quantize
 from test_export_c import graph_of, random_images
 
 MISSING = [tool for tool in ("avr-gcc", "simavr") if shutil.which(tool) is None]

@@ -23,16 +23,17 @@ from conftest import idx_bytes
 from smidgen.errors import SmidgenError
 from smidgen.exports.c import compiler
 from smidgen.exports.c.compiler import STRICT, classify, compiled, find_compiler
-from smidgen.exports.c.float32 import float32_code
-from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
-from smidgen.exports.c.source import About, Code, c_float, files
-from smidgen.exports.fused import Convolution, FusedGraph, fused_graph
-from smidgen.exports.integer import Averages, IntegerNetwork, Joined, Rescale, Scaled, Sums, Together
-from smidgen.exports.memory import plan
-from smidgen.exports.placing import Buffer, place
-from smidgen.exports.quantize import quantize
+from smidgen.exports.target import fused_graph
 from smidgen.graph.ops import Pool
+from smidgen.lowering.c.float32 import float32_code
+from smidgen.lowering.c.int8 import int8_code
+from smidgen.lowering.c.source import About, Code, c_float, files
+from smidgen.lowering.fused import Convolution, FusedGraph
+from smidgen.lowering.integer import Averages, IntegerNetwork, Joined, Rescale, Scaled, Sums, Together
+from smidgen.lowering.memory import plan
+from smidgen.lowering.placing import Buffer, place
+from smidgen.lowering.quantize import quantize
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.trials.mnist import strict
 from smidgen.version import VERSION
@@ -263,7 +264,7 @@ def test_sums_are_those_of_whole_numbers() -> None:
     network = quantize(graph, random_images(graph, 32))
     step = next(s for s in network.steps if isinstance(s, Sums) and s.node.groups == 3)
     x = torch.randint(0, 256, (1, 6, 7, 5))
-    from smidgen.exports.integer import whole_sums
+    from smidgen.lowering.integer import whole_sums
 
     found = whole_sums(step, x).numpy()
     (pad, _), (gap, _) = step.node.padding, step.node.dilation
@@ -487,7 +488,7 @@ def test_what_integers_cannot_express_is_named() -> None:
     linear.weight[:] = 1
     heavy = np.ones((3, 3, 200, 200), dtype=np.float32)
     too_large = replace(wide, operations=(wide.operations[0], replace(linear, weight=heavy)))
-    from smidgen.exports.quantize import _Quantizer
+    from smidgen.lowering.quantize import _Quantizer
 
     quantizer = _Quantizer(wide, images, 8)
     with pytest.raises(SmidgenError, match="sums that might not fit in 32 bits.*--type float32 can"):

@@ -11,7 +11,8 @@ from torch import nn
 
 from networks import unsettled
 from smidgen.errors import RunError
-from smidgen.exports.fused import Affine, Convolution, fused_graph
+from smidgen.exports.target import fused_graph
+from smidgen.lowering.fused import Affine, Convolution
 from smidgen.nets.build import build_network
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.trial import AvgPool, Conv, Linear, MaxPool, Network

@@ -23,11 +23,11 @@ from torch import nn
 from smidgen.data.dataset import Dataset
 from smidgen.data.decode import decode
 from smidgen.errors import SmidgenError
-from smidgen.exports.fused import Convolution
 from smidgen.exports.page import PageTarget
 from smidgen.exports.page_file import WEB
 from smidgen.exports.page_model import page_model
 from smidgen.exports.target import Check, Source
+from smidgen.lowering.fused import Convolution
 from smidgen.runs.record import Run
 from smidgen.runs.weights import TrainedNetwork
 from test_export_graph import NETWORKS, trained

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from conftest import Command
 from images import picture
 from smidgen.exports.c.compiler import STRICT, find_compiler
-from smidgen.exports.c.source import About, Code, files, string
 from smidgen.exports.export import MANIFEST, export
 from smidgen.exports.registry import TARGETS
+from smidgen.lowering.c.source import About, Code, files, string
 from smidgen.reports.report import report
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run

@@ -28,6 +28,7 @@ LAYERS = [
     ["nets"],
     ["engines", "images"],
     ["training", "verdict", "anatomy"],
+    ["lowering"],
     ["trials"],
     ["runs"],
     ["reports", "sweeps", "exports"],

@@ -16,9 +16,9 @@ from smidgen.engines.choose import choose
 from smidgen.engines.engine import EngineName
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.exports.c.compiler import find_compiler
-from smidgen.exports.fused import fused_graph
-from smidgen.exports.integer import Sums
-from smidgen.exports.quantize import quantize
+from smidgen.exports.target import fused_graph
+from smidgen.lowering.integer import Sums
+from smidgen.lowering.quantize import quantize
 from smidgen.quantization import rounded, weight_steps
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent

@@ -14,7 +14,7 @@ from smidgen.anatomy.layers import Anatomy, examine, examine_trial
 from smidgen.data.dataset import load_dataset
 from smidgen.data.known import KNOWN, MNIST_CLASSES, MNIST_SHAPE
 from smidgen.errors import SmidgenError, TrialError
-from smidgen.exports.c.sizes import Sizes, int8_sizes
+from smidgen.lowering.c.sizes import Sizes, int8_sizes
 from smidgen.machine import exclusive
 from smidgen.nets.build import build_network
 from smidgen.nets.code import call_with

@@ -27,8 +27,8 @@ from smidgen.engines.choose import choose
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import Engine, Precision
 from smidgen.errors import SmidgenError
-from smidgen.exports.fused import fused_graph
 from smidgen.exports.onnx_file import onnx_model
+from smidgen.exports.target import fused_graph
 from smidgen.files import cannot_write, write_atomic
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.training import checkpoint

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.fused import Affine, Array, Convolution, FusedGraph
 from smidgen.exports.target import Check, Source, compared
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
+from smidgen.lowering.fused import Affine, Array, Convolution, FusedGraph
 from smidgen.settings import canonical_json
 from smidgen.version import VERSION
 

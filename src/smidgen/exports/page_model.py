@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from smidgen.exports.fused import Affine, Array, Convolution, FusedGraph
 from smidgen.graph.activations import ACTIVATIONS
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
+from smidgen.lowering.fused import Affine, Array, Convolution, FusedGraph
 
 
 class _Weights:

@@ -11,12 +11,30 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from smidgen.exports.fused import FusedGraph, fused_graph
+from smidgen.errors import RunError
+from smidgen.graph.trace import TraceError
+from smidgen.lowering.fused import FusedGraph, fuse
 from smidgen.runs.record import Run
 from smidgen.runs.run import load_trial_data
+from smidgen.runs.weights import TrainedNetwork
 from smidgen.training.evaluation import scores
 
 _EXAMPLES = 10
+
+
+def fused_graph(trained: TrainedNetwork) -> FusedGraph:
+    """A trained network as operations, with BatchNorm folded into the convolutions.
+
+    Args:
+        trained: with weights, in evaluation mode, on the CPU.
+
+    Raises:
+        RunError: it has a layer that cannot be expressed; names it and the reason.
+    """
+    try:
+        return fuse(trained.network.eval(), trained.input_shape, trained.mean, trained.std)
+    except TraceError as error:
+        raise RunError(f"{trained.trial.name} cannot be exported: {error}") from None
 
 
 @dataclass(frozen=True)

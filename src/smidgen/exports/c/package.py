@@ -6,8 +6,8 @@ import json
 
 from torch import Tensor
 
-from smidgen.exports.c.source import About
-from smidgen.exports.c.template import render
+from smidgen.lowering.c.source import About
+from smidgen.lowering.c.template import render
 
 PACKAGES = ("arduino", "platformio", "cmake")
 VERSION = "1.0.0"

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from smidgen.errors import SmidgenError
 from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, find_source, require_compiler
-from smidgen.exports.c.float32 import float32_code
-from smidgen.exports.c.int8 import int8_code
 from smidgen.exports.c.names import prefix
 from smidgen.exports.c.package import PACKAGES, packaged
-from smidgen.exports.c.source import About, Code, files
-from smidgen.exports.integer import IntegerNetwork
-from smidgen.exports.memory import Plan, plan
-from smidgen.exports.quantize import quantize
 from smidgen.exports.target import Check, Source, compared
+from smidgen.lowering.c.float32 import float32_code
+from smidgen.lowering.c.int8 import int8_code
+from smidgen.lowering.c.source import About, Code, files
+from smidgen.lowering.integer import IntegerNetwork
+from smidgen.lowering.memory import Plan, plan
+from smidgen.lowering.quantize import quantize
 from smidgen.trial import Trial
 
 TYPES = ("float32", "int8")

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from smidgen.exports.fused import Convolution, FusedGraph
-from smidgen.exports.placing import Buffer, place
-from smidgen.exports.stages import PIXELS, Stage, stages
-from smidgen.exports.value_types import BYTES, SCORES, sum_type, value_types
+from smidgen.lowering.fused import Convolution, FusedGraph
+from smidgen.lowering.placing import Buffer, place
+from smidgen.lowering.stages import PIXELS, Stage, stages
+from smidgen.lowering.value_types import BYTES, SCORES, sum_type, value_types
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.fused import Affine, Convolution, FusedGraph
-from smidgen.exports.integer import (
+from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
+from smidgen.lowering.fused import Affine, Convolution, FusedGraph
+from smidgen.lowering.integer import (
     Averages,
     Grid,
     IntegerNetwork,
@@ -26,9 +27,8 @@ from smidgen.exports.integer import (
     Together,
     one_thread,
 )
-from smidgen.exports.stages import is_depthwise
-from smidgen.exports.value_types import scores_are_sums, value_types
-from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
+from smidgen.lowering.stages import is_depthwise
+from smidgen.lowering.value_types import scores_are_sums, value_types
 from smidgen.quantization import weight_steps
 
 Floats = NDArray[np.float64]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from smidgen.exports.integer import Step, Sums
-from smidgen.exports.pipeline import Pipeline
-from smidgen.exports.stages import Stage
-from smidgen.exports.value_types import SCORES
 from smidgen.graph.ops import Shape
+from smidgen.lowering.integer import Step, Sums
+from smidgen.lowering.pipeline import Pipeline
+from smidgen.lowering.stages import Stage
+from smidgen.lowering.value_types import SCORES
 
 
 class Rows:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smidgen.exports.c.source import Code, c_float, check_sizes, comment_text, shape_text
-from smidgen.exports.c.template import render
-from smidgen.exports.fused import Affine, Convolution, FusedGraph
-from smidgen.exports.placing import Buffer, place
 from smidgen.graph.ops import Activation, Add, Concatenate, Operation, Pool
+from smidgen.lowering.c.source import Code, c_float, check_sizes, comment_text, shape_text
+from smidgen.lowering.c.template import render
+from smidgen.lowering.fused import Affine, Convolution, FusedGraph
+from smidgen.lowering.placing import Buffer, place
 
 VECTOR = 8
 """Channels are filled up to a multiple of this."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from smidgen.exports.fused import Affine, Convolution, FusedGraph
-from smidgen.exports.stages import Planes, sees_all
 from smidgen.graph.ops import Add, Concatenate, Operation, Pool
+from smidgen.lowering.fused import Affine, Convolution, FusedGraph
+from smidgen.lowering.stages import Planes, sees_all
 
 SCORES = "int32_t"
 """The type of a score, and of no other value."""

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from smidgen.exports.fused import Convolution, FusedGraph
 from smidgen.graph.ops import Operation, Pool, Shape, count_readers
+from smidgen.lowering.fused import Convolution, FusedGraph
 
 Kind = Literal["linear", "separable", "convolution", "window", "running", "map", "planes"]
 PIXELS = 4

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.c.int8 import int8_code
-from smidgen.exports.fused import fuse
-from smidgen.exports.memory import plan
-from smidgen.exports.quantize import quantize
 from smidgen.graph.ops import Shape
 from smidgen.graph.trace import TraceError
+from smidgen.lowering.c.int8 import int8_code
+from smidgen.lowering.fused import fuse
+from smidgen.lowering.memory import plan
+from smidgen.lowering.quantize import quantize
 from smidgen.training.recalibration import norms
 
 MOST_PIXELS = 2**18

@@ -9,14 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smidgen.errors import RunError
 from smidgen.graph import ops
 from smidgen.graph.activations import RELU
 from smidgen.graph.cost import cost
 from smidgen.graph.fold import fold, run
 from smidgen.graph.ops import Activation, Graph, Operation, Pair, Shape
-from smidgen.graph.trace import TraceError, trace
-from smidgen.runs.weights import TrainedNetwork
+from smidgen.graph.trace import trace
 
 Array = NDArray[np.float32]
 
@@ -113,21 +111,6 @@ class FusedGraph:
     def scores(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scores (logits) [count, classes] of uint8 images [count, channels, height, width]."""
         return self.values(images, dtype)[self.output].flatten(1)
-
-
-def fused_graph(trained: TrainedNetwork) -> FusedGraph:
-    """A trained network as operations, with BatchNorm folded into the convolutions.
-
-    Args:
-        trained: with weights, in evaluation mode, on the CPU.
-
-    Raises:
-        RunError: it has a layer that cannot be expressed; names it and the reason.
-    """
-    try:
-        return fuse(trained.network.eval(), trained.input_shape, trained.mean, trained.std)
-    except TraceError as error:
-        raise RunError(f"{trained.trial.name} cannot be exported: {error}") from None
 
 
 def fuse(network: nn.Module, input_shape: Shape, mean: float, std: float) -> FusedGraph:

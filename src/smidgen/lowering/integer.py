@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smidgen.exports.fused import Affine, Convolution
 from smidgen.graph.ops import Activation, Add, Concatenate, Pool, Shape
+from smidgen.lowering.fused import Affine, Convolution
 
 Integers = NDArray[np.int64]
 BATCH = 50

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.fused import Convolution, FusedGraph
-from smidgen.exports.pipeline import Pipeline, pipeline
-from smidgen.exports.stages import transposed, with_planes
-from smidgen.exports.value_types import BYTES, SCORES, value_types
 from smidgen.graph.ops import Add, Concatenate, Operation, Pool
+from smidgen.lowering.fused import Convolution, FusedGraph
+from smidgen.lowering.pipeline import Pipeline, pipeline
+from smidgen.lowering.stages import transposed, with_planes
+from smidgen.lowering.value_types import BYTES, SCORES, value_types
 
 NEARLY = 1.05
 """How far above the least memory a lean network may be."""

@@ -18,7 +18,7 @@ def render(fragment: str, values: Mapping[str, object], features: Collection[str
         values: what the places stand for.
         features: those that hold.
     """
-    text = resources.files("smidgen.exports.c").joinpath("fragments", fragment).read_text(encoding="utf-8")
+    text = resources.files("smidgen.lowering.c").joinpath("fragments", fragment).read_text(encoding="utf-8")
     kept: list[str] = []
     states: list[bool] = []
     for line in text.splitlines():

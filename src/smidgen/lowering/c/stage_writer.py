@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from smidgen.exports.c.convolutions import SUFFIX, Convolutions, Needs
-from smidgen.exports.c.rows import Rows, plus
-from smidgen.exports.c.source import Code
-from smidgen.exports.integer import Averages, Joined, Lookup, Rescale, Scaled, Together
-from smidgen.exports.stages import Stage
-from smidgen.exports.value_types import SCORES, sum_type
 from smidgen.graph.ops import Pool
+from smidgen.lowering.c.convolutions import SUFFIX, Convolutions, Needs
+from smidgen.lowering.c.rows import Rows, plus
+from smidgen.lowering.c.source import Code
+from smidgen.lowering.integer import Averages, Joined, Lookup, Rescale, Scaled, Together
+from smidgen.lowering.stages import Stage
+from smidgen.lowering.value_types import SCORES, sum_type
 
 
 class StageWriter:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from smidgen.exports.c.convolutions import Needs, needs_of
-from smidgen.exports.c.rows import Rows
-from smidgen.exports.c.source import Code, Stream, c_float, check_sizes, comment_text, shape_text
-from smidgen.exports.c.stage_writer import StageWriter
-from smidgen.exports.c.template import render
-from smidgen.exports.fused import FusedGraph
-from smidgen.exports.integer import IntegerNetwork
-from smidgen.exports.memory import Bands, Plan, plan
-from smidgen.exports.value_types import SCORES
+from smidgen.lowering.c.convolutions import Needs, needs_of
+from smidgen.lowering.c.rows import Rows
+from smidgen.lowering.c.source import Code, Stream, c_float, check_sizes, comment_text, shape_text
+from smidgen.lowering.c.stage_writer import StageWriter
+from smidgen.lowering.c.template import render
+from smidgen.lowering.fused import FusedGraph
+from smidgen.lowering.integer import IntegerNetwork
+from smidgen.lowering.memory import Bands, Plan, plan
+from smidgen.lowering.value_types import SCORES
 
 
 def int8_code(graph: FusedGraph, network: IntegerNetwork, memory: Plan | None = None) -> Code:

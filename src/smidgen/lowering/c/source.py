@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smidgen.errors import SmidgenError
-from smidgen.exports.c.template import render
-from smidgen.exports.fused import Convolution
-from smidgen.exports.value_types import BYTES
 from smidgen.graph.ops import Operation, Pair, Pool, Shape
+from smidgen.lowering.c.template import render
+from smidgen.lowering.fused import Convolution
+from smidgen.lowering.value_types import BYTES
 from smidgen.version import VERSION
 
 MOST_SIDE = 2**16 - 1

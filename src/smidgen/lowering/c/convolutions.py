@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smidgen.exports.c.depthwise import for_each, taps
-from smidgen.exports.c.packing import BLOCK, interleaved, nibbles
-from smidgen.exports.c.rows import Rows
-from smidgen.exports.c.source import Code
-from smidgen.exports.c.template import render
-from smidgen.exports.fused import Convolution
-from smidgen.exports.integer import Sums
-from smidgen.exports.quantize import MULTIPLIER_BITS
-from smidgen.exports.stages import Stage
-from smidgen.exports.value_types import sum_type
+from smidgen.lowering.c.depthwise import for_each, taps
+from smidgen.lowering.c.packing import BLOCK, interleaved, nibbles
+from smidgen.lowering.c.rows import Rows
+from smidgen.lowering.c.source import Code
+from smidgen.lowering.c.template import render
+from smidgen.lowering.fused import Convolution
+from smidgen.lowering.integer import Sums
+from smidgen.lowering.quantize import MULTIPLIER_BITS
+from smidgen.lowering.stages import Stage
+from smidgen.lowering.value_types import sum_type
 
 SUFFIX = {"uint8_t": "8", "uint16_t": "16", "int32_t": "scores"}
 """Of kernels, by the types that they read and write."""

@@ -1,0 +1,1 @@
+"""Lowered networks written in C."""
