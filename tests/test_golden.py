@@ -48,9 +48,9 @@ def test_data(smidgen: Command, golden: Golden) -> None:
 
 def test_the_verdict(golden: Golden) -> None:
     goal = Goal(accuracy=99.4, parameters=7_999, epochs=14)
-    met = judge(goal, parameters=7_248, epochs=14, correct=9_954, total=10_000)
-    missed = judge(goal, parameters=8_000, epochs=15, correct=9_939, total=10_000)
-    opened = judge(goal, parameters=7_248, epochs=14, correct=5_900, total=6_000, on_test=False)
+    met = judge(goal, {"parameters": 7_248, "epochs": 14}, correct=9_954, total=10_000)
+    missed = judge(goal, {"parameters": 8_000, "epochs": 15}, correct=9_939, total=10_000)
+    opened = judge(goal, {"parameters": 7_248, "epochs": 14}, correct=5_900, total=6_000, on_test=False)
     golden("verdict.txt", f"{met}\n\n{missed}\n\n{opened}\n")
 
 

@@ -330,15 +330,15 @@ class TestVerdict:
         ],
     )
     def test_each_part_at_its_edge(self, correct: int, parameters: int, epochs: int, met: list[bool]) -> None:
-        verdict = judge(self.GOAL, parameters=parameters, epochs=epochs, correct=correct, total=10_000)
+        verdict = judge(self.GOAL, {"parameters": parameters, "epochs": epochs}, correct=correct, total=10_000)
         assert [part.met for part in verdict.parts] == met
         assert verdict.goal_met == all(met)
         assert str(verdict).count("MISSED") == met.count(False)
 
     def test_margins_are_in_images(self) -> None:
-        verdict = judge(self.GOAL, parameters=1, epochs=1, correct=9_939, total=10_000)
+        verdict = judge(self.GOAL, {"parameters": 1, "epochs": 1}, correct=9_939, total=10_000)
         assert verdict.parts[0].margin == "-0.01 points, 1 image too few"
-        verdict = judge(self.GOAL, parameters=1, epochs=1, correct=9_954, total=10_000)
+        verdict = judge(self.GOAL, {"parameters": 1, "epochs": 1}, correct=9_954, total=10_000)
         assert verdict.parts[0].margin == "+0.14 points, 14 images more"
 
     @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ class TestVerdict:
         self, correct: int, total: int, accuracy: float, reached: str, margin: str
     ) -> None:
         goal = Goal(accuracy=accuracy, parameters=1, epochs=1)
-        part = judge(goal, parameters=1, epochs=1, correct=correct, total=total).parts[0]
+        part = judge(goal, {"parameters": 1, "epochs": 1}, correct=correct, total=total).parts[0]
         assert (part.reached, part.margin) == (reached, margin)
         figures = [float(text.removeprefix("at least ").removesuffix(" %")) for text in (part.reached, part.wanted)]
         assert float(margin.partition(" ")[0]) == pytest.approx(figures[0] - figures[1], abs=1e-9)
@@ -365,10 +365,10 @@ class TestVerdict:
     def test_no_target_is_met_by_rounding(self) -> None:
         """2,982 of 3,000 is exactly 99.4 %. With floats, 90.04 % of 10,000 images would need 9,005 of them."""
         fine = Goal(accuracy=90.04, parameters=7_999, epochs=14)
-        assert judge(fine, parameters=1, epochs=1, correct=9_004, total=10_000).goal_met
-        assert not judge(fine, parameters=1, epochs=1, correct=9_003, total=10_000).goal_met
-        assert judge(self.GOAL, parameters=1, epochs=1, correct=2_982, total=3_000).goal_met
-        assert not judge(self.GOAL, parameters=1, epochs=1, correct=2_981, total=3_000).goal_met
+        assert judge(fine, {"parameters": 1, "epochs": 1}, correct=9_004, total=10_000).goal_met
+        assert not judge(fine, {"parameters": 1, "epochs": 1}, correct=9_003, total=10_000).goal_met
+        assert judge(self.GOAL, {"parameters": 1, "epochs": 1}, correct=2_982, total=3_000).goal_met
+        assert not judge(self.GOAL, {"parameters": 1, "epochs": 1}, correct=2_981, total=3_000).goal_met
 
     def test_an_accuracy_is_never_rounded_up(self) -> None:
         assert percent(99_399, 100_000) == "99.39"

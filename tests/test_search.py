@@ -22,6 +22,7 @@ from conftest import Command, start_smidgen, write_folder
 from smidgen.data.dataset import FILES, Dataset
 from smidgen.errors import RunError, SettingError, SmidgenError
 from smidgen.graph.cost import count_parameters
+from smidgen.lowering.c.sizes import int8_needs
 from smidgen.nets.build import build_network, measure
 from smidgen.runs.options import RunOptions
 from smidgen.schedules import Cosine
@@ -451,6 +452,7 @@ def test_bad_flags_and_a_missing_library_are_one_line(
         (["--candidates", "0"], "--candidates is 0"),
         (["--seeds", "-1"], "--seeds is -1"),
         (["--max-parameters", "-5"], "--max-parameters"),
+        (["--max-flash", "0"], "--max-flash is 0; allowed: at least 1"),
         (["--folds", "11"], "10 blocks of 6,000"),
         (["--set", "width.hihg=6"], "did you mean 'high'?"),
         (["--workers", "0"], "--workers is 0"),
@@ -479,3 +481,24 @@ def test_the_command(smidgen: Command, small_trial: Trial, tmp_path: Path) -> No
     assert "what no other candidate beats in both" in shown.out
     reported = smidgen("report", out / "runs", "-o", tmp_path / "r.html")
     assert reported.status == 0
+
+
+def test_limits_in_bytes_keep_candidates_from_training(
+    small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Here()
+    changes = {"candidates": 4, "batch": 4, "seeds": 1, "finalists": 1, "workers": executor}
+    found = small_search(small_trial, tmp_path / "s", limits={"flash": 700, "ram": 900}, **changes)
+    assert found.rejected > 0
+    assert {job.trial.goal.flash for job in executor.jobs} == {700}
+    for candidate in found.candidates:
+        network = build_network(candidate.trial.network, input_shape=(1, 28, 28), classes=10)
+        needs = int8_needs(network, (1, 28, 28), most_ram=900)
+        assert needs.flash <= 700
+        assert needs.ram <= 900
+        assert not candidate.error
+    best = find_trial(found.best.file).goal
+    assert (best.flash, best.ram) == (700, 900)
+    monkeypatch.setattr("smidgen.searches.ask.MOST_REJECTED", 5)
+    with pytest.raises(SmidgenError, match=r"at most 600 parameters and 900 bytes of flash and 60 bytes of RAM"):
+        small_search(small_trial, tmp_path / "none", limits={"flash": 900, "ram": 60}, workers=Here(most=0))

@@ -129,6 +129,16 @@ class _Group:
         """Typed settings by path."""
         self.add("--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help=help)
 
+    def bytes(self, otherwise: str) -> None:
+        """Budgets in bytes of C in integers."""
+        self.add(
+            "--max-flash", type=int, metavar="BYTES", help=f"budget of tables as int8 C code; default: {otherwise}"
+        )
+        self.add(
+            "--max-ram", type=int, metavar="BYTES",
+            help=f"budget of memory as int8 C code, beside the image; default: {otherwise}",
+        )  # fmt: skip
+
     def execution(self, threads: str) -> None:
         """The options of `RunOptions`."""
         self.add(
@@ -227,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-parameters", type=int, metavar="N", help="limit on parameters; default: the goal of the base trial"
     )
     search.add_argument("--max-macs", type=int, metavar="N", help="limit on MACs per image; default: none")
+    shared.bytes("the goal of the base trial")
     search.add_argument(
         "--max-epochs", type=int, metavar="N", help="epochs of every candidate; default: those of the base trial"
     )
@@ -259,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("trial", metavar="TRIAL|FILE.py:NAME", help=_TRIAL_HELP + ", or an nn.Module in a file")
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="input shape; default 1x28x28")
     inspect.add_argument("--max-parameters", type=int, metavar="N", help="budget; default: the trial's goal")
+    shared.bytes("the trial's goal")
     inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
     shared.code()
 
@@ -269,10 +281,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet with a row of images per class")
 
-    new, _ = command("new", _new, "write a trial file for your own data, with a network sized to a budget")
+    new, shared = command("new", _new, "write a trial file for your own data, with a network sized to a budget")
     new.add_argument("file", metavar="FILE.py", help="file to write; must not exist")
     new.add_argument("--data", required=True, metavar="PATH", help=_DATA_HELP)
     new.add_argument("--max-parameters", type=int, default=20_000, metavar="N", help="budget; default 20000")
+    shared.bytes("none")
     new.add_argument("--epochs", type=int, default=14, metavar="N", help="epochs; default 14")
 
     export, shared = command("export", _export, "export a run and verify the export on all test images")
@@ -403,7 +416,7 @@ def _search(options: argparse.Namespace) -> int:
     found = search(
         options.base,
         plan=SearchPlan(**{field.name: getattr(options, field.name) for field in fields(SearchPlan)}),
-        limits=Limits(options.max_parameters, options.max_macs, options.max_epochs),
+        limits=Limits(options.max_parameters, options.max_macs, options.max_epochs, options.max_flash, options.max_ram),
         settings=options.settings,
         options=_run_options(options),
         workers=options.workers,
@@ -460,7 +473,13 @@ def _trials(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from smidgen.inspection import inspect
 
-    inspection = inspect(options.trial, input_shape=options.input, max_parameters=options.max_parameters)
+    inspection = inspect(
+        options.trial,
+        input_shape=options.input,
+        max_parameters=options.max_parameters,
+        max_flash=options.max_flash,
+        max_ram=options.max_ram,
+    )
     if options.json:
         _print_json(inspection.to_json())
     else:
@@ -482,7 +501,14 @@ def _data(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> int:
     from smidgen.trials.new import new_trial
 
-    written = new_trial(options.file, data=options.data, max_parameters=options.max_parameters, epochs=options.epochs)
+    written = new_trial(
+        options.file,
+        data=options.data,
+        max_parameters=options.max_parameters,
+        epochs=options.epochs,
+        max_flash=options.max_flash,
+        max_ram=options.max_ram,
+    )
     if options.json:
         _print_json(written.to_json())
     else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from smidgen.anatomy.layers import Anatomy, examine, examine_trial
 from smidgen.data.dataset import load_dataset
 from smidgen.data.known import KNOWN, MNIST_CLASSES, MNIST_SHAPE
 from smidgen.errors import SmidgenError, TrialError
-from smidgen.lowering.c.sizes import Sizes, int8_sizes
+from smidgen.lowering.c.budget import bits_of
+from smidgen.lowering.c.sizes import Needs, Sizes, int8_needs, int8_sizes
 from smidgen.machine import exclusive
 from smidgen.nets.build import build_network
 from smidgen.nets.code import call_with
 from smidgen.nets.own import user_errors
 from smidgen.tables import TableFormat
-from smidgen.trial import Trial
+from smidgen.trial import BUDGETS, IN_BYTES, Trial
 from smidgen.trials.find import find_trial_or_network
 
 
@@ -32,33 +33,37 @@ class Inspection:
         name: what was inspected.
         anatomy: the layers and totals.
         trial: whose network it is; None for a bare module.
-        max_parameters: a budget that was given, instead of the trial's.
+        limits: budgets by their names in `BUDGETS`: those that were given, else the trial's.
         sizes: on a microcontroller; None where there is no such export of it.
         no_sizes: why not.
+        needs: bytes under the budgets; None where there is none in bytes, or no such export.
     """
 
     name: str
     anatomy: Anatomy
     trial: Trial | None = None
-    max_parameters: int | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
     sizes: Sizes | None = None
     no_sizes: str = ""
+    needs: Needs | None = None
 
     @property
-    def budgets(self) -> dict[str, tuple[int, int]]:
-        """Used and allowed amount of each budget."""
-        budgets = {}
-        most = self.max_parameters or (self.trial.goal.parameters if self.trial else None)
-        if most is not None:
-            budgets["parameters"] = (self.anatomy.parameters, most)
-        if self.trial is not None:
-            budgets["epochs"] = (self.trial.epochs, self.trial.goal.epochs)
-        return budgets
+    def budgets(self) -> dict[str, tuple[int | None, int]]:
+        """Used and allowed amount of each budget; of bytes None is used where there is no such export."""
+        used = {
+            "parameters": self.anatomy.parameters,
+            "epochs": self.trial.epochs if self.trial else None,
+            "flash": self.needs.flash if self.needs else None,
+            "ram": self.needs.ram if self.needs else None,
+        }
+        return {name: (used[name], limit) for name, limit in self.limits.items()}
 
     @property
     def within_budget(self) -> bool | None:
         """Whether every budget is kept; None where there is none."""
-        return all(used <= most for used, most in self.budgets.values()) if self.budgets else None
+        if not self.limits:
+            return None
+        return all(used is not None and used <= most for used, most in self.budgets.values())
 
     def to_json(self) -> dict[str, Any]:
         """The inspection as JSON data."""
@@ -91,10 +96,15 @@ class Inspection:
 
     def _verdicts(self) -> list[str]:
         verdicts = []
-        for what, (used, limit) in self.budgets.items():
-            spare = limit - used
-            verdict = f"met, {spare:,} to spare" if spare >= 0 else f"MISSED, {-spare:,} too many"
-            verdicts.append(f"budget of at most {limit:,} {what}: {used:,}, {verdict}")
+        for name, (used, limit) in self.budgets.items():
+            if used is None:
+                verdict = f"MISSED: no C code in integers: {self.no_sizes}"
+            elif used <= limit:
+                verdict = f"{used:,}, met, {limit - used:,} to spare"
+            else:
+                most = f"; most is taken by {self.needs.costliest[name]}" if self.needs and name in IN_BYTES else ""
+                verdict = f"{used:,}, MISSED, {used - limit:,} too many{most}"
+            verdicts.append(f"budget of at most {limit:,} {BUDGETS[name]}: {verdict}")
         return verdicts
 
     def _repr_html_(self) -> str:
@@ -110,6 +120,8 @@ def inspect(
     *,
     input_shape: Sequence[int] | None = None,
     max_parameters: int | None = None,
+    max_flash: int | None = None,
+    max_ram: int | None = None,
 ) -> Inspection:
     """The anatomy of a trial's network or of any module.
 
@@ -119,9 +131,11 @@ def inspect(
             (10), as far as they take them.
         input_shape: channels, height, width; None takes the trial's data's, or MNIST's for a module.
         max_parameters: a budget; None takes the trial's.
+        max_flash: a budget of bytes of tables as C in integers; likewise.
+        max_ram: a budget of bytes of memory of the same beside the image; likewise.
 
     Raises:
-        SmidgenError: nothing of that name, or the network does not take such an input.
+        SmidgenError: a budget is below 1, nothing of that name, or the network does not take such an input.
     """
     name = str(what) if isinstance(what, str | Path) else ""
     shape = tuple(input_shape or MNIST_SHAPE)
@@ -133,9 +147,10 @@ def inspect(
         name = getattr(what, "__name__", "")
         with user_errors(f"{name}() failed"):
             found = call_with(what, input_shape=shape, classes=MNIST_CLASSES)
+    limits = _limits(found, {"parameters": max_parameters, "flash": max_flash, "ram": max_ram})
     if isinstance(found, nn.Module):
-        anatomy = examine(found, shape)
-        return Inspection(name or type(found).__name__, anatomy, None, max_parameters, **_sizes(lambda: found, shape))
+        sizes = _sizes(lambda: found, shape, limits)
+        return Inspection(name or type(found).__name__, examine(found, shape), None, limits, **sizes)
     if found.data.shape is not None:
         input_shape = input_shape or found.data.shape
     known = KNOWN.get(found.data.source)
@@ -149,15 +164,38 @@ def inspect(
     if len(shape) != 3:
         raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
     anatomy, trial = examine_trial(found, shape, classes), found
-    sizes = _sizes(lambda: build_network(trial.network, input_shape=shape, classes=classes), shape)
-    return Inspection(found.name, anatomy, found, max_parameters, **sizes)
+    sizes = _sizes(
+        lambda: build_network(trial.network, input_shape=shape, classes=classes), shape, limits, bits_of(trial)
+    )
+    return Inspection(found.name, anatomy, found, limits, **sizes)
 
 
-def _sizes(network: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, Any]:
-    """What it needs on a microcontroller, or why that is not known."""
+def _limits(found: Trial | nn.Module, given: Mapping[str, int | None]) -> dict[str, int]:
+    """The budgets that were given, else the trial's.
+
+    Raises:
+        SmidgenError: one is below 1; names the command-line option.
+    """
+    for name, limit in given.items():
+        if limit is not None and limit < 1:
+            raise SmidgenError(f"--max-{name} is {limit}; allowed: at least 1")
+    limits = found.goal.budgets if isinstance(found, Trial) else {}
+    limits |= {name: limit for name, limit in given.items() if limit is not None}
+    return {name: limits[name] for name in BUDGETS if name in limits}
+
+
+def _sizes(
+    network: Callable[[], nn.Module], shape: tuple[int, ...], limits: Mapping[str, int], bits: int = 8
+) -> dict[str, Any]:
+    """What it needs on a microcontroller, in general and under the budgets, or why that is not known."""
     if len(shape) != 3:
         return {"no_sizes": f"an image has channels, height and width, not {len(shape)} sides"}
+    channels, height, width = shape
     try:
-        return {"sizes": int8_sizes(network(), (shape[0], shape[1], shape[2]))}
+        built = network()
+        found: dict[str, Any] = {"sizes": int8_sizes(built, (channels, height, width))}
+        if not limits.keys().isdisjoint(IN_BYTES):
+            found["needs"] = int8_needs(built, (channels, height, width), bits=bits, most_ram=limits.get("ram"))
     except SmidgenError as error:
         return {"no_sizes": str(error)}
+    return found

@@ -16,17 +16,49 @@ from smidgen.settings import Settings, setting
 
 ActivationName = Literal["relu", "leaky_relu", "relu6", "hardswish", "gelu", "silu", "sigmoid", "tanh"]
 """The activations of a trial's network; `smidgen.graph.activations` says what each is. GELU is the one by tanh."""
+BUDGETS = {"parameters": "parameters", "epochs": "epochs", "flash": "bytes of flash", "ram": "bytes of RAM"}
+"""The budgets of a goal by their settings, and what they are counted in."""
+IN_BYTES = ("flash", "ram")
+"""Those that are about C code in integers."""
 MOST_CHANNELS = 4096
 """Bound on any layer's width, so that an untrusted trial cannot request unlimited memory."""
 
 
 @dataclass(frozen=True)
 class Goal(Settings):
-    """The goal of a run. Accuracy is in percent of the test images, after the last epoch."""
+    """The goal of a run. Accuracy is in percent of the test images, after the last epoch.
+
+    Flash and RAM are what the network needs as C in integers (`smidgen export --to c --type int8`): the tables, which
+    are all constants but the code's own, and the memory of a call beside the image. The export then takes the plan
+    with the least work among those within `ram`, so that budget is met if there is one.
+    """
 
     accuracy: float = setting(99.4, least=0, most=100, help="least test accuracy of the last epoch, percent")
     parameters: int = setting(7_999, least=1, help="most trainable parameters")
     epochs: int = setting(14, least=1, help="most epochs")
+    flash: int | None = setting(
+        None, least=1, later=True, help="most bytes of tables as C in integers; none: any number"
+    )
+    ram: int | None = setting(
+        None, least=1, later=True, help="most bytes of memory as C in integers, beside the image; none: any number"
+    )
+
+    @property
+    def budgets(self) -> dict[str, int]:
+        """The limits that are set, by their names in `BUDGETS`."""
+        limits = {name: getattr(self, name) for name in BUDGETS}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether there is a budget in bytes."""
+        return not self.budgets.keys().isdisjoint(IN_BYTES)
+
+    @property
+    def budgets_text(self) -> str:
+        """The limits for people, as in `7,999 parameters and 14 epochs`."""
+        *parts, last = (f"{limit:,} {BUDGETS[name]}" for name, limit in self.budgets.items())
+        return f"{', '.join(parts)} and {last}"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
 from smidgen.tables import render
-from smidgen.trial import Goal
+from smidgen.trial import BUDGETS, Goal
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,12 @@ class Verdict:
         return f"{table}\ngoal {verdict[self.goal_met]}"
 
 
-def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int, on_test: bool = True) -> Verdict:
+def judge(goal: Goal, used: Mapping[str, int], *, correct: int, total: int, on_test: bool = True) -> Verdict:
     """Hold a run against its goal, exactly: accuracies are compared as fractions, not as floats.
 
     Args:
         goal: the trial's.
-        parameters: of the network, frozen ones too.
-        epochs: epochs trained.
+        used: how much of each of the goal's budgets; parameters include frozen ones.
         correct: correctly classified test images after the last epoch.
         total: test images.
         on_test: False where `correct` counts validation images.
@@ -83,10 +83,10 @@ def judge(goal: Goal, *, parameters: int, epochs: int, correct: int, total: int,
                 f"{float(difference):+.{digits}f} points, {_images(spare)}",
             )
         )
-    for what, used, limit in (("parameters", parameters, goal.parameters), ("epochs", epochs, goal.epochs)):
-        spare = limit - used
+    for name, limit in goal.budgets.items():
+        spare = limit - used[name]
         margin = f"{spare:,} to spare" if spare >= 0 else f"{-spare:,} too many"
-        parts.append(Part(what, f"{used:,}", f"at most {limit:,}", spare >= 0, margin))
+        parts.append(Part(BUDGETS[name], f"{used[name]:,}", f"at most {limit:,}", spare >= 0, margin))
     return Verdict(tuple(parts), on_test)
 
 

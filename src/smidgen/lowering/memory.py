@@ -95,6 +95,16 @@ class Plan:
         return bands * self.bands.pipeline.macs + self.pipeline.macs
 
     @property
+    def costliest(self) -> str:
+        """The layer whose value takes most memory, for people."""
+        size, name = max(
+            (one.rings[stage.output] * one.row_bytes(stage.output), stage.names)
+            for one in self.pipelines
+            for stage in one.stages
+        )
+        return f"{name} ({size:,} bytes)"
+
+    @property
     def image_rows(self) -> int:
         """Rows of the image that must be kept if it comes row by row."""
         return self.bands.image_rows if self.bands else self.pipeline.rings[0]
@@ -111,21 +121,25 @@ def plan(graph: FusedGraph, most: int | None = None, *, lean: bool = False) -> P
     Raises:
         SmidgenError: it needs more; says what the least is, and which value takes most of it.
     """
+    found = nearest_plan(graph, most, lean=lean)
+    if most is not None and found.bytes > most:
+        raise SmidgenError(
+            f"the network needs {found.bytes:,} bytes of memory beside the image, and {most:,} are allowed; "
+            f"most is taken by {found.costliest}"
+        )
+    return found
+
+
+def nearest_plan(graph: FusedGraph, most: int | None = None, *, lean: bool = False) -> Plan:
+    """As `plan`, but the plan with the least memory where none is within the limit."""
     graph = with_planes(graph)
     plain = Plan(graph, None, pipeline(graph, [1] * graph.shapes[0][1], image=True))
     if not lean and (most is None or plain.bytes <= most):
         return plain
     possible = [plain, *_in_bands(graph)]
     least = min(possible, key=lambda p: (p.bytes, p.macs))
-    if lean:
-        most = int(least.bytes * NEARLY)
-    assert most is not None
-    if least.bytes > most:
-        raise SmidgenError(
-            f"the network needs {least.bytes:,} bytes of memory beside the image, and {most:,} are allowed; "
-            f"most is taken by {_costliest(least)}"
-        )
-    return min((p for p in possible if p.bytes <= most), key=lambda p: (p.macs, p.bytes))
+    limit = int(least.bytes * NEARLY) if lean or most is None else most
+    return min((p for p in possible if p.bytes <= limit), key=lambda p: (p.macs, p.bytes), default=least)
 
 
 def _in_bands(graph: FusedGraph) -> Iterator[Plan]:
@@ -178,13 +192,3 @@ def _banded(graph: FusedGraph, front: Sequence[Operation], rows: int) -> Plan:
     arrivals = [rows] * (height // rows) + ([height % rows] if height % rows else [])
     end = pipeline(rest, arrivals, image=False, scrap=begin.size, wide_before=begin.wide)
     return Plan(graph, Bands(begin, cut, rows, heights[0], step), end)
-
-
-def _costliest(plan: Plan) -> str:
-    """The value that takes most memory, for people."""
-    size, name = max(
-        (one.rings[stage.output] * one.row_bytes(stage.output), stage.names)
-        for one in plan.pipelines
-        for stage in one.stages
-    )
-    return f"{name} ({size:,} bytes)"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from smidgen.errors import TrialError
+from smidgen.errors import SmidgenError, TrialError
 from smidgen.nets.build import measure
 from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
 
@@ -20,8 +20,13 @@ MOST_WIDTH = 512
 """Of the first stage; wider would no longer be tiny."""
 
 
-def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int) -> Network:
-    """A plain network just under a budget of parameters.
+def sized_network(
+    input_shape: Sequence[int],
+    classes: int,
+    max_parameters: int,
+    check: Callable[[Network], object] = lambda _network: None,
+) -> Network:
+    """A plain network just under a budget of parameters, and within what else is checked.
 
     Stages of padded 3 × 3 convolutions (two each, one in the last), each `GROWTH` times as wide as the one
     before, with max pooling between them; then the average over the image and a linear layer. All
@@ -31,24 +36,26 @@ def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int)
         input_shape: channels, height, width.
         classes: number of scores.
         max_parameters: the budget.
+        check: raises a `SmidgenError` if a network is over another budget.
 
     Raises:
-        TrialError: even the narrowest such network is over the budget.
+        SmidgenError: even the narrowest such network is over the budget.
     """
-    plan = _Plan(input_shape, classes)
+    plan = _Plan(input_shape, classes, max_parameters, check)
     if plan.parameters(plan.widths(1.0)) > max_parameters:
         raise TrialError(
             f"the smallest network for {'x'.join(map(str, input_shape))} and {classes} classes has "
             f"{plan.parameters(plan.widths(1.0)):,} parameters, more than {max_parameters:,}; raise --max-parameters"
         )
+    check(plan.network(plan.widths(1.0)))
     low, high = 1.0, float(MOST_WIDTH)
     while high - low > 0.01:
         middle = (low + high) / 2
-        low, high = (middle, high) if plan.fits(plan.widths(middle), max_parameters) else (low, middle)
+        low, high = (middle, high) if plan.fits(plan.widths(middle)) else (low, middle)
     widths = plan.widths(low)
     for index in reversed(range(len(widths))):
         wider = [*widths[:index], widths[index] + 1, *widths[index + 1 :]]
-        if plan.fits(wider, max_parameters):
+        if plan.fits(wider):
             widths = wider
     return plan.network(widths)
 
@@ -56,7 +63,10 @@ def sized_network(input_shape: Sequence[int], classes: int, max_parameters: int)
 class _Plan:
     """The stages of a network, chosen before the widths."""
 
-    def __init__(self, input_shape: Sequence[int], classes: int) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], classes: int, max_parameters: int, check: Callable[[Network], object]
+    ) -> None:
+        self.max_parameters, self.check = max_parameters, check
         self.input_shape, self.classes = tuple(input_shape), classes
         side = min(self.input_shape[1:])
         self.stride = 2 if side >= LARGE else 1
@@ -81,12 +91,15 @@ class _Plan:
     def parameters(self, widths: Sequence[int]) -> int:
         return measure(self.network(widths), input_shape=self.input_shape, classes=self.classes)[0]
 
-    def fits(self, widths: Sequence[int], max_parameters: int) -> bool:
-        """Whether the network is within the budget, and not too large for any."""
+    def fits(self, widths: Sequence[int]) -> bool:
+        """Whether the network is within the budgets, and not too large for any."""
         try:
-            return self.parameters(widths) <= max_parameters
-        except TrialError:
+            if self.parameters(widths) > self.max_parameters:
+                return False
+            self.check(self.network(widths))
+        except SmidgenError:
             return False
+        return True
 
     def _is_last(self, stage: int) -> bool:
         return stage > 0 and stage == self.stages - 1

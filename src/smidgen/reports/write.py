@@ -30,7 +30,7 @@ from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.progress import epoch_line
 from smidgen.runs.record import Run
 from smidgen.settings import with_settings
-from smidgen.trial import Trial
+from smidgen.trial import BUDGETS, Trial
 from smidgen.trials.builtin import BUILTIN
 from smidgen.trials.listing import changes
 from smidgen.verdict import percent
@@ -98,7 +98,7 @@ def _summary(groups: Sequence[TrialRuns]) -> Table:
         verdicts = [run.goal_met for run in group.runs]
         rows.append([
             group.label,
-            f"{goal.accuracy:g} %, at most {goal.parameters:,} parameters and {goal.epochs} epochs",
+            f"{goal.accuracy:g} %, at most {goal.budgets_text}",
             f"{Path(group.trial.data.source).name}, {group.held_out}",
             _mean_sd(group.last),
             str(len(group.runs)),
@@ -204,12 +204,13 @@ def _network(group: TrialRuns) -> list[Block]:
             for x in seeing
         ],
     )
-    goal = group.trial.goal
-    spare = goal.parameters - anatomy.parameters
-    budget = f"{spare:,} below" if spare >= 0 else f"{-spare:,} above"
-    totals = Paragraph(
-        f"{'; '.join(anatomy.totals().splitlines())}; {budget} the budget of {goal.parameters:,} parameters."
-    )
+    budgets = []
+    for name, limit in group.trial.goal.budgets.items():
+        if name != "epochs":
+            used = group.runs[0].result.used[name]
+            spare = f"{limit - used:,} below" if used <= limit else f"{used - limit:,} above"
+            budgets.append(f"{spare} the budget of {limit:,} {BUDGETS[name]}")
+    totals = Paragraph(f"{'; '.join([*anatomy.totals().splitlines(), *budgets])}.")
     return [Heading("Network", 3), layers, totals, fields]
 
 

@@ -17,7 +17,7 @@ from smidgen.runs.progress import history_html
 from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, read_weights, weights_sha256
 from smidgen.training.loop import EpochRecord
-from smidgen.trial import Trial
+from smidgen.trial import BUDGETS, Trial
 from smidgen.verdict import Verdict, judge, percent
 
 
@@ -116,11 +116,13 @@ def load_run(path: str | Path) -> Run:
         parameters = sum(p.numel() for p in trained.network.parameters())
         if result.parameters != parameters:
             raise ValueError(f"it says {result.parameters} parameters, but the network has {parameters}")
+        unknown = [BUDGETS[name] for name in trained.trial.goal.budgets if name not in result.used]
+        if unknown:
+            raise ValueError(f"its goal limits {unknown[0]}, but it does not say how many there are")
         last = history[-1]
         verdict = judge(
             trained.trial.goal,
-            parameters=parameters,
-            epochs=len(history),
+            result.used,
             correct=last.test_correct,
             total=last.test_total,
             on_test=result.held_out == "test",

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from smidgen.engines.choose import ENGINES
 from smidgen.engines.engine import Precision
 from smidgen.errors import RunError
+from smidgen.trial import BUDGETS
 
 _MEASURED = ("accuracy_last", "accuracy_best", "loss_last")
 """Figures of the held-out images; their JSON keys begin with what was held out: `test_` or `validation_`."""
@@ -17,6 +18,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "bool | None": (bool, type(None)),
+    "int | None": (int, type(None)),
     "tuple[str, ...]": (list,),
 }
 """Types in JSON, by a field's annotation."""
@@ -42,6 +44,8 @@ class Result:
         parameters: of the network.
         macs: multiply-accumulates of one image; a lower bound if the log says that some are not counted.
         epochs: how many were trained.
+        flash: bytes of tables as C in integers; None where the goal has no budget in bytes.
+        ram: bytes of memory of the same beside the image; likewise.
         held_out: what the network was evaluated on, `test` or `validation`.
         accuracy_last: percent of the held-out images, after the last epoch.
         accuracy_best: the same of the best epoch, which was chosen on those very images.
@@ -87,6 +91,13 @@ class Result:
     class_names: tuple[str, ...] = ()
     version: str = ""
     resumptions: int = 0
+    flash: int | None = None
+    ram: int | None = None
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How much of each budget of a goal was used, as far as it is known, by their names."""
+        return {name: getattr(self, name) for name in BUDGETS if getattr(self, name) is not None}
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON data. Only what was measured on the test images is called test accuracy."""

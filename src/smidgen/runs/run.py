@@ -17,6 +17,7 @@ from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.choose import choose_for
 from smidgen.engines.engine import Engine
 from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError
+from smidgen.lowering.c.budget import check_bytes
 from smidgen.machine import exclusive, note_threads
 from smidgen.nets.own import check_own_network, check_step, own_network
 from smidgen.randomness import MOST_SEED
@@ -169,6 +170,7 @@ class _RunRequest:
         with _torch_settings(engine):
             network = new_network(trial, dataset, seed)
             notes = _check_training(trial, dataset, network)
+            needs = check_bytes(trial, network, dataset.input_shape)
             engine = choose_for(engine, wanted, trial, network, dataset.input_shape)
             torch.set_num_threads(engine.torch_threads)
             with deferred() as interruption, self._reserved() as directory:
@@ -179,7 +181,7 @@ class _RunRequest:
                 try:
                     finished = Runner(
                         trial, seed, dataset, engine, anatomy, directory, self.progress, interruption,
-                        options.checkpoint_seconds, notes,
+                        options.checkpoint_seconds, notes, needs,
                     ).run(network, began)  # fmt: skip
                     if interruption.requested:  # too late for this run, but not for what the caller does next
                         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from smidgen.anatomy.layers import Anatomy
 from smidgen.data.dataset import Dataset
 from smidgen.engines.engine import Engine
 from smidgen.errors import RunError
+from smidgen.lowering.c.sizes import Needs
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.environment import MOST_RESUMPTIONS, changes, changes_text, environment
 from smidgen.runs.interruption import Interruption
@@ -23,7 +24,7 @@ from smidgen.training import checkpoint
 from smidgen.training.checkpoint import DamagedCheckpointError, Origin
 from smidgen.training.evaluation import HeldOut, evaluate
 from smidgen.training.loop import EpochRecord, Training, start, steps_per_epoch, train
-from smidgen.trial import Trial
+from smidgen.trial import BUDGETS, Trial
 from smidgen.verdict import Verdict, judge
 from smidgen.version import VERSION
 
@@ -43,6 +44,7 @@ class Runner:
         interruption: looked at after each step.
         checkpoint_seconds: between checkpoints within an epoch.
         notes: shown before training.
+        needs: bytes of the network as C in integers; None where the goal has no budget in bytes.
     """
 
     trial: Trial
@@ -55,6 +57,7 @@ class Runner:
     interruption: Interruption
     checkpoint_seconds: float
     notes: list[str] = field(default_factory=list)
+    needs: Needs | None = None
     _resumptions: int = 0
 
     def run(self, network: nn.Module, began: float) -> Run:
@@ -166,8 +169,7 @@ class Runner:
         )  # fmt: skip
         verdict = judge(
             self.trial.goal,
-            parameters=self.anatomy.parameters,
-            epochs=len(history),
+            self._used(),
             correct=last.test_correct,
             total=last.test_total,
             on_test=dataset.held_out_name == "test",
@@ -181,6 +183,11 @@ class Runner:
         result = self._result(history, verdict, sha256, setup)
         self.directory.write_json(RunFiles.RESULT, result.to_json())
         return Run(self.trial, self.seed, self.directory.path, history, verdict, result, trained, predictions)
+
+    def _used(self) -> dict[str, int]:
+        """How much of each budget is used, by their names."""
+        used = {"parameters": self.anatomy.parameters, "epochs": self.trial.epochs}
+        return used | ({"flash": self.needs.flash, "ram": self.needs.ram} if self.needs else {})
 
     def _predictions(self, training: Training) -> Predictions | None:
         """The answers of the last epoch's evaluation, repeated if another process made it before it was stopped.
@@ -226,10 +233,13 @@ class Runner:
             class_names=tuple(self.dataset.class_names),
             version=VERSION,
             resumptions=self._resumptions,
+            flash=self.needs.flash if self.needs else None,
+            ram=self.needs.ram if self.needs else None,
         )
 
     def _header(self, training: Training) -> str:
-        trial, goal = self.trial, self.trial.goal
+        trial, goal, used = self.trial, self.trial.goal, self._used()
+        budgets = [f"{used[name]:,} of at most {limit:,} {BUDGETS[name]}" for name, limit in goal.budgets.items()]
         notes = [*([self.engine.note] if self.engine.note else []), *self.notes]
         return "\n".join(
             [
@@ -239,8 +249,7 @@ class Runner:
                 "",
                 str(self.anatomy),
                 "",
-                f"budgets: {self.anatomy.parameters:,} of at most {goal.parameters:,} parameters, "
-                f"{trial.epochs} of at most {goal.epochs} epochs; target {goal.accuracy:g} % after the last",
+                f"budgets: {', '.join(budgets)}; target {goal.accuracy:g} % after the last",
                 *[f"note: {note}" for note in notes],
                 f"engine {self.engine.name}, {self.engine.device}, {self.engine.precision}, "
                 f"{self.engine.threads} thread(s); run directory {self.directory.path}",

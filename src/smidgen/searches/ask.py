@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from smidgen.errors import SmidgenError, TrialError
-from smidgen.nets.build import measure
+from smidgen.lowering.c.budget import check_bytes
+from smidgen.nets.build import build_network, measure
 from smidgen.searches.candidate import Candidate
 from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
-from smidgen.trial import Trial
+from smidgen.trial import BUDGETS, Trial
 
 MOST_REJECTED = 1_000
 """Candidates over a limit in a row before a batch is given up."""
@@ -30,6 +33,8 @@ class Limits:
         parameters: trainable ones, at least 1; None: those of the base's goal.
         macs: multiply-accumulates of one image, at least 1; None: any number.
         epochs: of every candidate, at least 1; None: the base's.
+        flash: bytes of tables as C in integers, at least 1; None: those of the base's goal, if any.
+        ram: bytes of memory of the same beside the image, likewise.
 
     Raises:
         SmidgenError: a limit is below 1; names the command-line option.
@@ -38,6 +43,8 @@ class Limits:
     parameters: int | None = None
     macs: int | None = None
     epochs: int | None = None
+    flash: int | None = None
+    ram: int | None = None
 
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():
@@ -45,8 +52,15 @@ class Limits:
                 raise SmidgenError(f"--max-{name} is {limit}; allowed: at least 1")
 
     def completed(self, base: Trial) -> Limits:
-        """The limits with the base's parameters and epochs where they are left open."""
-        return replace(self, parameters=self.parameters or base.goal.parameters, epochs=self.epochs or base.epochs)
+        """The limits with the base's epochs, and the other budgets of its goal, where they are left open."""
+        goal = base.goal
+        return replace(
+            self,
+            parameters=self.parameters or goal.parameters,
+            epochs=self.epochs or base.epochs,
+            flash=self.flash or goal.flash,
+            ram=self.ram or goal.ram,
+        )
 
     def exceeded(self, parameters: int, macs: int) -> bool:
         """Whether a network of so many parameters and MACs is over a limit."""
@@ -54,7 +68,8 @@ class Limits:
         return any(limit is not None and value > limit for value, limit in limits)
 
     def __str__(self) -> str:
-        limits = ((self.parameters, "parameters"), (self.macs, "MACs"))
+        names = {"parameters": BUDGETS["parameters"], "macs": "MACs", "flash": BUDGETS["flash"], "ram": BUDGETS["ram"]}
+        limits = ((getattr(self, name), text) for name, text in names.items())
         return " and ".join(f"{limit:,} {name}" for limit, name in limits if limit is not None)
 
 
@@ -126,12 +141,22 @@ class Asker:
             parameters, macs = measure(trial.network, input_shape=self.input_shape, classes=self.classes)
         except TrialError:
             return None
-        if self.limits.exceeded(parameters, macs):
+        if self.limits.exceeded(parameters, macs) or not self._fits_in_bytes(trial):
             return None
         write = _optuna().distributions.distribution_to_json
         dimensions = {name: write(distribution) for name, distribution in asked.distributions.items()}
         named = replace(trial, name=f"{self.base.name}-{number:03d}")
         return Candidate(number, batch, named, dict(asked.params), dimensions, parameters, macs)
+
+    def _fits_in_bytes(self, trial: Trial) -> bool:
+        """Whether the network is within the goal's budgets in bytes, if it has any."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = build_network(trial.network, input_shape=self.input_shape, classes=self.classes)
+            check_bytes(trial, network, self.input_shape)
+        except TrialError:
+            return False
+        return True
 
     def _study(self, history: Sequence[Candidate], batch: int) -> Any:
         optuna = _optuna()

@@ -111,7 +111,7 @@ def search(
     out: str | Path = DEFAULT_ROOT,
     show: Callable[[str], None] = lambda _text: None,
 ) -> Search:
-    """Find trials within limits on parameters, epochs and MACs that do best on held-out training images.
+    """Find trials within limits on parameters, epochs, MACs and bytes that do best on held-out training images.
 
     Candidates are chosen in batches, so the search is the same for any number of workers. Within a
     batch the poor ones are dropped by successive halving over seeds. The best of all are trained with
@@ -122,7 +122,7 @@ def search(
     Args:
         base: a trial or its name: gives the data, the epochs and the goal's accuracy.
         plan: how many candidates, seeds and finalists.
-        limits: what no candidate may exceed; parameters default to the base's goal, epochs to the base's.
+        limits: what no candidate may exceed; epochs default to the base's, all but MACs to the base's goal.
         space: what is varied.
         settings: changes to the space, as in `width.high=12`.
         options: of each run; `auto` takes the native engine where it is installed, and threads default to 1.
@@ -159,13 +159,14 @@ def search(
 def _prepared(trial: Trial, name: str, limits: Limits) -> Trial:
     """The base as all candidates share it: evaluated on held-out training images, with the limits as its goal."""
     epochs, parameters = limits.epochs or trial.epochs, limits.parameters or trial.goal.parameters
+    goal = replace(trial.goal, parameters=parameters, epochs=epochs, flash=limits.flash, ram=limits.ram)
     return replace(
         trial,
         name=name,
         note="",
         epochs=epochs,
         data=replace(trial.data, evaluate="validation"),
-        goal=replace(trial.goal, parameters=parameters, epochs=epochs),
+        goal=goal,
     )
 
 
@@ -191,7 +192,7 @@ def _settle(
         "plan": plan.identity,
         "space": space.to_json(),
         "base": trial.to_json(),
-        "limits": {"parameters": limits.parameters, "macs": limits.macs},  # epochs are the base's
+        "limits": {"parameters": limits.parameters, "macs": limits.macs},  # the others are in the base
         "data_sha256": data,
         **options.identity,
     }

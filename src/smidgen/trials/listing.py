@@ -35,6 +35,8 @@ def listing() -> list[dict[str, Any]]:
                 "target": trial.goal.accuracy,
                 "most_parameters": trial.goal.parameters,
                 "most_epochs": trial.goal.epochs,
+                "most_flash": trial.goal.flash,
+                "most_ram": trial.goal.ram,
                 "network": str(trial.network),
                 "base": trial.base,
                 "changes": changes(BUILTIN[trial.base].make(), trial) if trial.base else [],

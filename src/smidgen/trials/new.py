@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.data.parts import NoTestImagesError
-from smidgen.errors import TrialError
+from smidgen.errors import SmidgenError, TrialError
 from smidgen.files import cannot_write
-from smidgen.nets.build import measure
+from smidgen.lowering.c.budget import excess
+from smidgen.lowering.c.sizes import Needs, int8_needs
+from smidgen.nets.build import build_network, measure
 from smidgen.nets.sizing import sized_network
-from smidgen.trial import Conv, Linear, MaxPool, Network
+from smidgen.trial import Conv, Goal, Linear, MaxPool, Network
 
 EPOCHS = 14
 _TEMPLATE = '''"""A trial for {about}.
@@ -30,14 +34,14 @@ NETWORK = Network(
     blocks=(
 {blocks}
     )
-)  # {parameters:,} parameters, {macs:,} multiply-accumulates an image
+)  # {sizes}
 
 
 def trial() -> Trial:
     return Trial(
         name={name!r},
         # The goal of a run: a placeholder of 90 % test accuracy in the last epoch; set your own.
-        goal=Goal(accuracy=90.0, parameters={budget}, epochs={epochs}),
+        goal=Goal(accuracy=90.0, {budgets}),
         # Where the images are, the shape they are brought to, and how many are held out for tuning, with
         # --set data.evaluate={tuned}.
         data=Data(source={source!r}, shape={shape}, validation={validation}{evaluate}),
@@ -65,6 +69,7 @@ class NewTrial:
         parameters: of the network.
         macs: multiply-accumulates of one image.
         dataset: what it is for.
+        needs: bytes of it as C in integers; None without a budget in bytes.
     """
 
     path: Path
@@ -72,6 +77,13 @@ class NewTrial:
     parameters: int
     macs: int
     dataset: Dataset
+    needs: Needs | None = None
+
+    @property
+    def sizes(self) -> str:
+        """The network's parameters, MACs and bytes, for people."""
+        text = f"{self.parameters:,} parameters, {self.macs:,} MACs"
+        return text + (f", {self.needs.flash:,} bytes of flash, {self.needs.ram:,} of RAM" if self.needs else "")
 
     def to_json(self) -> dict[str, Any]:
         """As `smidgen new --json` prints it."""
@@ -80,26 +92,35 @@ class NewTrial:
             "trial": f"{self.path}:trial",
             "parameters": self.parameters,
             "macs": self.macs,
+            "flash": self.needs and self.needs.flash,
+            "ram": self.needs and self.needs.ram,
             "network": str(self.network),
             "input_shape": list(self.dataset.input_shape),
             "classes": self.dataset.classes,
         }
 
     def __str__(self) -> str:
-        return (
-            f"{self.dataset!r}\n{self.path}: {self.network}\n{self.parameters:,} parameters, {self.macs:,} MACs; "
-            f"to run it: smidgen run {self.path}:trial"
-        )
+        return f"{self.dataset!r}\n{self.path}: {self.network}\n{self.sizes}; to run it: smidgen run {self.path}:trial"
 
 
-def new_trial(path: str | Path, *, data: str | Path, max_parameters: int = 20_000, epochs: int = EPOCHS) -> NewTrial:
-    """Write a trial file with a network sized to a budget, ready to run.
+def new_trial(
+    path: str | Path,
+    *,
+    data: str | Path,
+    max_parameters: int = 20_000,
+    epochs: int = EPOCHS,
+    max_flash: int | None = None,
+    max_ram: int | None = None,
+) -> NewTrial:
+    """Write a trial file with a network sized to its budgets, ready to run.
 
     Args:
         path: of the file, which must not exist yet; its name ends in `.py`.
         data: as `load_dataset` takes it.
         max_parameters: the goal's budget; the network comes just under it.
         epochs: to train for, and the goal's budget.
+        max_flash: the goal's budget of bytes of tables as C in integers; None: any number.
+        max_ram: the same of memory beside the image.
 
     Raises:
         SmidgenError: the file exists or cannot be written, the data cannot be read, or nothing fits the budget.
@@ -115,16 +136,18 @@ def new_trial(path: str | Path, *, data: str | Path, max_parameters: int = 20_00
         dataset, evaluate = load_dataset(data), ""
     except NoTestImagesError:
         dataset, evaluate = load_dataset(data, validation=1), ', evaluate="validation"'
-    network = sized_network(dataset.input_shape, dataset.classes, max_parameters)
-    parameters, macs = measure(network, input_shape=dataset.input_shape, classes=dataset.classes)
+    goal = Goal(parameters=max_parameters, epochs=epochs, flash=max_flash, ram=max_ram)
+    shape, classes = dataset.input_shape, dataset.classes
+    network = sized_network(shape, classes, max_parameters, lambda tried: _needs(tried, goal, dataset))
+    parameters, macs = measure(network, input_shape=shape, classes=classes)
+    written = NewTrial(target, network, parameters, macs, dataset, _needs(network, goal, dataset))
     text = _TEMPLATE.format(
         about=ascii(str(data))[1:-1].replace('"""', "''"),
         file=target.name,
         blocks="\n".join(f"        {_source(block)}," for block in network.blocks),
-        parameters=parameters,
-        macs=macs,
+        sizes=written.sizes,
         name=_name(target),
-        budget=max_parameters,
+        budgets=", ".join(f"{name}={limit}" for name, limit in goal.budgets.items()),
         epochs=epochs,
         tuned="test" if evaluate else "validation",
         source=str(data),
@@ -139,7 +162,30 @@ def new_trial(path: str | Path, *, data: str | Path, max_parameters: int = 20_00
         raise TrialError(f"{path} is there already and is not overwritten; choose another name") from None
     except OSError as error:
         raise cannot_write(target, error, "another FILE.py") from None
-    return NewTrial(target, network, parameters, macs, dataset)
+    return written
+
+
+def _needs(network: Network, goal: Goal, dataset: Dataset) -> Needs | None:
+    """Bytes of a network as C in integers; None without a budget in bytes.
+
+    Raises:
+        TrialError: it is over a budget in bytes.
+    """
+    if not goal.in_bytes:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        built = build_network(network, input_shape=dataset.input_shape, classes=dataset.classes)
+    try:
+        needs = int8_needs(built, dataset.input_shape, most_ram=goal.ram)
+    except SmidgenError as error:
+        raise TrialError(
+            f"no network for these images can be C in integers: {error}; leave out --max-flash and --max-ram"
+        ) from None
+    over = excess(goal, needs)
+    if over:
+        name, reason = over
+        raise TrialError(f"the smallest network for these images needs {reason}; raise --max-{name}")
+    return needs
 
 
 def _sizes(images: int, epochs: int) -> dict[str, Any]:

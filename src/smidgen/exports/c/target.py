@@ -9,17 +9,16 @@ from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, find
 from smidgen.exports.c.names import prefix
 from smidgen.exports.c.package import PACKAGES, packaged
 from smidgen.exports.target import Check, Source, compared
+from smidgen.lowering.c.budget import bits_of
 from smidgen.lowering.c.float32 import float32_code
 from smidgen.lowering.c.int8 import int8_code
+from smidgen.lowering.c.sizes import BITS
 from smidgen.lowering.c.source import About, Code, files
 from smidgen.lowering.integer import IntegerNetwork
 from smidgen.lowering.memory import Plan, plan
 from smidgen.lowering.quantize import quantize
-from smidgen.trial import Trial
 
 TYPES = ("float32", "int8")
-BITS = (8, 4)
-"""Of a weight of the integer network."""
 
 
 class CTarget:
@@ -65,8 +64,9 @@ class CTarget:
             require_compiler()
         graph, run = source.graph, source.run
         if self.type == "int8":
-            self._plan = plan(graph, self.max_ram, lean=self.lean)
-            self._integers = quantize(graph, source.training_images, self.bits or _bits_of(run.trial))
+            most = self.max_ram if self.max_ram is not None or self.lean else run.trial.goal.ram
+            self._plan = plan(graph, most, lean=self.lean)
+            self._integers = quantize(graph, source.training_images, self.bits or bits_of(run.trial))
             code = int8_code(graph, self._integers, self._plan)
         else:
             code = float32_code(graph)
@@ -119,12 +119,6 @@ class CTarget:
                 details=details,
             )
         return compared(source, found.scores, found.seconds, details=details)
-
-
-def _bits_of(trial: Trial) -> int:
-    """How many bits the weights of a trial's network need."""
-    wanted = trial.quantization.weights if trial.quantization else max(BITS)
-    return min(bits for bits in BITS if bits >= wanted)
 
 
 def _code_sizes(source: Path) -> dict[str, int]:

@@ -40,7 +40,7 @@ class Rows:
         self.steps = {value - before: _turned(step) if on_its_side else step for value, step in steps.items()}
         self.counters = {stage.output: first + number for number, stage in enumerate(pipeline.stages)}
         self.stages = {stage.output: stage for stage in pipeline.stages}
-        self.names = {stage.output: f"layer{before + stage.output}" for stage in pipeline.stages}
+        self.names = {stage.output: layer_name(before + stage.output) for stage in pipeline.stages}
 
     def sums(self, value: int) -> Sums:
         """The convolution that writes a value."""
@@ -97,6 +97,11 @@ class Rows:
             return f"(uint16_t *)({plus('memory', patch.place)})"
         rows = self.count(patch.lender)
         return f"(uint16_t *)({self.row(patch.lender, f'({rows})' if ' ' in rows else rows)})"
+
+
+def layer_name(value: int) -> str:
+    """What the names of the tables begin with of the stage that writes a value of the whole network."""
+    return f"layer{value}"
 
 
 def _turned(step: Step) -> Step:

@@ -57,7 +57,7 @@ class Code:
         functions: that call the kernels with the tables, in front of the one of the steps.
         scratch: C type, name and number of elements of each field of the scratch memory.
         stream: how the network is run while the image comes row by row; None where it must be whole.
-        weight_bytes: of the constants, without the shapes.
+        arrays: bytes of each table of constants, without the shapes, by name.
         order: a comment about what shares memory.
     """
 
@@ -72,8 +72,13 @@ class Code:
     functions: list[str] = field(default_factory=list)
     scratch: list[tuple[str, str, int]] = field(default_factory=list)
     stream: Stream | None = None
-    weight_bytes: int = 0
+    arrays: dict[str, int] = field(default_factory=dict)
     order: str = ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tables of constants, without the shapes."""
+        return sum(self.arrays.values())
 
     @property
     def scratch_bytes(self) -> int:
@@ -90,7 +95,7 @@ class Code:
         )
         about = f" /* {comment_text(comment)} */" if comment else ""
         self.tables.append(f"static const SMIDGEN_FLASH {kind} ${name}[{len(flat)}] = {{{about}\n{lines}\n}};")
-        self.weight_bytes += BYTES[kind] * len(flat)
+        self.arrays[name] = BYTES[kind] * len(flat)
         return f"${name}"
 
     def kernel(self, fragment: str, name: str, values: Mapping[str, object], features: Collection[str] = ()) -> None:
