@@ -32,7 +32,7 @@ HISTORY = (
 )
 
 
-@pytest.mark.parametrize("format", ["table", "markdown", "csv"])
+@pytest.mark.parametrize("format", ["table", "markdown", "csv", "latex"])
 def test_inspect(smidgen: Command, golden: Golden, format: str) -> None:
     golden(f"inspect-{format}.txt", smidgen("inspect", "mnist-3-augmented", "--format", format).out)
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _ready_streams()
     wants_json = "--json" in arguments
-    if not wants_json and "csv" not in arguments:
+    if not wants_json and not {"csv", "latex"} & set(arguments):
         return _main(arguments, wants_json=wants_json)
     with Results.alone():
         return _main(arguments, wants_json=wants_json)
@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--input", type=_shape, metavar="CxHxW", help="input shape; default 1x28x28")
     inspect.add_argument("--max-parameters", type=int, metavar="N", help="budget; default: the trial's goal")
     shared.bytes("the trial's goal")
-    inspect.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
+    inspect.add_argument("--format", choices=["table", "markdown", "csv", "latex"], default="table")
     shared.code()
 
     data, _ = command("data", _data, "describe the bundled data sets or your own data")

@@ -74,9 +74,12 @@ class Inspection:
         return {"name": self.name, **self.anatomy.to_json(), **sizes, "budget": budget}
 
     def text(self, format: TableFormat = "table") -> str:
-        """Table, totals and budget verdict; only the table for CSV."""
+        """Table, totals and budget verdict; only the table for CSV, and the rest as comments for LaTeX."""
         if format == "csv":
             return self.anatomy.table("csv")
+        if format == "latex":
+            comments = [self.name, *self._totals(), *self._verdicts()]
+            return "\n".join([*(f"% {' '.join(line.split())}" for line in comments), self.anatomy.table("latex")])
         parts = [self.name, "", self.anatomy.table(format), "" if format == "markdown" else None]
         totals = self._totals()
         parts += [f"- {line}" for line in totals] if format == "markdown" else totals

@@ -1,4 +1,4 @@
-"""Tables for a terminal, Markdown, CSV or HTML, from the same rows."""
+"""Tables for a terminal, Markdown, CSV, HTML or LaTeX, from the same rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import io
 from collections.abc import Sequence
 from typing import Literal
 
-TableFormat = Literal["table", "markdown", "csv", "html"]
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"${character}$" for character in "<>|"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+TableFormat = Literal["table", "markdown", "csv", "html", "latex"]
 
 
 def render(
@@ -19,7 +24,7 @@ def render(
     Args:
         columns: their names.
         rows: cells; whole numbers are written with thousands separators, except in CSV.
-        format: `table` is aligned for a terminal.
+        format: `table` is aligned for a terminal; `latex` is a tabular environment for the package booktabs.
         left: how many of the first columns are text, aligned left; the others right.
     """
     if format == "csv":
@@ -35,6 +40,10 @@ def render(
         header = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    if format == "latex":
+        parts = [r"\toprule", _latex_row(head), r"\midrule", *map(_latex_row, cells), r"\bottomrule"]
+        sides = "l" * left + "r" * (len(head) - left)
+        return "\n".join([rf"\begin{{tabular}}{{{sides}}}", *parts, r"\end{tabular}"])
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
 
     def aligned(row: list[str]) -> str:
@@ -46,6 +55,16 @@ def render(
 
     line = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join([aligned(head), line, *map(aligned, cells), line])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    # A bracket at the beginning of a row would be an argument of the `\\` before it.
+    return " & ".join(f"{{{text}}}" if text[:1] in ("[", "*") else text for text in map(latex, cells)) + r" \\"
+
+
+def latex(text: str) -> str:
+    """Any text as LaTeX prints it, on one line."""
+    return "".join(c if c.isprintable() else " " for c in text).translate(_LATEX)
 
 
 def _cell(value: object) -> str:

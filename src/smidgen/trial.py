@@ -34,7 +34,7 @@ class Goal(Settings):
     """
 
     accuracy: float = setting(99.4, least=0, most=100, help="least test accuracy of the last epoch, percent")
-    parameters: int = setting(7_999, least=1, help="most trainable parameters")
+    parameters: int = setting(7_999, least=1, help="most parameters, frozen ones included")
     epochs: int = setting(14, least=1, help="most epochs")
     flash: int | None = setting(
         None, least=1, later=True, help="most bytes of tables as C in integers; none: any number"
@@ -370,7 +370,7 @@ class Trial(Settings):
         """Refuse a trial that its own goal rules out, before any time is spent on it.
 
         Args:
-            parameters: trainable parameters of the trial's network.
+            parameters: of the trial's network, frozen ones too.
 
         Raises:
             TrialError: more parameters or epochs than the goal allows.

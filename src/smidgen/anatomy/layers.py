@@ -128,9 +128,8 @@ class Anatomy:
 
     def table(self, format: TableFormat = "table") -> str:
         """The layer table as text."""
-        frozen = self.trainable < self.parameters
-        columns = ["layer", "type", "kernel", "input", "output", "parameters", *["trainable"] * frozen]
-        columns += ["MACs", "receptive field", "jump", "start"]
+        columns = ["layer", "type", "kernel", "input", "output", "parameters", "trainable", "MACs"]
+        columns += ["receptive field", "jump", "start"]
         rows: list[list[object]] = [
             [
                 x.name,
@@ -139,7 +138,7 @@ class Anatomy:
                 _times(x.input_shape),
                 _times(x.output_shape),
                 x.parameters,
-                *[x.trainable] * frozen,
+                x.trainable,
                 x.macs_text if x.uncounted else x.macs,
                 _side_by_side(x.receptive_field, unknown="?"),
                 _one_text(x.jump),
@@ -151,13 +150,13 @@ class Anatomy:
 
     def totals(self) -> str:
         """The totals, three lines of text."""
-        frozen = f", {self.trainable:,} of them trainable" if self.trainable < self.parameters else ""
         uncounted = [f"{', '.join(x.uncounted)} in {x.name or x.type}" for x in self.layers if x.uncounted]
         macs = f"{self.macs:,} MACs an image"
         if uncounted:
             macs = f"at least {macs}; not counted: {'; '.join(dict.fromkeys(uncounted))}"
         return (
-            f"{self.parameters:,} parameters ({self.parameter_bytes / 1024:.1f} KiB as float32){frozen}\n"
+            f"{self.parameters:,} parameters ({self.parameter_bytes / 1024:.1f} KiB as float32), "
+            f"{self.trainable:,} of them trainable\n"
             f"{macs}\n"
             f"{self.activation_bytes / _MIB:.2f} MiB of activations and their gradients an image"
         )

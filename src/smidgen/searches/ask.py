@@ -30,7 +30,7 @@ class Limits:
     """Limits of all candidates, checked before training.
 
     Attributes:
-        parameters: trainable ones, at least 1; None: those of the base's goal.
+        parameters: at least 1; None: those of the base's goal.
         macs: multiply-accumulates of one image, at least 1; None: any number.
         epochs: of every candidate, at least 1; None: the base's.
         flash: bytes of tables as C in integers, at least 1; None: those of the base's goal, if any.

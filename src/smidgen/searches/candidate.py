@@ -27,7 +27,7 @@ class Candidate:
         trial: evaluated on the validation split.
         choices: the value of each dimension, by name.
         dimensions: what each was chosen among, as Optuna writes it down.
-        parameters: trainable.
+        parameters: of the network.
         macs: multiply-accumulates of one image.
         accuracies: after the last epoch, percent of the validation images, of seeds 0, 1, ...; fewer where
             halving has dropped it.
