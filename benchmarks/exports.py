@@ -27,6 +27,7 @@ import smidgen
 from common import FLAGSHIP, RESULTS, parser, swept
 from smidgen import Quantization
 from smidgen.exports.c.compiler import classify, compiled, require_compiler
+from smidgen.exports.card import CARD
 from smidgen.exports.export import Exported, export
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.tables import render
@@ -132,8 +133,9 @@ def _row(trial: str, way: str, exported: Exported, microseconds: float) -> list[
     target = {"safetensors": "safetensors, PyTorch eager", "onnx": "onnx, onnxruntime", "page": "page, node"}.get(
         way, way.replace("-", ", ")
     )
+    size = sum(size for name, size in exported.sizes.items() if name != CARD)
     return [
-        trial, target, sum(exported.sizes.values()), details.get("bytes_of_weights", "-"),
+        trial, target, size, details.get("bytes_of_weights", "-"),
         details.get("bytes_of_code_cortex_m4", "-"), details.get("bytes_of_memory", "-"), len(check.mismatches),
         f"{check.largest_difference:.2g}", f"{check.accuracy:.2f}", f"{microseconds:.0f}",
     ]  # fmt: skip

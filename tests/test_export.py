@@ -169,7 +169,7 @@ def test_an_onnx_file_takes_uint8_images_in_any_number(runs: dict[str, Run], mni
     chosen = runs["mnist-4-strict"]
     exported = export(chosen, "onnx", tmp_path / "out")
     path = exported.directory / "mnist-4-strict.onnx"
-    assert [p.name for p in sorted(exported.directory.iterdir())] == [MANIFEST, path.name]
+    assert [p.name for p in sorted(exported.directory.iterdir())] == ["README.md", MANIFEST, path.name]
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     about = {prop.key: prop.value for prop in model.metadata_props}
@@ -274,7 +274,7 @@ def test_another_export_into_the_same_place_replaces_the_first(
     out = tmp_path / "out"
     for name in ("first", "second"):
         assert smidgen("export", small_run.directory, "--to", "c", "--name", name, "-o", out, "--no-check").status == 0
-    assert sorted(p.name for p in out.iterdir()) == [MANIFEST, "main.c", "second.c", "second.h"]
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", MANIFEST, "main.c", "second.c", "second.h"]
 
 
 def test_a_file_system_that_fails_leaves_nothing_half_written(tmp_path: Path) -> None:

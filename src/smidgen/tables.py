@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -65,6 +66,11 @@ def _latex_row(cells: Sequence[str]) -> str:
 def latex(text: str) -> str:
     """Any text as LaTeX prints it, on one line."""
     return "".join(c if c.isprintable() else " " for c in text).translate(_LATEX)
+
+
+def markdown(text: str) -> str:
+    """Any text as Markdown shows it: no markup, no HTML, on one line."""
+    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
 def _cell(value: object) -> str:

@@ -76,11 +76,21 @@ def sealed_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> byt
         tensors: contiguous, on the CPU.
         about: JSON data without a key `seal`.
     """
-    # One key: safetensors does not keep the order of several, and equal content should be equal files.
     described = canonical_json({**about, "seal": _ZEROS})
-    content = safetensors.torch.save(dict(tensors), metadata={_KEY: described})
+    content = _with_metadata(safetensors.torch.save(dict(tensors)), {"format": "pt", _KEY: described})
     start, end = _place_of_seal(content)
     return content[:start] + hashlib.sha256(content).hexdigest().encode() + content[end:]
+
+
+def _with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A file with metadata in its header, in their order: safetensors does not keep that of several.
+
+    Loaders take `format` for the framework that the tensors are from; `pt` is PyTorch.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(content[8:end])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def plain_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

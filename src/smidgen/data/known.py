@@ -18,6 +18,9 @@ class Known:
         shape: channels, height, width.
         classes: number of classes.
         remedy: what to do where it is not there or not itself.
+        licence: as the Hugging Face Hub abbreviates it.
+        licence_title: as people call it.
+        hub: its name there.
         class_names: of the labels; none where they are plain numbers.
         doubtful_labels: indices of test images whose given label most human raters reject.
     """
@@ -28,6 +31,9 @@ class Known:
     shape: tuple[int, int, int]
     classes: int
     remedy: str
+    licence: str
+    licence_title: str
+    hub: str
     class_names: tuple[str, ...] = ()
     doubtful_labels: tuple[int, ...] = ()
 
@@ -57,6 +63,9 @@ KNOWN = {
         MNIST_SHAPE,
         MNIST_CLASSES,
         "reinstall smidgen",
+        "cc-by-sa-3.0",
+        "CC BY-SA 3.0 (Yann LeCun, Corinna Cortes and Christopher J.C. Burges)",
+        "ylecun/mnist",
         doubtful_labels=MNIST_DOUBTFUL,
     ),
     "fashion-mnist": Known(
@@ -71,6 +80,9 @@ KNOWN = {
         (1, 28, 28),
         10,
         "install Debian's package dataset-fashion-mnist, or give the folder of its four files with --data",
+        "mit",
+        "MIT (Zalando SE)",
+        "zalando-datasets/fashion_mnist",
         (
             "T-shirt/top",
             "Trouser",

@@ -6,16 +6,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smidgen.data.dataset import Examples
 from smidgen.errors import RunError
+from smidgen.exports.card import CARD, model_card
 from smidgen.exports.registry import Option, make_target
 from smidgen.exports.target import Check, Source
-from smidgen.files import cannot_read, looked_up, read_bounded, write_atomic, write_together
+from smidgen.files import cannot_read, looked_up, read_bounded, write_together
 from smidgen.machine import exclusive
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data
@@ -25,6 +26,8 @@ from smidgen.version import VERSION
 MANIFEST = "export.json"
 """Name of the file that records what was exported and the result of its check."""
 MOST_SHOWN = 10
+_KEPT = ("images", "mismatches", "mismatching_images", "reference", "largest_difference", "accuracy", "details")
+"""What the manifest says of a check."""
 _MOST_BYTES = 256 * 2**20
 
 
@@ -130,7 +133,7 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
     source = _source(run)
     files = target.files(source)
     directory = Path(out) if out is not None else Path(f"{run.directory.resolve().name}-{_label(to, options)}")
-    stale = _earlier(directory, files)
+    stale = _earlier(directory, [*files, CARD])
     about = {
         "smidgen": VERSION,
         "target": to,
@@ -139,17 +142,25 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         "seed": run.seed,
         "weights_sha256": run.result.weights_sha256,
         **({"class_names": list(run.trained.class_names)} if run.trained.class_names else {}),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
-    write_together(directory, {**files, MANIFEST: _json({**about, "check": None})}, "-o")
+    usage, sizes = target.usage(source), {name: len(content) for name, content in files.items()}
+
+    def finished(check: Check | None) -> tuple[Exported, dict[str, bytes]]:
+        """The export, and those of its files that depend on the check."""
+        card = model_card(source, to, usage, sizes, check)
+        exported = Exported(run, to, directory, {**sizes, CARD: len(card)}, check)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in {**files, CARD: card}.items()}
+        shown = exported.to_json()
+        result = {key: shown[key] for key in _KEPT} if check else None
+        return exported, {CARD: card, MANIFEST: _json({**about, "files": hashes, "check": result})}
+
+    exported, others = finished(None)
+    write_together(directory, {**files, **others}, "-o")
     for path in stale:
         path.unlink(missing_ok=True)
-    check = target.check(source, directory) if options.get("check") is not False else None
-    exported = Exported(run, to, directory, {name: len(content) for name, content in files.items()}, check)
-    if check is not None:
-        kept = ("images", "mismatches", "mismatching_images", "reference", "largest_difference", "accuracy", "details")
-        shown = exported.to_json()
-        write_atomic(directory / MANIFEST, _json({**about, "check": {key: shown[key] for key in kept}}))
+    if options.get("check") is not False:
+        exported, others = finished(target.check(source, directory))
+        write_together(directory, others, "-o")
     return exported
 
 
@@ -180,7 +191,7 @@ def _source(run: Run) -> Source:
     return Source(run, test.images, test.labels)
 
 
-def _earlier(directory: Path, files: Mapping[str, bytes]) -> list[Path]:
+def _earlier(directory: Path, files: Collection[str]) -> list[Path]:
     """Files of an earlier export in the directory that the new one does not overwrite.
 
     Raises:

@@ -51,6 +51,15 @@ class OnnxTarget:
         }
         return {self._name(source): onnx_model(source.graph, trial.name, about)}
 
+    def usage(self, source: Source) -> str:
+        """With onnxruntime."""
+        shape = ", ".join(map(str, source.graph.input_shape))
+        return (
+            f'```python\nimport onnxruntime\n\nsession = onnxruntime.InferenceSession("{self._name(source)}")\n'
+            f'(scores,) = session.run(["scores"], {{"images": images}})  # uint8 [n, {shape}]\n'
+            "labels = scores.argmax(1)\n```"
+        )
+
     def check(self, source: Source, directory: Path) -> Check:
         """Classify all test images with onnxruntime on the CPU."""
         runtime = _library("onnxruntime")

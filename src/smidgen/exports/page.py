@@ -42,6 +42,10 @@ class PageTarget:
             _node()
         return {_name(source): page_html(source).encode()}
 
+    def usage(self, source: Source) -> str:
+        """In a browser."""
+        return f"Open `{_name(source)}` in a browser; it makes no network requests. Draw, or drop an image file on it."
+
     def check(self, source: Source, directory: Path) -> Check:
         """Classify all test images with the script and the weights of the file that was written.
 

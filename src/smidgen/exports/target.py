@@ -155,6 +155,9 @@ class Target(Protocol):
             SmidgenError: the network cannot be expressed, or a library is missing; says what to do.
         """
 
+    def usage(self, source: Source) -> str:
+        """How to use the files, in Markdown, for their model card: a sentence or a few lines of code."""
+
     def check(self, source: Source, directory: Path) -> Check:
         """Classify all test images with the files that were written to a directory.
 

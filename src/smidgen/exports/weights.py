@@ -8,6 +8,7 @@ from pathlib import Path
 from smidgen.exports.target import Check, Source, compared
 from smidgen.runs.weights import read_weights, to_bytes
 from smidgen.training.evaluation import scores
+from smidgen.trial import Module
 
 
 class WeightsTarget:
@@ -16,6 +17,19 @@ class WeightsTarget:
     def files(self, source: Source) -> dict[str, bytes]:
         """The file, named after the trial."""
         return {self._name(source): to_bytes(source.run.trained)}
+
+    def usage(self, source: Source) -> str:
+        """In Python, with smidgen."""
+        network = source.run.trial.network
+        own = ""
+        if isinstance(network, Module):
+            own = f"smidgen.trust({network.file!r})  # the file with the network's code\n"
+        return (
+            f'```python\nimport smidgen\n\n{own}for found in smidgen.predict("{self._name(source)}", ["image.png"]):\n'
+            "    print(found.name, found.probability)\n```\n\n"
+            "The tensors have PyTorch's names: `safetensors.torch.load_file` and `load_state_dict` load them without "
+            "smidgen into the same layers, which take normalized images."
+        )
 
     def check(self, source: Source, directory: Path) -> Check:
         """Classify all test images with a network built from the file alone."""

@@ -19,6 +19,7 @@ from smidgen.reports.document import (
     Table,
 )
 from smidgen.reports.sheet import sheet_svg
+from smidgen.tables import markdown as _text
 from smidgen.tables import render
 
 
@@ -69,11 +70,6 @@ def _picture(picture: Picture, folder: str, files: dict[str, bytes]) -> str:
     files[f"{picture.name}.png"] = picture.content
     attributes = f'width="{picture.width}" alt="{_attribute(picture.alt)}" title="{_attribute(picture.caption)}"'
     return f'<img src="{folder}/{picture.name}.png" {attributes}>\n\n*{_text(picture.caption)}*'
-
-
-def _text(text: str) -> str:
-    """Plain text that Markdown shows as it is: no markup, no HTML, no line of its own."""
-    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
 def _attribute(text: str) -> str:

@@ -83,6 +83,16 @@ class CTarget:
         made = files(code, about)
         return packaged(self.package, made, about, source.examples) if self.package else made
 
+    def usage(self, source: Source) -> str:
+        """In C."""
+        name, (channels, height, width) = prefix(self.name, source.run.trial.name), source.graph.input_shape
+        order = "rows from the top" + (", the channels of a pixel side by side" if channels > 1 else "")
+        image = f"{channels * height * width} bytes, {order}"
+        return (
+            f'```c\n#include "{name}.h"\n\nstatic {name}_scratch scratch;\n\n'
+            f"int label = {name}_classify(image, &scratch); /* image: {image} */\n```"
+        )
+
     def check(self, source: Source, directory: Path) -> Check:
         """Compile the files without a warning and classify all test images with the program."""
         name = prefix(self.name, source.run.trial.name)
