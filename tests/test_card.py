@@ -219,8 +219,15 @@ def test_a_card_that_was_filled_in_or_is_another_s_is_left_alone(small_run: Run,
 
 
 def test_hostile_names_are_only_text(hostile_run: Run, tmp_path: Path) -> None:  # noqa: F811
-    export(hostile_run, "safetensors", tmp_path, check=False)
-    card = card_of(tmp_path)
+    """Of classes, and of what a run says of where it was made."""
+    copy = tmp_path / "run"
+    shutil.copytree(hostile_run.directory, copy)
+    environment = json.loads((copy / "environment.json").read_text())
+    del environment["python"]
+    (copy / "environment.json").write_text(json.dumps(environment | {"torch": "<script>`\n# 2</script>"}))
+    export(copy, "safetensors", tmp_path / "out", check=False)
+    card = card_of(tmp_path / "out")
+    assert "Python of unknown version" in card.text
     shown = MarkdownIt().render(card.text)
     assert "<script" not in shown
     assert "<img" not in shown

@@ -151,7 +151,11 @@ def _about(source: Source, to: str) -> str:
 def _same_recipe(run: Run) -> list[Result]:
     """Finished runs of the same recipe, data and engine in the run's folder, one a seed, its own included."""
     own, found = run.result, {run.result.seed: run.result}
-    for path in sorted(run.directory.resolve().parent.iterdir()):
+    try:
+        beside = sorted(run.directory.resolve().parent.iterdir())
+    except OSError:
+        beside = []
+    for path in beside:
         directory = RunDirectory(path)
         try:
             if not path.is_dir() or not directory.finished:
@@ -239,11 +243,12 @@ def _data(source: Source) -> str:
 def _origin(run: Run) -> str:
     result, network = run.result, run.trial.network
     environment = RunDirectory(run.directory).read_json(RunFiles.ENVIRONMENT)
-    versions = [f"{name} {environment[key]}" for key, name in (("torch", "PyTorch"), ("python", "Python"))]
+    known = {"smidgen": "smidgen", "torch": "PyTorch", "python": "Python"}
+    versions = [f"{name} {str(environment.get(key, 'of unknown version'))[:40]}" for key, name in known.items()]
     lines = [
-        f"trained by smidgen {result.version or 'of an unknown version'} ({', '.join(versions)}), engine "
-        f"{result.engine}, {result.precision}; exported by smidgen {VERSION}",
-        f"recipe SHA-256 `{result.recipe_sha256}`, seed {result.seed}",
+        f"trained by {markdown(', '.join(versions))}, engine {result.engine}, {result.precision}; exported by smidgen "
+        f"{VERSION}",
+        f"recipe SHA-256 `{run.trial.recipe_digest}`, seed {result.seed}",
         f"weights SHA-256 `{result.weights_sha256}`",
     ]
     if isinstance(network, Module):
