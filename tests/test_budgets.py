@@ -16,6 +16,7 @@ from conftest import Command
 from smidgen.errors import RunError, SmidgenError, TrialError
 from smidgen.exports.c.compiler import find_compiler
 from smidgen.exports.export import export
+from smidgen.inspection import inspect
 from smidgen.lowering.c.sizes import int8_needs, int8_sizes
 from smidgen.nets.build import build_network
 from smidgen.reports.report import report
@@ -94,6 +95,9 @@ def test_budgets_are_met_at_their_edges(small_trial: Trial, needed: dict[str, in
         *others, limit = settings
         with pytest.raises(TrialError, match=f"{edge:,} bytes of flash, at most {edge - 1:,}"):
             run(small_trial, settings=[*others, f"{limit}={edge - 1}"], out=tmp_path / "r", progress=Silent())
+    four = inspect(with_settings(small_trial, ["quantization.weights=4"])).sizes
+    assert four is not None
+    assert four.flash == four.flash_4_bits == needed["flash_4_bits"]
     network = build_network(small_trial.network, input_shape=SHAPE, classes=10)
     assert int8_needs(network, SHAPE, most_ram=needed["ram"]).ram == needed["ram"]
     assert needed["ram_lean"] <= int8_needs(network, SHAPE, most_ram=needed["ram"] - 1).ram < needed["ram"]
@@ -113,6 +117,8 @@ def test_a_run_says_what_its_export_then_needs(tight_run: Run, needed: dict[str,
     assert exported["mismatches"] == 0
     assert exported["details"]["bytes_of_weights"] == result.flash
     assert exported["details"]["bytes_of_memory"] == result.ram
+    found = inspect(tight_run.trial).to_json()
+    assert (found["flash"], found["ram"], found["ram_lean"]) == (result.flash, result.ram, needed["ram_lean"])
     lean = export(tight_run, "c", tmp_path / "lean", type="int8", lean=True).to_json()
     assert lean["details"]["bytes_of_memory"] == needed["ram_lean"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from smidgen.data.dataset import load_dataset
 from smidgen.data.known import KNOWN, MNIST_CLASSES, MNIST_SHAPE
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.lowering.c.budget import bits_of
-from smidgen.lowering.c.sizes import Needs, Sizes, int8_needs, int8_sizes
+from smidgen.lowering.c.sizes import Sizes, int8_sizes
 from smidgen.machine import exclusive
 from smidgen.nets.build import build_network
 from smidgen.nets.code import call_with
@@ -34,9 +34,8 @@ class Inspection:
         anatomy: the layers and totals.
         trial: whose network it is; None for a bare module.
         limits: budgets by their names in `BUDGETS`: those that were given, else the trial's.
-        sizes: on a microcontroller; None where there is no such export of it.
+        sizes: on a microcontroller, within the budget of RAM if possible; None where there is no such export of it.
         no_sizes: why not.
-        needs: bytes under the budgets; None where there is none in bytes, or no such export.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Inspection:
     limits: Mapping[str, int] = field(default_factory=dict)
     sizes: Sizes | None = None
     no_sizes: str = ""
-    needs: Needs | None = None
 
     @property
     def budgets(self) -> dict[str, tuple[int | None, int]]:
@@ -53,8 +51,8 @@ class Inspection:
         used = {
             "parameters": self.anatomy.parameters,
             "epochs": self.trial.epochs if self.trial else None,
-            "flash": self.needs.flash if self.needs else None,
-            "ram": self.needs.ram if self.needs else None,
+            "flash": self.sizes.flash if self.sizes else None,
+            "ram": self.sizes.ram if self.sizes else None,
         }
         return {name: (used[name], limit) for name, limit in self.limits.items()}
 
@@ -70,7 +68,8 @@ class Inspection:
         budget = None
         if self.budgets:
             budget = {**{what: most for what, (_, most) in self.budgets.items()}, "met": self.within_budget}
-        sizes = asdict(self.sizes) if self.sizes else dict.fromkeys(field.name for field in fields(Sizes))
+        names = ("flash", "ram", "flash_4_bits", "ram_lean")
+        sizes = {name: getattr(self.sizes, name) if self.sizes else None for name in names}
         return {"name": self.name, **self.anatomy.to_json(), **sizes, "budget": budget}
 
     def text(self, format: TableFormat = "table") -> str:
@@ -105,7 +104,7 @@ class Inspection:
             elif used <= limit:
                 verdict = f"{used:,}, met, {limit - used:,} to spare"
             else:
-                most = f"; most is taken by {self.needs.costliest[name]}" if self.needs and name in IN_BYTES else ""
+                most = f"; most is taken by {self.sizes.costliest[name]}" if self.sizes and name in IN_BYTES else ""
                 verdict = f"{used:,}, MISSED, {used - limit:,} too many{most}"
             verdicts.append(f"budget of at most {limit:,} {BUDGETS[name]}: {verdict}")
         return verdicts
@@ -190,15 +189,11 @@ def _limits(found: Trial | nn.Module, given: Mapping[str, int | None]) -> dict[s
 def _sizes(
     network: Callable[[], nn.Module], shape: tuple[int, ...], limits: Mapping[str, int], bits: int = 8
 ) -> dict[str, Any]:
-    """What it needs on a microcontroller, in general and under the budgets, or why that is not known."""
+    """What it needs on a microcontroller, or why that is not known."""
     if len(shape) != 3:
         return {"no_sizes": f"an image has channels, height and width, not {len(shape)} sides"}
     channels, height, width = shape
     try:
-        built = network()
-        found: dict[str, Any] = {"sizes": int8_sizes(built, (channels, height, width))}
-        if not limits.keys().isdisjoint(IN_BYTES):
-            found["needs"] = int8_needs(built, (channels, height, width), bits=bits, most_ram=limits.get("ram"))
+        return {"sizes": int8_sizes(network(), (channels, height, width), bits=bits, most_ram=limits.get("ram"))}
     except SmidgenError as error:
         return {"no_sizes": str(error)}
-    return found

@@ -29,41 +29,8 @@ _IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Bytes of the C export with integer arithmetic, as `smidgen export` then says.
-
-    Attributes:
-        flash: tables, without code and shapes.
-        ram: memory of a call beside the image.
-        flash_4_bits: tables with `--bits 4`.
-        ram_lean: memory with `--lean`.
-    """
-
-    flash: int
-    ram: int
-    flash_4_bits: int
-    ram_lean: int
-
-
-def int8_sizes(network: nn.Module, input_shape: Shape) -> Sizes:
-    """What a network will need, whatever its weights.
-
-    Args:
-        network: as it is built, on the CPU; it is not changed.
-        input_shape: channels, height, width.
-
-    Raises:
-        SmidgenError: it cannot be exported so; says why in words that follow a name.
-    """
-    graph, images = _probe(network, input_shape)
-    whole, lean = plan(graph), plan(graph, lean=True)
-    flash = [int8_code(graph, quantize(graph, images, bits), whole).weight_bytes for bits in BITS]
-    return Sizes(flash[0], whole.bytes, flash[1], lean.bytes)
-
-
-@dataclass(frozen=True)
 class Needs:
-    """Bytes of the one C export with integer arithmetic that a trial's goal asks for.
+    """Bytes of the C export with integer arithmetic, as `smidgen export` then says.
 
     Attributes:
         flash: tables, without code and shapes.
@@ -76,11 +43,24 @@ class Needs:
     costliest: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Sizes(Needs):
+    """The same, and with other options.
+
+    Attributes:
+        flash_4_bits: tables with `--bits 4`.
+        ram_lean: memory with `--lean`.
+    """
+
+    flash_4_bits: int
+    ram_lean: int
+
+
 def int8_needs(network: nn.Module, input_shape: Shape, *, bits: int = 8, most_ram: int | None = None) -> Needs:
     """What a network will need with the plan that an export takes under a budget of memory.
 
     Args:
-        network: as it is built, on the CPU; it is not changed.
+        network: as it is built, on the CPU, whatever its weights; it is not changed.
         input_shape: channels, height, width.
         bits: of a weight.
         most_ram: the budget, bytes; where no plan is within it, the result is of the one with the least memory.
@@ -88,7 +68,18 @@ def int8_needs(network: nn.Module, input_shape: Shape, *, bits: int = 8, most_ra
     Raises:
         SmidgenError: it cannot be exported so; says why in words that follow a name.
     """
+    return _needs(*_probe(network, input_shape), bits, most_ram)
+
+
+def int8_sizes(network: nn.Module, input_shape: Shape, *, bits: int = 8, most_ram: int | None = None) -> Sizes:
+    """What a network will need, and with fewer bits and less memory; arguments and errors as of `int8_needs`."""
     graph, images = _probe(network, input_shape)
+    found = _needs(graph, images, bits, most_ram)
+    few = _needs(graph, images, min(BITS), most_ram)
+    return Sizes(found.flash, found.ram, found.costliest, few.flash, plan(graph, lean=True).bytes)
+
+
+def _needs(graph: FusedGraph, images: Tensor, bits: int, most_ram: int | None) -> Needs:
     chosen = nearest_plan(graph, most_ram)
     code = int8_code(graph, quantize(graph, images, bits), chosen)
     return Needs(code.weight_bytes, chosen.bytes, {"flash": _costliest(code, chosen), "ram": chosen.costliest})
