@@ -254,15 +254,19 @@ def test_its_code_runs_in_python(
     images = mnist.held_out.images[:5]
     Image.fromarray(images[0, 0].numpy()).save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
-    for to in ("safetensors", "onnx"):
-        export(small_run, to, tmp_path / to, check=False)
+    found: dict[str, dict[str, Any]] = {}
+    nhwc = images[:1].permute(0, 2, 3, 1).contiguous().numpy()
+    for to in ("safetensors", "tflite", "onnx"):
+        export(small_run, to, tmp_path / to, check=False, type="int8" if to == "tflite" else None)
         for path in (tmp_path / to).iterdir():
             shutil.copy(path, tmp_path)
-        names: dict[str, Any] = {"images": images.numpy()}
+        names: dict[str, Any] = {"images": images.numpy(), "image": nhwc}
         exec(compile(python_block(card_of(tmp_path / to)), CARD, "exec"), names)
+        found[to] = names
     assert re.fullmatch(r"\d 0\.\d+\n", capsys.readouterr().out)
     normalized = (images / 255 - small_run.trained.mean) / small_run.trained.std
-    assert names["labels"].tolist() == small_run.network(normalized).argmax(1).tolist()
+    labels = small_run.network(normalized).argmax(1).tolist()
+    assert (names["labels"].tolist(), found["tflite"]["label"]) == (labels, labels[0])
 
 
 @compiler

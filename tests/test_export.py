@@ -208,7 +208,9 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
         ([tmp_path, "--to", "onnx"], ["not a run directory"]),
         ([tmp_path / "nowhere", "--to", "onnx"], ["not a run directory"]),
         ([small_run.directory, "--to", "onxx"], ["no target 'onxx'", "did you mean 'onnx'"]),
-        ([small_run.directory, "--to", "onnx", "--type", "int8"], ["--type is not for --to onnx"]),
+        ([small_run.directory, "--to", "page", "--type", "int8"], ["--type is not for --to page"]),
+        ([small_run.directory, "--to", "tflite"], ["for int8 only", "--type int8"]),
+        ([small_run.directory, "--to", "tflite", "--type", "float32"], ["for int8 only", "--type int8"]),
         ([small_run.directory, "--to", "safetensors", "--name", "x"], ["--name is not for"]),
         ([small_run.directory, "--to", "c", "--name", "7up"], ["'7up'", "--name"]),
         ([small_run.directory, "--to", "c", "--name", "while"], ["keyword", "--name"]),
@@ -305,7 +307,7 @@ def test_a_place_that_cannot_be_written_is_named(small_run: Run, tmp_path: Path,
 
 def test_every_target_has_what_targets_have() -> None:
     for name in TARGETS:
-        target = make_target(name, {})
+        target = make_target(name, {"type": "int8"} if name == "tflite" else {})
         assert callable(target.files)
         assert callable(target.check)
 

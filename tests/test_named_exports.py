@@ -28,6 +28,7 @@ from smidgen.runs.run import run
 from smidgen.runs.weights import read_weights
 from smidgen.trial import SGD, AvgPool, Conv, Data, Goal, Linear, Network, Trial
 from test_export import WAYS
+from test_export_int8 import needs_litert
 from test_export_page import model_in
 from test_export_page import pytestmark as needs_node
 
@@ -83,6 +84,15 @@ def in_onnx(file: Path) -> list[str]:
     return names
 
 
+def in_tflite(file: Path) -> list[str]:
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.read_bytes()))
+    (entry,) = model.metadata
+    assert entry.name == b"class_names"
+    names: list[str] = json.loads(bytes(model.buffers[entry.buffer].data).decode())
+    return names
+
+
 def in_c(file: Path) -> list[str]:
     """As a program prints them that has nothing but the header."""
     name = file.stem
@@ -104,12 +114,21 @@ def in_page(file: Path) -> list[str]:
 READERS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "safetensors": ("*.safetensors", in_safetensors),
     "onnx": ("*.onnx", in_onnx),
+    "tflite": ("*.tflite", in_tflite),
     "c": ("*.h", in_c),
     "page": ("*.html", in_page),
 }
 
 
-@pytest.mark.parametrize("way", [*WAYS, pytest.param({"to": "page"}, id="page", marks=needs_node)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        *WAYS,
+        pytest.param({"to": "page"}, id="page", marks=needs_node),
+        pytest.param({"to": "onnx", "type": "int8"}, id="onnx-int8"),
+        pytest.param({"to": "tflite", "type": "int8"}, id="tflite-int8", marks=needs_litert),
+    ],
+)
 def test_every_target_has_the_names_and_is_checked(
     named_run: Run, way: dict[str, str], smidgen: Command, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import onnx
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from smidgen.engines.choose import choose
 from smidgen.engines.engine import EngineName
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.exports.c.compiler import find_compiler
+from smidgen.exports.export import export
 from smidgen.exports.target import fused_graph
 from smidgen.lowering.integer import Sums
 from smidgen.lowering.quantize import quantize
@@ -144,6 +146,10 @@ def test_an_export_has_those_weights(few_bits: Trial, small_data: Dataset, tmp_p
             for integers, weights in zip(whole, real, strict=True):
                 factor = weights[abs(integers).argmax()] / integers[abs(integers).argmax()]
                 assert abs(integers * factor - weights).max() < 1e-5 * abs(weights).max()
+    export(made, "onnx", tmp_path / "onnx", type="int8", check=False)
+    constants = onnx.load(tmp_path / "onnx" / "few.onnx").graph.initializer
+    stored = [onnx.numpy_helper.to_array(found) for found in constants if found.name.endswith("weight.integers")]
+    assert {abs(found).max() for found in stored} == {7}
     done = smidgen("export", tmp_path / "run", "--to", "c", "--type", "int8", "-o", tmp_path / "out", "--json")
     assert done.status == 0
     assert "weights of 4 bits" in (tmp_path / "out" / "few.h").read_text()

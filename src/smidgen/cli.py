@@ -290,11 +290,11 @@ def _parser() -> argparse.ArgumentParser:
 
     export, shared = command("export", _export, "export a run and verify the export on all test images")
     export.add_argument("run", metavar="RUN", help="run directory")
-    export.add_argument("--to", required=True, metavar="TARGET", help="safetensors, onnx, c or page")
+    export.add_argument("--to", required=True, metavar="TARGET", help="safetensors, onnx, tflite, c or page")
     export.add_argument(
         "-o", "--out", metavar="DIR", help="output directory; default: named after the run and the target"
     )
-    export.add_argument("--type", choices=["float32", "int8"], help="arithmetic of the C code; default float32")
+    export.add_argument("--type", choices=["float32", "int8"], help="arithmetic of c, onnx or tflite; default float32")
     export.add_argument(
         "--bits", type=int, metavar="N", help="of a weight in int8 code: 8, or 4 to halve the tables; default 8"
     )

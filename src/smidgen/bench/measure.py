@@ -27,7 +27,7 @@ from smidgen.engines.choose import choose
 from smidgen.engines.eager import EagerEngine
 from smidgen.engines.engine import Engine, Precision
 from smidgen.errors import SmidgenError
-from smidgen.exports.onnx_file import onnx_model
+from smidgen.exports.onnx_graph import onnx_model
 from smidgen.exports.target import fused_graph
 from smidgen.files import cannot_write, write_atomic
 from smidgen.runs.weights import TrainedNetwork

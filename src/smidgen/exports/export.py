@@ -119,10 +119,11 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         run: a finished run or its directory.
         to: a name in `smidgen.exports.registry.TARGETS`.
         out: a directory: new, empty or of an earlier export; None takes `<run's directory>-<target>` here.
-        options: of the target; for `c`: `type` (`float32` or `int8`), `name` (a C identifier), `check`
-            (False leaves the check out, for want of a compiler); for `int8` also `bits` (of a weight, 8 or 4), `lean`
-            (True: as little memory as possible), `max_ram` (bytes of memory beside the image); `package` (`arduino`,
-            `platformio` or `cmake`: as a library of those).
+        options: `check` (False leaves the check out, for want of a compiler or runtime) and those of the target; for
+            `c` and `onnx`: `type` (`float32` or `int8`), for `tflite` always `int8`; for `c` also `name` (a C
+            identifier) and `package` (`arduino`, `platformio` or `cmake`: as a library of those), and in int8 `bits`
+            (of a weight, 8 or 4), `lean` (True: as little memory as possible), `max_ram` (bytes of memory beside the
+            image).
 
     Raises:
         SmidgenError: the target is unknown, the run cannot be read or expressed, a library or compiler is

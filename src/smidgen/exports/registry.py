@@ -15,6 +15,7 @@ Option = str | int | bool | None
 TARGETS = {
     "safetensors": "smidgen.exports.weights:WeightsTarget",
     "onnx": "smidgen.exports.onnx_file:OnnxTarget",
+    "tflite": "smidgen.exports.tflite_file:TfliteTarget",
     "c": "smidgen.exports.c.target:CTarget",
     "page": "smidgen.exports.page:PageTarget",
 }

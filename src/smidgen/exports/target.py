@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +13,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from smidgen.errors import RunError
+from smidgen.errors import RunError, SmidgenError
 from smidgen.graph.trace import TraceError
 from smidgen.lowering.fused import FusedGraph, fuse
 from smidgen.runs.record import Run
 from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import TrainedNetwork
+from smidgen.settings import canonical_json
 from smidgen.training.evaluation import scores
 
+TYPES = ("float32", "int8")
+"""Of the arithmetic of an export."""
 _EXAMPLES = 10
 
 
@@ -72,6 +77,18 @@ class Source:
         others = [number for number in range(len(self.labels)) if number not in first]
         chosen = (first + others)[:_EXAMPLES]
         return self.images[chosen], self.labels[chosen]
+
+    @cached_property
+    def about(self) -> dict[str, str]:
+        """Where the network comes from, for the metadata of a file: trial, recipe, seed, weights, class names."""
+        run, names = self.run, self.run.trained.class_names
+        return {
+            "trial": run.trial.name,
+            "recipe": canonical_json(run.trial.to_json()),
+            "seed": str(run.seed),
+            "weights_sha256": run.result.weights_sha256,
+            **({"class_names": json.dumps(names, ensure_ascii=False)} if names else {}),
+        }
 
     @cached_property
     def scores(self) -> Tensor:
@@ -143,6 +160,36 @@ def compared(
         seconds=seconds,
         details=details or {},
     )
+
+
+def arithmetic(type: str | None) -> str:
+    """The arithmetic that is asked for; float32 if nothing is.
+
+    Raises:
+        SmidgenError: there is none of that name.
+    """
+    if type not in (None, *TYPES):
+        raise SmidgenError(f"--type is {type!r}; allowed: {', '.join(TYPES)}")
+    return type or "float32"
+
+
+def library(name: str, extra: str) -> Any:
+    """A module that only a target needs.
+
+    Args:
+        name: of the module.
+        extra: of smidgen that brings it, named after the target.
+
+    Raises:
+        SmidgenError: it is not installed; says what to do.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0].replace("_", "-")
+        raise SmidgenError(
+            f"--to {extra} needs the package {package}; install it with: pip install 'smidgen[{extra}]'"
+        ) from None
 
 
 class Target(Protocol):

@@ -187,9 +187,10 @@ class IntegerNetwork:
     def scores(self, images: Tensor) -> Tensor:
         """Scores, int64 [count, classes], of uint8 images [count, channels, height, width]."""
         with one_thread():
-            return torch.cat([self._run(part)[self.output].flatten(1) for part in images.split(BATCH)])
+            return torch.cat([self.values(part)[self.output].flatten(1) for part in images.split(BATCH)])
 
-    def _run(self, images: Tensor) -> dict[int, Tensor]:
+    def values(self, images: Tensor) -> dict[int, Tensor]:
+        """Every value, int64, of uint8 images [count, channels, height, width]."""
         values = {0: images.to(torch.int64)}
         for step in self.steps:
             values[step.node.output] = _apply(step, [values[value] for value in step.node.inputs])

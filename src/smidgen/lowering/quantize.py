@@ -59,9 +59,14 @@ def quantize(graph: FusedGraph, training_images: Tensor, bits: int = 8) -> Integ
     Raises:
         SmidgenError: a layer cannot be expressed in integers, or its sums might not fit in 32 bits; names it.
     """
-    chosen = torch.linspace(0, len(training_images) - 1, min(IMAGES, len(training_images))).round().long()
     with one_thread():
-        return _Quantizer(graph, training_images[chosen], bits).network
+        return _Quantizer(graph, calibration_images(training_images), bits).network
+
+
+def calibration_images(training_images: Tensor) -> Tensor:
+    """The training images that ranges are taken from, [count, channels, height, width]: at most `IMAGES`."""
+    chosen = torch.linspace(0, len(training_images) - 1, min(IMAGES, len(training_images))).round().long()
+    return training_images[chosen]
 
 
 class _Quantizer:

@@ -8,17 +8,13 @@ from smidgen.errors import SmidgenError
 from smidgen.exports.c.compiler import ARM, classify, code_bytes, compiled, find_source, require_compiler
 from smidgen.exports.c.names import prefix
 from smidgen.exports.c.package import PACKAGES, packaged
-from smidgen.exports.target import Check, Source, compared
-from smidgen.lowering.c.budget import bits_of
+from smidgen.exports.quantized import Quantized
+from smidgen.exports.target import Check, Source, arithmetic, compared
 from smidgen.lowering.c.float32 import float32_code
 from smidgen.lowering.c.int8 import int8_code
 from smidgen.lowering.c.sizes import BITS
 from smidgen.lowering.c.source import About, Code, files
-from smidgen.lowering.integer import IntegerNetwork
 from smidgen.lowering.memory import Plan, plan
-from smidgen.lowering.quantize import quantize
-
-TYPES = ("float32", "int8")
 
 
 class CTarget:
@@ -34,8 +30,7 @@ class CTarget:
         max_ram: int | None = None,
         package: str | None = None,
     ) -> None:
-        if type not in (None, *TYPES):
-            raise SmidgenError(f"--type is {type!r}; allowed: {', '.join(TYPES)}")
+        self.type, self.name, self.checked = arithmetic(type), name, check
         if bits not in (None, *BITS):
             raise SmidgenError(f"--bits is {bits}; allowed: {', '.join(map(str, BITS))}")
         if lean and max_ram is not None:
@@ -46,10 +41,9 @@ class CTarget:
         if package not in (None, *PACKAGES):
             raise SmidgenError(f"--package is {package!r}; allowed: {', '.join(PACKAGES)}")
         self.package = package
-        self.type, self.name, self.checked = type or "float32", name, check
         self.bits, self.lean, self.max_ram = bits, lean, max_ram
         self._code: Code | None = None
-        self._integers: IntegerNetwork | None = None
+        self._quantized: Quantized | None = None
         self._plan: Plan | None = None
 
     def files(self, source: Source) -> dict[str, bytes]:
@@ -66,8 +60,8 @@ class CTarget:
         if self.type == "int8":
             most = self.max_ram if self.max_ram is not None or self.lean else run.trial.goal.ram
             self._plan = plan(graph, most, lean=self.lean)
-            self._integers = quantize(graph, source.training_images, self.bits or bits_of(run.trial))
-            code = int8_code(graph, self._integers, self._plan)
+            self._quantized = Quantized(source, self.bits)
+            code = int8_code(graph, self._quantized.network, self._plan)
         else:
             code = float32_code(graph)
         self._code = code
@@ -106,28 +100,13 @@ class CTarget:
             "macs": source.graph.macs,
             "microseconds_an_image": found.microseconds,
         }
-        if self._integers is not None and self._plan is not None:
+        if self._quantized and self._plan:
             channels, _, width = source.graph.shapes[0]
             details |= {
                 "macs": self._plan.macs,
                 "bytes_of_image_rows": self._plan.image_rows * channels * width,
             }
-            expected = self._integers.scores(source.images)
-            differing = int((found.labels != source.predictions).sum())
-            right = int((source.predictions == source.labels).sum())
-            details |= {
-                "other_class_than_the_float32_network": differing,
-                "accuracy_of_the_float32_network": 100 * right / len(source.labels),
-            }
-            return compared(
-                source,
-                found.scores,
-                found.seconds,
-                reference=expected,
-                called="the integer network in Python",
-                exact=True,
-                details=details,
-            )
+            return self._quantized.compared(found.scores, found.seconds, details, integers=True)
         return compared(source, found.scores, found.seconds, details=details)
 
 
