@@ -11,6 +11,7 @@ import smidgen
 from smidgen import RunOptions, Trial
 from smidgen.data.dataset import Examples
 from smidgen.engines.choose import choose
+from smidgen.sweeps.progress import best_sweep_progress
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.training.evaluation import HeldOut, evaluate
 
@@ -89,7 +90,7 @@ def swept(
         options=options,
         workers=workers,
         out=arguments.runs,
-        show=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=best_sweep_progress(sys.stderr),
     )
     if made.failures:
         raise SystemExit(f"{len(made.failures)} runs failed, the first with: {made.failures[0][1]}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from smidgen.sweeps.progress import SweepLines
 from smidgen.sweeps.sweep import sweep
 from smidgen.trials.find import find_trial
 
@@ -56,7 +57,7 @@ def test_one_worker_two_shards_and_two_nodes_of_which_one_is_killed_make_the_sam
 
         killer = threading.Thread(target=kill)
         killer.start()
-        made = sweep([trial], "0-5", cluster="auto", out=tmp_path / "ray", show=lines.append)
+        made = sweep([trial], "0-5", cluster="auto", out=tmp_path / "ray", progress=SweepLines(lines.append))
         killer.join()
     finally:
         ray.shutdown()

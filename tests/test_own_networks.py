@@ -145,7 +145,7 @@ def test_a_run_from_elsewhere_makes_nothing_run(file: Path, smidgen: Command, tm
 
 
 def test_a_sweeps_workers_have_the_file_too(file: Path, tmp_path: Path) -> None:
-    done = sweep([f"{file}:trial"], "0-1", workers=2, out=tmp_path / "sweep", show=lambda _: None)
+    done = sweep([f"{file}:trial"], "0-1", workers=2, out=tmp_path / "sweep")
     assert not done.failures
 
 

@@ -9,7 +9,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from smidgen.runs import progress
-from smidgen.runs.progress import Bar, Lines, Notebook, Silent, best_progress, progress_bar
+from smidgen.runs.progress import Bar, Lines, Notebook, best_progress, progress_bar
 from smidgen.runs.run import run
 from smidgen.trial import Trial
 
@@ -70,7 +70,7 @@ def test_markup_in_a_name_is_only_text(small_trial: Trial, tmp_path: Path) -> No
 def test_a_notebook_gets_one_table_that_grows(
     small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
     shell = InteractiveShell.instance()
     shell.user_ns |= {"trial": small_trial, "out": tmp_path / "r"}
     with capture_output() as captured:
@@ -87,15 +87,14 @@ def test_a_notebook_gets_one_table_that_grows(
 
 def test_a_notebook_shows_names_as_text(small_trial: Trial, tmp_path: Path) -> None:
     shown = Notebook()
-    shown._header, shown._verdict = "<script>", "<b>"
-    assert "<script>" not in shown._html()
-    assert "&lt;script&gt;" in shown._html()
+    shown._header, shown._summary = "<script>", "<b>"
+    assert "<script>" not in shown._html(0.5)
+    assert "&lt;script&gt;" in shown._html(0.5)
 
 
 def test_what_suits_a_file_is_lines() -> None:
     assert isinstance(best_progress(io.StringIO()), Lines)
     assert not isinstance(best_progress(io.StringIO()), Bar)
-    Silent().begin("", 1, 1, "test")
 
 
 def test_work_without_epochs_has_a_bar_on_a_terminal_and_a_line_a_stage_elsewhere(

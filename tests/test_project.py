@@ -20,8 +20,8 @@ SOURCE = ROOT / "src" / "smidgen"
 
 LAYERS = [
     ["errors", "version"],
-    ["settings", "tables", "files", "statistics", "machine", "output"],
-    ["tensorfile"],
+    ["settings", "tables", "files", "machine", "output"],
+    ["tensorfile", "statistics"],
     ["schedules", "randomness", "quantization"],
     ["trial"],
     ["data", "graph"],

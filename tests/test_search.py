@@ -34,6 +34,7 @@ from smidgen.searches.search import SearchInterruptedError, SearchPlan, search
 from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
 from smidgen.sweeps.executor import Outcome, run_job
 from smidgen.sweeps.jobs import Job
+from smidgen.sweeps.progress import Standing, SweepProgress
 from smidgen.trial import AdamW, Trial
 from smidgen.trials.find import find_trial
 
@@ -502,3 +503,20 @@ def test_limits_in_bytes_keep_candidates_from_training(
     monkeypatch.setattr("smidgen.searches.ask.MOST_REJECTED", 5)
     with pytest.raises(SmidgenError, match=r"at most 600 parameters and 900 bytes of flash and 60 bytes of RAM"):
         small_search(small_trial, tmp_path / "none", limits={"flash": 900, "ram": 60}, workers=Here(most=0))
+
+
+def test_the_bar_reaches_the_end_of_the_whole_search(small_trial: Trial, tmp_path: Path) -> None:
+    seen: list[Standing] = []
+
+    class Keep(SweepProgress):
+        def update(self, standing: Standing) -> None:
+            seen.append(standing)
+
+    plan = SearchPlan(candidates=3, batch=3, seeds=2, finalists=1)
+    found = small_search(small_trial, tmp_path, progress=Keep(), candidates=3, finalists=1)
+    assert plan.runs == found.to_json()["runs"] == 3 + 2 + 2
+    fractions = [standing.fraction for standing in seen]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    assert seen[-1].done == "3 of 3 candidates evaluated on the validation split, 2 of 2 runs of this round"
+    assert seen[-1].table("table").count("found-") == 3

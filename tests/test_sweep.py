@@ -19,8 +19,9 @@ from smidgen.reports.compare import compare
 from smidgen.runs.options import RunOptions
 from smidgen.runs.record import load_run
 from smidgen.sweeps import executor
-from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, Outcome, run_job
+from smidgen.sweeps.executor import MOST_ATTEMPTS, LocalWorkers, Outcome, Running, run_job
 from smidgen.sweeps.jobs import Job, make_jobs, parse_seeds, parse_shard
+from smidgen.sweeps.progress import Standing, SweepLines, SweepProgress
 from smidgen.sweeps.sweep import Sweep, SweepInterruptedError, sweep
 from smidgen.sweeps.workers import settled
 from smidgen.trial import SGD, Trial
@@ -157,7 +158,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
 ) -> None:
     lines: list[str] = []
     kill_workers(monkeypatch, tmp_path, most=1)
-    finished = sweep(trials, "0-2", workers=2, out=tmp_path, show=lines.append)
+    finished = sweep(trials, "0-2", workers=2, out=tmp_path, progress=SweepLines(lines.append))
     assert digests(finished) == digests(whole)
     assert finished.failures == ()
     assert any(line.endswith("its worker was killed by SIGKILL; trying again") for line in lines), lines
@@ -180,7 +181,7 @@ def test_a_job_that_always_dies_is_given_up(
     kill_workers(monkeypatch, tmp_path, most=MOST_ATTEMPTS)
     jobs = make_jobs([replace(trials[0], epochs=3000, goal=replace(trials[0].goal, epochs=3000))], [0], SETTLED)
     workers = LocalWorkers(1)
-    outcomes = list(workers.run(jobs, tmp_path))
+    outcomes = [outcome for outcome in workers.run(jobs, tmp_path) if not isinstance(outcome, Running)]
     workers.close()
     assert [outcome.again for outcome in outcomes] == [True] * (MOST_ATTEMPTS - 1) + [False]
     assert all("killed by SIGKILL" in outcome.error for outcome in outcomes)
@@ -263,12 +264,13 @@ def test_an_interrupted_sweep_keeps_finished_runs_and_resumes(trials: list[Trial
 
 
 def test_ctrl_c_in_a_notebook_reports_the_progress(trials: list[Trial], tmp_path: Path) -> None:
-    def interrupt(text: str) -> None:
-        if "1 of 6 runs done" in text:
-            raise KeyboardInterrupt
+    class Interrupt(SweepProgress):
+        def update(self, standing: Standing) -> None:
+            if standing.done == "1 of 6 runs done":
+                raise KeyboardInterrupt
 
     with pytest.raises(SweepInterruptedError, match="interrupted with 1 of 6 runs done") as caught:
-        sweep(trials, "0-2", workers=1, out=tmp_path, show=interrupt)
+        sweep(trials, "0-2", workers=1, out=tmp_path, progress=Interrupt())
     assert caught.value.finished == 1
     shown = caught.value.to_json()
     assert shown == {

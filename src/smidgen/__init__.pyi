@@ -28,6 +28,8 @@ from .nets.sizing import sized_network as sized_network
 from .reports.compare import compare as compare
 from .reports.report import Report as Report
 from .reports.report import report as report
+from .runs.callback import Callback as Callback
+from .runs.callback import RunStart as RunStart
 from .runs.options import RunOptions as RunOptions
 from .runs.predict import Prediction as Prediction
 from .runs.predict import predict as predict
@@ -56,6 +58,7 @@ from .settings import with_settings as with_settings
 from .statistics import Comparison as Comparison
 from .statistics import Summary as Summary
 from .statistics import summarize as summarize
+from .sweeps.progress import SweepProgress as SweepProgress
 from .sweeps.sweep import Sweep as Sweep
 from .sweeps.sweep import SweepInterruptedError as SweepInterruptedError
 from .sweeps.sweep import sweep as sweep

@@ -19,9 +19,9 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from smidgen.errors import SmidgenError, SmidgenInterruptedError
 from smidgen.output import Results
@@ -160,6 +160,12 @@ class _Group:
             "--checkpoint-seconds", type=float, default=30, metavar="S",
             help="seconds between checkpoints within an epoch; default 30",
         )  # fmt: skip
+        self.add("--log", choices=["tensorboard"], help="also write each run for TensorBoard (extra tensorboard)")
+        self.add(
+            "--log-dir",
+            metavar="DIR",
+            help="folder for these logs; default: the folder tensorboard in the run directory",
+        )
 
     def workers(self) -> None:
         """Worker processes or a cluster."""
@@ -381,9 +387,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from smidgen.sweeps.progress import best_sweep_progress
     from smidgen.sweeps.sweep import sweep
 
-    stream = sys.stderr if options.json else sys.stdout
     finished = sweep(
         options.trials,
         options.seeds,
@@ -394,7 +400,7 @@ def _sweep(options: argparse.Namespace) -> int:
         workers=options.workers,
         cluster=options.cluster,
         out=options.out,
-        show=live(stream),
+        progress=best_sweep_progress(sys.stderr if options.json else sys.stdout),
     )
     if options.json:
         _print_json(finished.to_json())
@@ -412,6 +418,7 @@ def _search(options: argparse.Namespace) -> int:
 
     from smidgen.searches.ask import Limits
     from smidgen.searches.search import SearchPlan, search
+    from smidgen.sweeps.progress import best_sweep_progress
 
     found = search(
         options.base,
@@ -422,29 +429,13 @@ def _search(options: argparse.Namespace) -> int:
         workers=options.workers,
         cluster=options.cluster,
         out=options.out,
-        show=live(sys.stderr if options.json else sys.stdout),
+        progress=best_sweep_progress(sys.stderr if options.json else sys.stdout),
     )
     if options.json:
         _print_json(found.to_json())
     else:
         _show(found)
     return DONE
-
-
-def live(stream: TextIO) -> Callable[[str], None]:
-    """Shows text in place of the text before it on a terminal; elsewhere, its last line."""
-    shown = 0
-
-    def show(text: str) -> None:
-        nonlocal shown
-        if stream.isatty():
-            up = f"\x1b[{shown}F\x1b[J" if shown else ""
-            print(f"{up}{text}", file=stream, flush=True)
-            shown = text.count("\n") + 1 if "\n" in text else 0
-        else:
-            print(text.splitlines()[-1], file=stream, flush=True)
-
-    return show
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -520,7 +511,6 @@ def _predict(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from smidgen.runs.predict import predict
-    from smidgen.tables import render
 
     errors: dict[str, str] = {}
     predictions = predict(options.run, options.files, lambda file, error: errors.update({str(file): str(error)}))
@@ -530,8 +520,7 @@ def _predict(options: argparse.Namespace) -> int:
         shown: dict[str, Any] = {"predictions": [asdict(prediction) for prediction in predictions]}
         _print_json(shown | ({"error": next(iter(errors.values())), "errors": errors} if errors else {}))
     elif predictions:
-        rows = [[p.file, p.name, f"{100 * p.probability:.2f} %"] for p in predictions]
-        _show(render(["file", "label", "probability"], rows))
+        _show(predictions)
     return USAGE_ERROR if errors else DONE
 
 

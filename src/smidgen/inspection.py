@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from smidgen.machine import exclusive
 from smidgen.nets.build import build_network
 from smidgen.nets.code import call_with
 from smidgen.nets.own import user_errors
-from smidgen.tables import TableFormat
+from smidgen.tables import TableFormat, paragraph
 from smidgen.trial import BUDGETS, IN_BYTES, Trial
 from smidgen.trials.find import find_trial_or_network
 
@@ -111,9 +110,7 @@ class Inspection:
 
     def _repr_html_(self) -> str:
         lines = [*self._totals(), *self._verdicts()]
-        return (
-            f"<p>{html.escape(self.name)}</p>{self.anatomy.table('html')}<p>{'<br>'.join(map(html.escape, lines))}</p>"
-        )
+        return f"{paragraph(self.name)}{self.anatomy.table('html')}{paragraph(*lines)}"
 
 
 @exclusive()

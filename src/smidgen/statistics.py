@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # loads scipy.stats, which takes a second, when first used
 
+from smidgen.tables import paragraph
+
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
@@ -289,6 +291,9 @@ class Comparison:
             "images": self.images,
             "seeds_for_002_points": self.seeds_needed(0.02),
         }
+
+    def _repr_html_(self) -> str:
+        return paragraph(str(self), *self.notes)
 
     def __str__(self) -> str:
         """The comparison in a sentence."""

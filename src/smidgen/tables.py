@@ -73,5 +73,15 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
+def paragraph(*lines: str) -> str:
+    """Lines of text as an HTML paragraph."""
+    return f"<p>{'<br>'.join(map(html.escape, lines))}</p>"
+
+
+def preformatted(text: str) -> str:
+    """Text whose spaces and line breaks count, as HTML."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
 def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import get_args
+from pathlib import Path
+from typing import Literal, get_args
 
 from smidgen.engines.choose import ENGINES
 from smidgen.engines.engine import MOST_THREADS, DeviceName, EngineName, Precision
@@ -13,6 +14,8 @@ from smidgen.settings import Json
 
 CHECKPOINT_SECONDS = 30.0
 MOST_CHECKPOINT_SECONDS = 86_400
+
+LogName = Literal["tensorboard"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class RunOptions:
             there are usable cores, at most 8; in a sweep or search 1 for each run.
         checkpoint_seconds: how much training may be lost when the process is killed, 0 to 86,400 seconds;
             a finished epoch never is.
+        log: also write the run for another program: `tensorboard` (extra `tensorboard`). In a sweep or search, each
+            worker writes the runs that it does.
+        log_dir: where to, in a folder named after the run directory; None takes a folder in the run directory.
 
     Raises:
         SmidgenError: a value is not allowed; names the command-line option.
@@ -40,16 +46,21 @@ class RunOptions:
     device: DeviceName = "auto"
     threads: int | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    log: LogName | None = None
+    log_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         for name, values in (
             ("engine", get_args(EngineName)),
             ("precision", (*get_args(Precision), None)),
             ("device", get_args(DeviceName)),
+            ("log", (*get_args(LogName), None)),
         ):
             if getattr(self, name) not in values:
                 allowed = ", ".join(value for value in values if value)
                 raise SmidgenError(f"--{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.log_dir is not None and self.log is None:
+            raise SmidgenError(f"--log-dir {self.log_dir} needs --log, as in --log {get_args(LogName)[0]}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise SmidgenError(f"--threads is {self.threads}; allowed: 1 to {MOST_THREADS}")
         seconds = self.checkpoint_seconds

@@ -16,6 +16,7 @@ from smidgen.images import read_image
 from smidgen.machine import exclusive
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.weights import TrainedNetwork, read_weights
+from smidgen.tables import TableFormat, render
 from smidgen.training.evaluation import scores
 
 
@@ -36,12 +37,26 @@ class Prediction:
     name: str
 
 
+class PredictionList(list[Prediction]):
+    """Predictions in the order of the files; a table as text and in a notebook."""
+
+    def __str__(self) -> str:
+        return self._table("table")
+
+    def _repr_html_(self) -> str:
+        return self._table("html")
+
+    def _table(self, format: TableFormat) -> str:
+        rows = [[p.file, p.name, f"{100 * p.probability:.2f} %"] for p in self]
+        return render(["file", "label", "probability"], rows, format)
+
+
 @exclusive()
 def predict(
     run: Run | str | Path,
     files: Iterable[str | Path],
     on_error: Callable[[Path, ImageError], None] | None = None,
-) -> list[Prediction]:
+) -> PredictionList:
     """Classify image files, each brought to the form of the images that were trained on.
 
     For a network of drawings, such as MNIST's digits, a file may be dark on light or light on dark; for
@@ -73,7 +88,7 @@ def predict(
                 raise
             on_error(path, error)
     if not images:
-        return []
+        return PredictionList()
     batch = torch.from_numpy(np.stack(images))
     try:
         logits = scores(trained.network, batch, trained.mean, trained.std)
@@ -86,10 +101,10 @@ def predict(
             f"statistics, so images cannot be classified one by one"
         )
     probabilities, labels = logits.double().softmax(1).max(1)
-    return [
+    return PredictionList(
         Prediction(str(path), int(label), float(probability), trained.label_name(int(label)))
         for path, label, probability in zip(paths, labels, probabilities, strict=True)
-    ]
+    )
 
 
 def _trained(run: Run | str | Path) -> tuple[TrainedNetwork, Path]:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from smidgen.tables import render
+from smidgen.runs.callback import Callback, RunStart
+from smidgen.runs.live import CellOutput, Timer, bar_html, in_notebook
+from smidgen.tables import preformatted, render
 from smidgen.training.loop import EpochRecord
 from smidgen.verdict import percent
 
-
-class Progress(Protocol):
-    """Receives progress callbacks of a run; also a `Watcher` of the training loop."""
-
-    def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
-        """Before training: the header, and how many epochs of how many images are to come."""
-
-    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
-        """After a step: images seen in the epoch, and means of loss and accuracy (percent) over them."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """After an epoch and its evaluation, when its record is on disk."""
-
-    def end(self, verdict: str | None) -> None:
-        """After training, with the verdict, or None if it did not finish."""
+if TYPE_CHECKING:
+    from smidgen.runs.record import Run
 
 
 def epoch_line(record: EpochRecord, epochs: int, held_out: str) -> str:
@@ -48,39 +36,27 @@ def _means(loss: float, accuracy: float) -> str:
     return "" if math.isnan(loss) else f"loss {loss:.4f}  accuracy {accuracy:.2f} %"
 
 
-class Silent:
+class Silent(Callback):
     """Shows nothing."""
 
-    def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
-        """Nothing."""
 
-    def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
-        """Nothing."""
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Nothing."""
-
-    def end(self, verdict: str | None) -> None:
-        """Nothing."""
-
-
-class Lines(Silent):
+class Lines(Callback):
     """One plain line an epoch, for files and pipes; `write` takes a line without its newline."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._epochs, self._held_out = 0, "test"
 
-    def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
-        self._epochs, self._held_out = epochs, held_out
-        self._write(header)
+    def begin(self, start: RunStart) -> None:
+        self._epochs, self._held_out = start.trial.epochs, start.held_out
+        self._write(start.header)
 
     def epoch(self, record: EpochRecord) -> None:
         self._write(epoch_line(record, self._epochs, self._held_out))
 
-    def end(self, verdict: str | None) -> None:
-        if verdict is not None:
-            self._write(verdict)
+    def end(self, finished: Run | None) -> None:
+        if finished is not None:
+            self._write(finished.summary)
 
 
 class Bar(Lines):
@@ -106,10 +82,10 @@ class Bar(Lines):
         self._task: Any = None
         self._since: tuple[int, float] | None = None
 
-    def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
-        super().begin(header, epochs, images, held_out)
-        self._images = images
-        self._task = self._bar.add_task(f"epoch 1/{epochs}", total=epochs * images, figures="")
+    def begin(self, start: RunStart) -> None:
+        super().begin(start)
+        self._images = start.images
+        self._task = self._bar.add_task(f"epoch 1/{self._epochs}", total=self._epochs * self._images, figures="")
         self._bar.start()
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
@@ -128,9 +104,9 @@ class Bar(Lines):
         super().epoch(record)
         self._since = None
 
-    def end(self, verdict: str | None) -> None:
+    def end(self, finished: Run | None) -> None:
         self._bar.stop()
-        super().end(verdict)
+        super().end(finished)
 
 
 @contextlib.contextmanager
@@ -160,52 +136,47 @@ def progress_bar(stream: TextIO) -> Iterator[Callable[[str, str, float], None]]:
         yield lambda stage, what, fraction: bar.update(task, completed=fraction, description=f"{stage}: {what}")
 
 
-class Notebook(Silent):
-    """One cell output, updated in place: a bar, and a row for each finished epoch."""
+class Notebook(Callback):
+    """One cell output, updated in place: a bar with the time left, and a row for each finished epoch."""
 
     _SECONDS_BETWEEN_UPDATES = 0.5
 
     def __init__(self) -> None:
         self._rows: list[EpochRecord] = []
-        self._header, self._verdict, self._now = "", "", ""
+        self._header, self._summary, self._now = "", "", ""
         self._epochs, self._images, self._held_out = 1, 1, "test"
-        self._done, self._shown_at = 0.0, 0.0
-        self._handle: Any = None
+        self._output, self._shown_at = CellOutput(), 0.0
+        self._timer: Timer | None = None
 
-    def begin(self, header: str, epochs: int, images: int, held_out: str) -> None:
-        self._header, self._epochs, self._images, self._held_out = header, epochs, images, held_out
-        self._show()
+    def begin(self, start: RunStart) -> None:
+        self._header, self._epochs, self._images = start.header, start.trial.epochs, start.images
+        self._held_out = start.held_out
+        self._show(0.0)
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
-        self._done = (epoch - 1) * self._images + images
-        self._now = f"epoch {epoch}/{self._epochs}: {_means(loss, accuracy)}"
+        fraction = ((epoch - 1) * self._images + images) / (self._epochs * self._images)
+        self._timer = self._timer or Timer(fraction)
+        self._now = f"epoch {epoch}/{self._epochs}: {_means(loss, accuracy)}{self._timer.left(fraction)}"
         if time.perf_counter() - self._shown_at > self._SECONDS_BETWEEN_UPDATES:
-            self._show()
+            self._show(fraction)
 
     def epoch(self, record: EpochRecord) -> None:
         self._rows.append(record)
-        self._show()
+        self._show(record.epoch / self._epochs)
 
-    def end(self, verdict: str | None) -> None:
-        self._verdict, self._now = verdict or "stopped", ""
-        self._show()
+    def end(self, finished: Run | None) -> None:
+        self._summary, self._now = finished.summary if finished else "stopped", ""
+        self._show(1.0)
 
-    def _show(self) -> None:
-        from IPython.display import HTML, display
-
+    def _show(self, fraction: float) -> None:
         self._shown_at = time.perf_counter()
-        shown = HTML(self._html())
-        if self._handle is None:
-            self._handle = display(shown, display_id=True)
-        else:
-            self._handle.update(shown)
+        self._output.show(self._html(fraction))
 
-    def _html(self) -> str:
-        now = f"<progress max='{self._epochs * self._images}' value='{self._done:.0f}'></progress> {self._now}"
-        verdict = f"<pre>{html.escape(self._verdict)}</pre>" if self._verdict else f"<p>{now}</p>"
+    def _html(self, fraction: float) -> str:
+        now = preformatted(self._summary) if self._summary else bar_html(fraction, self._now)
         return (
-            f"<details><summary>network and budgets</summary><pre>{html.escape(self._header)}</pre></details>"
-            f"{history_html(self._rows, self._held_out)}{verdict}"
+            f"<details><summary>network and budgets</summary>{preformatted(self._header)}</details>"
+            f"{history_html(self._rows, self._held_out)}{now}"
         )
 
 
@@ -227,9 +198,9 @@ def history_html(history: list[EpochRecord] | tuple[EpochRecord, ...], held_out:
     return render(columns, rows, "html")
 
 
-def best_progress(stream: TextIO | None = None) -> Progress:
+def best_progress(stream: TextIO | None = None) -> Callback:
     """The kind of progress that suits the output: notebook, terminal, or anything else."""
-    if stream is None and _in_notebook():
+    if stream is None and in_notebook():
         return Notebook()
     stream = stream or sys.stdout
     if stream.isatty():
@@ -249,9 +220,3 @@ def _printer(stream: TextIO) -> Callable[[str], None]:
                 print(f"smidgen: nothing more can be shown ({error.strerror}); training continues", file=sys.stderr)
 
     return write
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return shell is not None and "IPKernelApp" in shell.config

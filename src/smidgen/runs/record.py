@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from smidgen.runs.predictions import Predictions, read_predictions
 from smidgen.runs.progress import history_html
 from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, read_weights, weights_sha256
+from smidgen.tables import paragraph, preformatted
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import BUDGETS, Trial
 from smidgen.verdict import Verdict, judge, percent
@@ -84,10 +84,7 @@ class Run:
         )
 
     def _repr_html_(self) -> str:
-        return (
-            f"<p>{html.escape(repr(self))}</p>{history_html(self.history, self.result.held_out)}"
-            f"<pre>{html.escape(self.summary)}</pre>"
-        )
+        return f"{paragraph(repr(self))}{history_html(self.history, self.result.held_out)}{preformatted(self.summary)}"
 
 
 @exclusive()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smidgen.anatomy.layers import examine_trial
+from smidgen.anatomy.layers import examine, examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.choose import choose_for
 from smidgen.engines.engine import Engine
@@ -21,13 +21,15 @@ from smidgen.lowering.c.budget import check_bytes
 from smidgen.machine import exclusive, note_threads
 from smidgen.nets.own import check_own_network, check_step, own_network
 from smidgen.randomness import MOST_SEED
+from smidgen.runs.callback import Callback, Callbacks, RunStart, checked
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.environment import RunOrigin, choose_again
 from smidgen.runs.interruption import deferred
 from smidgen.runs.options import RunOptions
-from smidgen.runs.progress import Progress, best_progress
+from smidgen.runs.progress import best_progress
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.runner import Runner
+from smidgen.runs.tensorboard import TensorBoard
 from smidgen.settings import differences, with_settings
 from smidgen.training.loop import new_network
 from smidgen.training.rounding import Rounding
@@ -70,7 +72,8 @@ def run(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     options: RunOptions = RunOptions(),
-    progress: Progress | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: Callback | None = None,
 ) -> Run:
     """Train a trial with one seed, evaluate it, and write its run directory.
 
@@ -95,7 +98,8 @@ def run(
         resume: the directory of a run to resume, instead of `trial`, `seed`, `data`, `epochs`,
             `settings` and `out`.
         options: engine, precision, device, threads, time between checkpoints.
-        progress: receives progress callbacks; None shows what suits a notebook, terminal or file.
+        callbacks: receive the beginning, steps, epochs and end, without influence on the result.
+        progress: shows the progress; None shows what suits a notebook, terminal or file, `Callback()` nothing.
 
     Raises:
         SmidgenError: a usage error, in one line.
@@ -118,7 +122,8 @@ def run(
         seed = 0 if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MOST_SEED:
         raise SmidgenError(f"the seed is {seed}; allowed: a whole number from 0 to {MOST_SEED}")
-    request = _RunRequest(trial, seed, Path(out) if out is not None else None, options, progress or best_progress())
+    told = (*checked(callbacks), *logs(options), progress or best_progress())
+    request = _RunRequest(trial, seed, Path(out) if out is not None else None, options, told)
     while (finished := request.attempt(began)) is None:
         pass
     return finished
@@ -154,7 +159,7 @@ class _RunRequest:
     seed: int
     out: Path | None
     options: RunOptions
-    progress: Progress
+    callbacks: tuple[Callback, ...]
 
     def attempt(self, began: float) -> Run | None:
         """The finished run; None if another process changed the directory meanwhile, so that a retry is needed."""
@@ -180,7 +185,7 @@ class _RunRequest:
                     return None
                 try:
                     finished = Runner(
-                        trial, seed, dataset, engine, anatomy, directory, self.progress, interruption,
+                        trial, seed, dataset, engine, anatomy, directory, self.callbacks, interruption,
                         options.checkpoint_seconds, notes, needs,
                     ).run(network, began)  # fmt: skip
                     if interruption.requested:  # too late for this run, but not for what the caller does next
@@ -238,12 +243,26 @@ class _RunRequest:
                 f"{there.resume_command}"
             ) from None
         there.tidy()
-        held_out = finished.result.held_out
-        self.progress.begin(f"{there.path} is finished already", len(finished.history), 0, held_out)
-        for record in finished.history:
-            self.progress.epoch(record)
-        self.progress.end(finished.summary)
+        Callbacks(self.callbacks).replay(lambda: finished_start(finished), finished)
         return finished
+
+
+def logs(options: RunOptions) -> list[Callback]:
+    """The callbacks that options ask for by name.
+
+    Raises:
+        SmidgenError: the extra that one needs is not installed.
+    """
+    return [TensorBoard(options.log_dir)] if options.log == "tensorboard" else []
+
+
+def finished_start(finished: Run) -> RunStart:
+    """What callbacks receive at the beginning of a run that is finished already."""
+    trained, trial = finished.trained, finished.trial
+    return RunStart(
+        trial, finished.seed, finished.directory, examine(trained.network, trained.input_shape), 0,
+        finished.result.held_out, f"{finished.directory} is finished already", lambda: load_trial_data(trial),
+    )  # fmt: skip
 
 
 def _short(value: object) -> str:

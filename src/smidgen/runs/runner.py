@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -12,18 +13,20 @@ from smidgen.data.dataset import Dataset
 from smidgen.engines.engine import Engine
 from smidgen.errors import RunError
 from smidgen.lowering.c.sizes import Needs
+from smidgen.runs.callback import Callback, Callbacks, RunStart
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.environment import MOST_RESUMPTIONS, changes, changes_text, environment
 from smidgen.runs.interruption import Interruption
 from smidgen.runs.predictions import Predictions
-from smidgen.runs.progress import Lines, Progress
+from smidgen.runs.progress import Lines
 from smidgen.runs.record import Run
 from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, to_bytes, weights_sha256
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import DamagedCheckpointError, Origin
 from smidgen.training.evaluation import HeldOut, evaluate
-from smidgen.training.loop import EpochRecord, Training, start, steps_per_epoch, train
+from smidgen.training.loop import EpochRecord, Training, steps_per_epoch, train
+from smidgen.training.loop import start as start_training
 from smidgen.trial import BUDGETS, Trial
 from smidgen.verdict import Verdict, judge
 from smidgen.version import VERSION
@@ -40,7 +43,7 @@ class Runner:
         engine: that trains.
         anatomy: of the network.
         directory: of the run; a run that was started there is resumed.
-        progress: receives progress callbacks.
+        callbacks: receive the progress.
         interruption: looked at after each step.
         checkpoint_seconds: between checkpoints within an epoch.
         notes: shown before training.
@@ -53,7 +56,7 @@ class Runner:
     engine: Engine
     anatomy: Anatomy
     directory: RunDirectory
-    progress: Progress
+    callbacks: Sequence[Callback]
     interruption: Interruption
     checkpoint_seconds: float
     notes: list[str] = field(default_factory=list)
@@ -73,38 +76,42 @@ class Runner:
             TrainingError: training diverged, or there is not enough memory.
         """
         trial, dataset, directory = self.trial, self.dataset, self.directory
-        training = start(trial, network, self.engine)
+        training = start_training(trial, network, self.engine)
         if directory.begun:
             self._resume(training)
         else:
             directory.write_json(RunFiles.ENVIRONMENT, environment(self.engine, dataset, self.seed))
             directory.write_json(RunFiles.TRIAL, trial.to_json())
-        header = self._header(training)
+        start = RunStart(
+            trial, self.seed, directory.path, self.anatomy, len(dataset.train), dataset.held_out_name,
+            self._header(training), lambda: dataset,
+        )  # fmt: skip
         log = Lines(directory.log)
-        log.begin(header, trial.epochs, len(dataset.train), dataset.held_out_name)
-        watcher = _Watcher(self, training)
+        log.begin(start)
+        callbacks = Callbacks(self.callbacks, directory.log)
+        watcher = _Watcher(self, training, callbacks)
         setup = time.perf_counter() - began
         finished: Run | None = None
         try:
-            self.progress.begin(header, trial.epochs, len(dataset.train), dataset.held_out_name)
+            callbacks.begin(start)
             for record in training.history:
-                self.progress.epoch(record)
+                callbacks.epoch(record)
             for record in train(training, trial, dataset, self.seed, watcher):
                 watcher.save()
                 directory.append_epoch(record.to_json())
                 log.epoch(record)
-                self.progress.epoch(record)  # shown only once it is safe on disk
+                callbacks.epoch(record)  # shown only once it is safe on disk
                 if self.interruption.requested and record.epoch < trial.epochs:
                     raise KeyboardInterrupt
             finished = self._finish(training, setup)
-            log.end(finished.summary)
+            log.end(finished)
             return finished
         except RunError as error:
             if (directory.path / RunFiles.CHECKPOINT).exists():
                 raise RunError(f"{error}; finished epochs are kept; resume with: {directory.resume_command}") from None
             raise
         finally:
-            self.progress.end(finished.summary if finished else None)
+            callbacks.end(finished)
 
     def checkpoint(self, training: Training) -> None:
         """Write the training's state to disk."""
@@ -268,13 +275,13 @@ class Runner:
 class _Watcher:
     """Passes on the steps, and writes a checkpoint when it is time or the process has to stop."""
 
-    def __init__(self, runner: Runner, training: Training) -> None:
-        self._runner, self._training = runner, training
+    def __init__(self, runner: Runner, training: Training, callbacks: Callbacks) -> None:
+        self._runner, self._training, self._callbacks = runner, training, callbacks
         self._saved_at = time.monotonic()
 
     def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
         runner = self._runner
-        runner.progress.step(epoch, images, loss, accuracy)
+        self._callbacks.step(epoch, images, loss, accuracy)
         if runner.interruption.requested:
             self.save()
             raise KeyboardInterrupt

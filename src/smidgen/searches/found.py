@@ -12,11 +12,12 @@ from typing import Any
 from smidgen.files import cannot_write, write_atomic
 from smidgen.reports import charts
 from smidgen.searches.candidate import Candidate, front, ranked
-from smidgen.tables import render
+from smidgen.tables import TableFormat, paragraph, render
 from smidgen.trial import Trial
 
 BEST, CHART = "best", "pareto.svg"
 _SHOWN = 10
+_FRONT = "accuracy against parameters: what no other candidate beats in both"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,22 @@ class Search:
         }
 
     def __str__(self) -> str:
+        lines = [
+            self._finalists_table("table"),
+            "",
+            _FRONT,
+            _candidates_table("candidate", self.front, "table"),
+            "",
+            f"chart {self.chart}",
+            self._advice,
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        front = _candidates_table("candidate", self.front, "html")
+        return f"{self._finalists_table('html')}{paragraph(_FRONT)}{front}{paragraph(self._advice)}"
+
+    def _finalists_table(self, format: TableFormat) -> str:
         rows = [
             [
                 f.candidate.trial.name,
@@ -120,30 +137,24 @@ class Search:
             for f in self.finalists
         ]
         columns = ["finalist", "network", "parameters", "fresh mean", "s.d.", "seeds", "mean when chosen"]
-        lines = [
-            render(columns, rows, left=2),
-            "",
-            "accuracy against parameters: what no other candidate beats in both",
-            _front_table(self.front),
-            "",
-            f"chart {self.chart}",
+        return render(columns, rows, format, left=2)
+
+    @property
+    def _advice(self) -> str:
+        return (
             f"all of this is of validation images; to evaluate the best on the test images, once: "
-            f"smidgen sweep {self.best.file} --seeds 0-7",
-        ]
-        return "\n".join(lines)
+            f"smidgen sweep {self.best.file} --seeds 0-7"
+        )
 
 
-def progress_table(candidates: Sequence[Candidate], wanted: int, *, pareto: bool) -> str:
-    """The best so far, and how many are done."""
-    best = ranked(candidates, pareto=pareto)[:_SHOWN]
-    rows = [[c.trial.name, str(c.trial.network), c.parameters, f"{c.mean:.3f}", len(c.accuracies)] for c in best]
-    table = render(["best so far", "network", "parameters", "mean", "seeds"], rows, left=2)
-    return f"{table}\n{len(candidates)} of {wanted} candidates evaluated on the validation split"
+def best_table(candidates: Sequence[Candidate], pareto: bool, format: TableFormat = "table") -> str:
+    """The best so far."""
+    return _candidates_table("best so far", ranked(candidates, pareto=pareto)[:_SHOWN], format)
 
 
-def _front_table(found: Sequence[Candidate]) -> str:
+def _candidates_table(what: str, found: Sequence[Candidate], format: TableFormat) -> str:
     rows = [[c.trial.name, str(c.trial.network), c.parameters, f"{c.mean:.3f}", len(c.accuracies)] for c in found]
-    return render(["candidate", "network", "parameters", "mean", "seeds"], rows, left=2)
+    return render([what, "network", "parameters", "mean", "seeds"], rows, format, left=2)
 
 
 def write_found(root: Path, candidates: Sequence[Candidate], best: Sequence[Candidate], rejected: int) -> Search:

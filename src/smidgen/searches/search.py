@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError
 from smidgen.files import cannot_read, cannot_write, read_bounded, write_atomic
+from smidgen.runs.callback import Callback, Callbacks, checked
+from smidgen.runs.live import Timer
 from smidgen.runs.lock import Lock
 from smidgen.runs.options import RunOptions
 from smidgen.runs.run import load_trial_data
 from smidgen.searches.ask import Asker, Limits
 from smidgen.searches.candidate import Candidate, ranked, read_candidates, rungs, survivors, write_candidates
-from smidgen.searches.found import Search, progress_table, write_found
+from smidgen.searches.found import Search, best_table, write_found
 from smidgen.searches.space import Space
 from smidgen.settings import with_settings
-from smidgen.sweeps.executor import Executor
+from smidgen.sweeps.executor import Executor, Running
 from smidgen.sweeps.jobs import Job, on_fold
 from smidgen.sweeps.ledger import Ledger
+from smidgen.sweeps.progress import Standing, SweepProgress, best_sweep_progress
 from smidgen.sweeps.workers import executor_for, settled
 from smidgen.trial import Trial
 from smidgen.trials.builtin import FLAGSHIP
@@ -93,6 +97,20 @@ class SearchPlan:
         return -(-self.candidates // self.batch) * self.batch
 
     @property
+    def runs_per_batch(self) -> int:
+        """Number of runs of a batch in which no candidate fails."""
+        remaining, before, runs = self.batch, 0, 0
+        for wanted in rungs(self.seeds):
+            runs += remaining * (wanted - before)
+            remaining, before = -(-remaining // 2), wanted
+        return runs
+
+    @property
+    def runs(self) -> int:
+        """Number of runs of the whole search, if no candidate fails."""
+        return self.total // self.batch * self.runs_per_batch + self.finalists * self.seeds
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Settings that must be unchanged to resume a search; candidates and finalists may increase."""
         return {name: getattr(self, name) for name in ("batch", "seeds", "folds", "pareto", "seed")}
@@ -109,7 +127,8 @@ def search(
     workers: int | Executor | None = None,
     cluster: str | None = None,
     out: str | Path = DEFAULT_ROOT,
-    show: Callable[[str], None] = lambda _text: None,
+    callbacks: Iterable[Callback] = (),
+    progress: SweepProgress | None = None,
 ) -> Search:
     """Find trials within limits on parameters, epochs, MACs and bytes that do best on held-out training images.
 
@@ -130,7 +149,8 @@ def search(
             are cores for their threads.
         cluster: a Ray cluster's address, or `local`; None takes processes of this machine.
         out: the search's folder.
-        show: is given lines of text, and tables as they grow.
+        callbacks: receive each run that this call makes, as in `sweep`.
+        progress: shows the progress, as in `sweep`.
 
     Raises:
         SmidgenError: an argument is not valid, Optuna is not installed, or no candidate is within the limits.
@@ -140,8 +160,8 @@ def search(
     space = with_settings(space or Space(), settings)
     limits = limits.completed(trial)
     trial = _prepared(trial, plan.name, limits)
-    options = settled(options)
-    with executor_for(workers, cluster, options.threads) as executor:
+    options, told = settled(options), checked(callbacks)
+    with executor_for(workers, cluster, options) as executor:
         dataset = load_trial_data(trial)
         asker = Asker(space, trial, limits, dataset.input_shape, dataset.classes, plan.seed, plan.pareto)
         if plan.folds > 1:
@@ -149,11 +169,15 @@ def search(
         root = Path(out)
         with _locked(root):
             _settle(root, plan, space, trial, limits, dataset.digest, options)
-            state = _SearchState(root, plan, asker, options, dataset.digest, executor, show)
+            progress = progress or best_sweep_progress()
+            ledger = Ledger(root / RUNS, Callbacks(told))
+            state = _SearchState(root, plan, asker, options, dataset.digest, executor, ledger, progress)
             try:
                 return state.run()
             except KeyboardInterrupt:
                 raise SearchInterruptedError(root, len(state.history), plan.total) from None
+            finally:
+                progress.end()
 
 
 def _prepared(trial: Trial, name: str, limits: Limits) -> Trial:
@@ -229,26 +253,26 @@ class _SearchState:
     options: RunOptions
     data_sha256: str
     executor: Executor
-    show: Callable[[str], None]
+    ledger: Ledger
+    progress: SweepProgress
     history: list[Candidate] = field(default_factory=list)
     rejected: int = 0
-    _ledger: Ledger = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._ledger = Ledger(self.root / RUNS)
+    _timer: Timer | None = None
+    _runs: int = 0
 
     def run(self) -> Search:
         plan = self.plan
         self.history = read_candidates(self.root / CANDIDATES)
         if self.history:
-            self.show(f"{len(self.history)} candidates are there already")
+            self.progress.message(f"{len(self.history)} candidates are there already")
         while len(self.history) < plan.total:
             batch = len(self.history) // plan.batch
+            self._runs = batch * plan.runs_per_batch  # fewer were made where candidates failed
             asked, rejected = self.asker.ask(self.history, batch, plan.batch)
             self.rejected += rejected
             self.history += self._evaluated(asked)
             self._write()
-            self.show(progress_table(self.history, plan.total, pareto=plan.pareto))
+        self._runs = plan.runs - plan.finalists * plan.seeds
         finalists = self._finalists()
         self._with_fresh_seeds(finalists)
         self._write()
@@ -273,10 +297,10 @@ class _SearchState:
 
     def _with_results(self, candidate: Candidate, seeds: int) -> Candidate:
         jobs = [self._job(candidate, seed) for seed in range(seeds)]
-        errors = [self._ledger.failures[job] for job in jobs if job in self._ledger.recipes]
+        errors = [self.ledger.failures[job] for job in jobs if job in self.ledger.recipes]
         if errors:
             return replace(candidate, accuracies=(), error=errors[0])
-        return replace(candidate, accuracies=tuple(self._ledger.runs[job].accuracy for job in jobs))
+        return replace(candidate, accuracies=tuple(self.ledger.runs[job].accuracy for job in jobs))
 
     def _finalists(self) -> list[Candidate]:
         """The best of those that were never dropped."""
@@ -293,25 +317,46 @@ class _SearchState:
         self._train([(c, seed) for seed in seeds for c in finalists])
         for candidate in finalists:
             jobs = [self._job(candidate, seed) for seed in seeds]
-            fresh = tuple(self._ledger.runs[job].accuracy for job in jobs if job in self._ledger.runs)
+            fresh = tuple(self.ledger.runs[job].accuracy for job in jobs if job in self.ledger.runs)
             self.history[candidate.number] = replace(candidate, fresh=fresh)
 
     def _train(self, wanted: Sequence[tuple[Candidate, int]]) -> None:
         jobs = [self._job(candidate, seed) for candidate, seed in wanted]
-        missing = [job for job in jobs if job not in self._ledger.runs and not self._ledger.load(job)]
-        outcomes = self._ledger.finish(missing, self.executor)
+        missing = [job for job in jobs if job not in self.ledger.runs and not self.ledger.load(job)]
+        outcomes = self.ledger.finish(missing, self.executor)
         done = len(jobs) - len(missing)
+        self._runs += done
+        self._update(done, len(jobs))
         with contextlib.closing(outcomes):
             for outcome in outcomes:
+                if isinstance(outcome, Running):
+                    self._update(done, len(jobs), outcome.jobs)
+                    continue
                 if outcome.error and not outcome.again and not outcome.recipe:
                     # Not the candidate's fault, so it is not recorded, and the search can be resumed.
                     raise RunError(f"{outcome.job}: {outcome.error}; then run the same command again to resume")
                 if outcome.error:
-                    self.show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
+                    again = "; trying again" if outcome.again else ""
+                    self.progress.message(f"{outcome.job}: {outcome.error}{again}")
                     continue
                 done += 1
-                reached = self._ledger.runs[outcome.job].accuracy
-                self.show(f"{outcome.job}: {reached:.2f} % of validation, {done} of {len(jobs)} runs of this round")
+                self._runs += 1
+                self.progress.message(f"{outcome.job}: {self.ledger.runs[outcome.job].accuracy:.2f} % of validation")
+                self._update(done, len(jobs))
+
+    def _update(self, done: int, wanted: int, running: Sequence[Job] = ()) -> None:
+        """Show how far the search has come: runs of this round, and of the whole."""
+        fraction = min(1.0, (self._runs + sum(map(self.ledger.share, running))) / self.plan.runs)
+        self._timer = self._timer or Timer(fraction)
+        self.progress.update(
+            Standing(
+                partial(best_table, tuple(self.history), self.plan.pareto),
+                f"{len(self.history)} of {self.plan.total} candidates evaluated on the validation split, {done} of "
+                f"{wanted} runs of this round",
+                fraction,
+                self._timer.left(fraction),
+            )
+        )
 
     def _job(self, candidate: Candidate, seed: int) -> Job:
         trial = on_fold(candidate.trial, seed % self.plan.folds)

@@ -15,7 +15,7 @@ from typing import Any
 from smidgen.errors import SmidgenError, first_line
 from smidgen.machine import usable_cores
 from smidgen.runs.directory import RunDirectory, RunFiles
-from smidgen.sweeps.executor import MOST_ATTEMPTS, Outcome, run_job
+from smidgen.sweeps.executor import MOMENT, MOST_ATTEMPTS, Outcome, Running, run_job
 from smidgen.sweeps.jobs import Job
 
 LOCAL = "local"
@@ -57,7 +57,7 @@ class RayWorkers:
         self.address, self.workers, self.gpus = address, workers, gpus
         self._connected = False
 
-    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome | Running]:
         """As `Executor` says."""
         if not jobs:
             return
@@ -87,7 +87,7 @@ class RayWorkers:
             raise SmidgenError(f"--cluster {self.address}: {error}") from None
         self._connected = True
 
-    def _run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+    def _run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome | Running]:
         ray = self._ray
         options = jobs[0].options
         task = ray.remote(_remote_job).options(
@@ -104,7 +104,9 @@ class RayWorkers:
                 while waiting and len(running) < most:
                     job = waiting.pop()
                     running[task.remote(job)] = job
-                ready, _ = ray.wait(list(running), num_returns=1)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=MOMENT)
+                if not ready:
+                    yield Running(tuple(running.values()))
                 for reference in ready:
                     yield self._outcome(reference, running.pop(reference), root)
         finally:

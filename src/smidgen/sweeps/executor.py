@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,8 @@ from smidgen.sweeps.jobs import Job
 
 MOST_ATTEMPTS = 3
 """How often a job is started whose worker dies; each attempt resumes from the last checkpoint."""
+MOMENT = 0.5
+"""Seconds without an outcome after which an executor yields what is running."""
 _PATIENCE = 60.0
 """Seconds that a job waits for a run directory that another process has locked."""
 
@@ -46,11 +48,26 @@ class Outcome:
     recipe: bool = False
 
 
+@dataclass(frozen=True)
+class Running:
+    """No attempt has ended for a moment.
+
+    Attributes:
+        jobs: that are running.
+    """
+
+    jobs: tuple[Job, ...]
+
+
 class Executor(Protocol):
     """Does jobs, several at a time, and reports the outcome of each."""
 
-    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
-        """Do the jobs below a folder; yields the outcome of each attempt. Closing the iterator stops running jobs."""
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome | Running]:
+        """Do the jobs below a folder; closing the iterator stops those that are running.
+
+        Yields:
+            The outcome of each attempt, and from time to time what is running.
+        """
 
     def close(self) -> None:
         """Stop the workers, which are kept from one call of `run` to the next."""
@@ -67,10 +84,12 @@ def run_job(job: Job, root: Path, parent: int | None = None) -> Outcome:
     Raises:
         KeyboardInterrupt: the parent has ended, or this process was asked to stop.
     """
-    began = time.monotonic()
+    began, options = time.monotonic(), job.options
+    if options.log_dir is not None:
+        options = replace(options, log_dir=Path(options.log_dir) / job.place.parent)
     while True:
         try:
-            run(job.trial, seed=job.seed, out=root / job.place, options=job.options, progress=_StopWithParent(parent))
+            run(job.trial, seed=job.seed, out=root / job.place, options=options, progress=_StopWithParent(parent))
         except InUseError as error:
             # By a worker of a sweep that was killed, which stops within a step.
             if time.monotonic() - began > _PATIENCE:
@@ -109,7 +128,7 @@ class LocalWorkers:
         self.workers = workers
         self._workers: list[_Worker] = []
 
-    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome]:
+    def run(self, jobs: Sequence[Job], root: Path) -> Iterator[Outcome | Running]:
         """As `Executor` says."""
         waiting = deque((job, 1) for job in jobs)
         workers = self._workers
@@ -121,7 +140,10 @@ class LocalWorkers:
                     if waiting and worker.idle:
                         job, attempt = waiting.popleft()
                         worker.give(job, attempt, root)
-                for worker in _ready(self._busy):
+                ready = _ready(self._busy)
+                if not ready:
+                    yield Running(tuple(worker.job for worker in self._busy if worker.job))
+                for worker in ready:
                     doing, attempt = worker.job, worker.attempt
                     assert doing is not None
                     outcome = worker.outcome()
@@ -215,8 +237,9 @@ class _Worker:
 
 
 def _ready(busy: list[_Worker]) -> list[_Worker]:
-    """Wait until workers are done or have died; gives those."""
-    ready = set(multiprocessing.connection.wait([handle for worker in busy for handle in worker.waitables]))
+    """Wait a moment for workers to be done or to have died; gives those."""
+    handles = [handle for worker in busy for handle in worker.waitables]
+    ready = set(multiprocessing.connection.wait(handles, timeout=MOMENT))
     return [worker for worker in busy if ready & set(worker.waitables)]
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smidgen.errors import SmidgenError, SmidgenInterruptedError
+from smidgen.runs.callback import Callback, Callbacks, checked
+from smidgen.runs.live import Timer
 from smidgen.runs.options import RunOptions
 from smidgen.runs.record import Run
 from smidgen.runs.run import changed_trial
 from smidgen.statistics import Summary, summarize
-from smidgen.sweeps.executor import Executor
+from smidgen.sweeps.executor import Executor, Running
 from smidgen.sweeps.jobs import Job, make_jobs, parse_seeds, parse_shard
 from smidgen.sweeps.ledger import Ledger
+from smidgen.sweeps.progress import Standing, SweepProgress, best_sweep_progress
 from smidgen.sweeps.workers import executor_for, settled
-from smidgen.tables import render
+from smidgen.tables import TableFormat, paragraph, render
 from smidgen.trial import Trial
 from smidgen.trials.find import find_trial
 
@@ -115,6 +119,10 @@ class Sweep:
     def __str__(self) -> str:
         return table(self.trials)
 
+    def _repr_html_(self) -> str:
+        failures = [f"{job}: {error}" for job, error in self.failures]
+        return table(self.trials, "html") + (paragraph(*failures) if failures else "")
+
 
 class SweepInterruptedError(SmidgenInterruptedError):
     """Ctrl-C during a sweep; finished runs are on disk, and unfinished ones resume from their checkpoints.
@@ -147,7 +155,8 @@ def sweep(
     workers: int | Executor | None = None,
     cluster: str | None = None,
     out: str | Path = DEFAULT_ROOT,
-    show: Callable[[str], None] = lambda _text: None,
+    callbacks: Iterable[Callback] = (),
+    progress: SweepProgress | None = None,
 ) -> Sweep:
     """Run trials with many seeds; finished runs are not repeated.
 
@@ -171,7 +180,9 @@ def sweep(
             are cores for their threads.
         cluster: a Ray cluster's address, or `local`; None takes processes of this machine.
         out: where the run directories go.
-        show: is given lines of text: a table whenever runs were finished, and failures.
+        callbacks: stay in this process, while the runs are in others: when this call has finished a run, they receive
+            its beginning, its epochs and its end, but no steps; `options.log` names a log that the workers write.
+        progress: shows the progress; None shows what suits a notebook, terminal or file, `SweepProgress()` nothing.
 
     Raises:
         SmidgenError: a trial, setting, seed, number of workers or data is not valid.
@@ -188,8 +199,8 @@ def sweep(
         raise SmidgenError("a sweep needs at least one seed")
     if folds is not None and not 1 <= folds <= MOST_FOLDS:
         raise SmidgenError(f"--folds is {folds}; allowed: 1 to {MOST_FOLDS:,}")
-    options = settled(options)
-    with executor_for(workers, cluster, options.threads) as executor:
+    options, told = settled(options), checked(callbacks)
+    with executor_for(workers, cluster, options) as executor:
         jobs = make_jobs(chosen, numbers, options, folds)
         # A trial's jobs come one after another, as often as there are seeds.
         apart = len(jobs) // len(numbers)
@@ -198,27 +209,29 @@ def sweep(
         if shard is not None:
             number, parts = parse_shard(shard)
             mine = jobs[number - 1 :: parts]
-        ledger = Ledger(Path(out))
+        ledger = Ledger(Path(out), Callbacks(told))
         for job in jobs:
             ledger.load(job)
         missing = [job for job in mine if job not in ledger.runs]
-        kept, done = len(ledger.runs), 0
-        show(_beginning(len(mine), len(missing), ledger.root))
+        progress = progress or best_sweep_progress()
+        kept, work = len(ledger.runs), _Work(own, mine, ledger)
+        progress.message(_beginning(len(mine), len(missing), ledger.root))
         outcomes = ledger.finish(missing, executor)
         try:
             for outcome in outcomes:
-                if outcome.error:
-                    show(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
-                    continue
-                done += 1
-                left = _time_left(time.perf_counter() - began, done, len(missing))
-                show(f"{table(_results(own, ledger))}\n{done} of {len(missing)} runs done{left}")
+                if isinstance(outcome, Running):
+                    progress.update(work.standing(outcome.jobs))
+                elif outcome.error:
+                    progress.message(f"{outcome.job}: {outcome.error}" + ("; trying again" if outcome.again else ""))
+                else:
+                    progress.update(work.standing())
         except KeyboardInterrupt:
-            raise SweepInterruptedError(ledger.root, sum(job in ledger.runs for job in mine), len(mine)) from None
+            raise SweepInterruptedError(ledger.root, work.finished, len(mine)) from None
         finally:
             outcomes.close()
+            progress.end()
         seconds = time.perf_counter() - began
-        return Sweep(_results(own, ledger), tuple(ledger.failures.items()), done, kept, seconds)
+        return Sweep(_results(own, ledger), tuple(ledger.failures.items()), len(ledger.runs) - kept, kept, seconds)
 
 
 def _results(own: Sequence[Sequence[Job]], ledger: Ledger) -> tuple[TrialResult, ...]:
@@ -233,10 +246,43 @@ def _results(own: Sequence[Sequence[Job]], ledger: Ledger) -> tuple[TrialResult,
     )
 
 
-def table(results: Sequence[TrialResult]) -> str:
+class _Work:
+    """How much of the work of a sweep is done, counted in epochs.
+
+    Args:
+        own: jobs of each trial.
+        mine: jobs of this call.
+        ledger: knows which are finished.
+    """
+
+    def __init__(self, own: Sequence[Sequence[Job]], mine: Sequence[Job], ledger: Ledger) -> None:
+        self._own, self._mine, self._ledger = own, mine, ledger
+        self._epochs = sum(job.trial.epochs for job in mine)
+        self._timer = Timer(self._fraction(mine))
+
+    @property
+    def finished(self) -> int:
+        """How many runs of this call are finished."""
+        return sum(job in self._ledger.runs for job in self._mine)
+
+    def standing(self, running: Sequence[Job] = ()) -> Standing:
+        """How far the sweep has come, with the epochs of running jobs."""
+        fraction = self._fraction([*(job for job in self._mine if job in self._ledger.runs), *running])
+        return Standing(
+            partial(table, _results(self._own, self._ledger)),
+            f"{self.finished} of {len(self._mine)} runs done",
+            fraction,
+            self._timer.left(fraction),
+        )
+
+    def _fraction(self, jobs: Iterable[Job]) -> float:
+        return sum(self._ledger.share(job) * job.trial.epochs for job in jobs) / self._epochs
+
+
+def table(results: Sequence[TrialResult], format: TableFormat = "table") -> str:
     """The trials with their statistics."""
     columns = ["trial", "runs", "mean", "s.d.", "95 % of the mean", "min", "max", "at goal", "95 % of the share"]
-    return render(columns, [_row(result) for result in results])
+    return render(columns, [_row(result) for result in results], format)
 
 
 def _row(result: TrialResult) -> list[object]:
@@ -260,10 +306,3 @@ def _row(result: TrialResult) -> list[object]:
 def _beginning(wanted: int, missing: int, root: Path) -> str:
     there = wanted - missing
     return f"{wanted} runs in {root}" + (f", {there} of them there already" if there else "")
-
-
-def _time_left(seconds: float, done: int, wanted: int) -> str:
-    if done == 0 or done == wanted:
-        return ""
-    left = seconds / done * (wanted - done)
-    return f", about {left / 60:.0f} minutes left" if left > 90 else f", about {left:.0f} s left"
