@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import smidgen as package
+from conftest import ENGINES
 from smidgen.data.augment import to_float
 from smidgen.engines.eager import EagerLoader
 from smidgen.errors import SmidgenError
@@ -64,6 +66,20 @@ def test_a_callback_receives_the_whole_run_and_changes_nothing(
     assert recorder.get("step")[:2] == [(1, 50), (1, 100)]
     assert tuple(recorder.get("epoch")) == made.history
     assert recorder.get("end") == [made]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_random_numbers_in_a_callback_do_not_reach_training(small_trial: Trial, tmp_path: Path, engine: Any) -> None:
+    class Draws(Callback):
+        def step(self, epoch: int, images: int, loss: float, accuracy: float) -> None:
+            torch.manual_seed(images)
+            torch.rand(3)
+            np.random.seed(images)  # noqa: NPY002 - the generator that a user's code may share
+
+    trial, options = replace(small_trial, dropout=0.1, epochs=1), RunOptions(engine=engine, threads=1)
+    alone = run(trial, out=tmp_path / "alone", options=options, progress=Silent())
+    drawn = run(trial, out=tmp_path / "drawn", options=options, callbacks=[Draws()], progress=Silent())
+    assert drawn.result.weights_sha256 == alone.result.weights_sha256
 
 
 def test_a_finished_run_is_received_from_its_files(small_trial: Trial, small_run: Run) -> None:

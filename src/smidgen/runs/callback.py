@@ -70,9 +70,12 @@ class RunStart:
 class Callback:
     """Receives the progress of a run; every method does nothing unless a subclass overrides it.
 
-    A callback cannot change the result: what it receives is a copy or immutable. If a method raises, the error is
-    reported once, in one line on standard error and in the run's `log.txt`, and the callback receives nothing further;
-    training continues. Only `KeyboardInterrupt` passes: it stops the run as Ctrl-C does.
+    A callback does not change the result: what it receives is a copy or immutable, and training takes no random numbers
+    from PyTorch's or NumPy's generators as a callback leaves them. Only PyTorch's number of threads must stay as it is.
+
+    If a method raises, the error is reported once, in one line on standard error and in the run's `log.txt`, and the
+    callback receives nothing further; training continues. Only `KeyboardInterrupt` passes: it stops the run as Ctrl-C
+    does.
 
     A resumed run starts with `begin` and the epochs that are finished, as if it had not been interrupted. A run that
     was finished before is reported from its files: `begin`, every epoch, `end`, but no steps.
