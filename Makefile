@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu wheel smoke
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu wheel smoke notebooks
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -100,7 +100,8 @@ mcu: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/mcu.py $(ARGS)
 
 # docs/demo.html is made from the flagship, which is trained unless ARGS names a finished run.
-exports demo: $(VENV)/installed-dev
+# The notebooks are executed in full and stored with their outputs.
+exports demo notebooks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/$@.py $(ARGS)
 
 # The sdist and the wheel that is built from it, in dist/. The wheel has kernels for all instruction levels; its tag,
