@@ -99,6 +99,13 @@ def test_results_are_tables_in_which_names_are_text(
     assert found == (rows if rows is not None else len(inspect(small_run.trial).anatomy.layers) + 1)
 
 
+def test_an_inspection_is_printed_as_its_table_and_shown_in_one_line(small_trial: Trial) -> None:
+    inspection = inspect(small_trial)
+    assert str(inspection) == inspection.text()
+    assert repr(inspection) == "Inspection('small': 678 parameters, 19,104 MACs, within budget)"
+    assert repr(inspect(small_trial, max_parameters=600)).endswith(", over budget)")
+
+
 def test_a_sweep_shows_its_figures(small_run: Run) -> None:
     shown = text_of(sweep_of(small_run)._repr_html_())
     assert f"{small_run.accuracy:.3f}" in shown

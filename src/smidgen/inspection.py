@@ -24,7 +24,7 @@ from smidgen.trial import BUDGETS, IN_BYTES, Trial
 from smidgen.trials.find import find_trial_or_network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """A network's anatomy and, for a trial, its budget.
 
@@ -107,6 +107,13 @@ class Inspection:
                 verdict = f"{used:,}, MISSED, {used - limit:,} too many{most}"
             verdicts.append(f"budget of at most {limit:,} {BUDGETS[name]}: {verdict}")
         return verdicts
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        met = {None: "", True: ", within budget", False: ", over budget"}[self.within_budget]
+        return f"Inspection({self.name!r}: {self.anatomy.parameters:,} parameters, {self.anatomy.macs:,} MACs{met})"
 
     def _repr_html_(self) -> str:
         lines = [*self._totals(), *self._verdicts()]
