@@ -160,11 +160,14 @@ class _Group:
             "--checkpoint-seconds", type=float, default=30, metavar="S",
             help="seconds between checkpoints within an epoch; default 30",
         )  # fmt: skip
-        self.add("--log", choices=["tensorboard"], help="also write each run for TensorBoard (extra tensorboard)")
+        self.add(
+            "--log", choices=["tensorboard", "trackio"],
+            help="also write each run for TensorBoard or trackio (extras tensorboard, trackio)",
+        )  # fmt: skip
         self.add(
             "--log-dir",
             metavar="DIR",
-            help="folder for these logs; default: the folder tensorboard in the run directory",
+            help="folder for these logs; default: tensorboard in the run directory, or trackio's own folder",
         )
 
     def workers(self) -> None:

@@ -86,13 +86,14 @@ def read_bounded(path: Path, most_bytes: int, *, follow: bool = True) -> bytes:
         return content
 
 
-def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) -> None:
+def write_atomic(path: Path, content: bytes, *, previous: Path | None = None, flag: str = "--out") -> None:
     """Write a file through a temporary one in the same directory, synced to disk before it takes its name.
 
     Args:
         path: of the file.
         content: all of it.
         previous: where the old content is kept; None drops it. At every moment one of the two is complete.
+        flag: the option that names the place, for the error.
 
     Raises:
         RunError: it cannot be written; what was there before is still there.
@@ -111,7 +112,7 @@ def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) ->
             raise
         sync_directory(path.parent)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise cannot_write(path, error, flag) from None
 
 
 def write_together(directory: Path, files: Mapping[str, bytes], flag: str = "--out") -> None:

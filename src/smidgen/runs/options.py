@@ -15,7 +15,7 @@ from smidgen.settings import Json
 CHECKPOINT_SECONDS = 30.0
 MOST_CHECKPOINT_SECONDS = 86_400
 
-LogName = Literal["tensorboard"]
+LogName = Literal["tensorboard", "trackio"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class RunOptions:
             there are usable cores, at most 8; in a sweep or search 1 for each run.
         checkpoint_seconds: how much training may be lost when the process is killed, 0 to 86,400 seconds;
             a finished epoch never is.
-        log: also write the run for another program: `tensorboard` (extra `tensorboard`). In a sweep or search, each
-            worker writes the runs that it does.
-        log_dir: where to, in a folder named after the run directory; None takes a folder in the run directory.
+        log: also write the run for another program: `tensorboard` or `trackio` (extras of the same names). In a sweep
+            or search, each worker writes the runs that it does.
+        log_dir: where to. For `tensorboard`, each run gets a folder there named after its directory; None takes a
+            folder in the run directory. For `trackio`, all runs share a database there; None takes trackio's folder,
+            `TRACKIO_DIR` or `~/.cache/huggingface/trackio`.
 
     Raises:
         SmidgenError: a value is not allowed; names the command-line option.

@@ -30,6 +30,7 @@ from smidgen.runs.progress import best_progress
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.runner import Runner
 from smidgen.runs.tensorboard import TensorBoard
+from smidgen.runs.trackio import Trackio
 from smidgen.settings import differences, with_settings
 from smidgen.training.loop import new_network
 from smidgen.training.rounding import Rounding
@@ -247,13 +248,22 @@ class _RunRequest:
         return finished
 
 
-def logs(options: RunOptions) -> list[Callback]:
+def logs(options: RunOptions, sweep_folder: Path | None = None) -> list[Callback]:
     """The callbacks that options ask for by name.
 
+    Args:
+        options: of the run.
+        sweep_folder: of the run directory within its sweep, which distinguishes runs with the same seed.
+
     Raises:
-        SmidgenError: the extra that one needs is not installed.
+        SmidgenError: the extra that one needs is not installed, or it cannot write to that place.
     """
-    return [TensorBoard(options.log_dir)] if options.log == "tensorboard" else []
+    if options.log == "tensorboard":
+        root = options.log_dir
+        return [TensorBoard(root if root is None or sweep_folder is None else Path(root) / sweep_folder)]
+    if options.log == "trackio":
+        return [Trackio(options.log_dir, sweep_folder)]
+    return []
 
 
 def finished_start(finished: Run) -> RunStart:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smidgen.errors import DataError, SmidgenError
 from smidgen.runs.callback import Callback, RunStart
-from smidgen.settings import Json
+from smidgen.runs.logged import IMAGES, hyperparameters, scalars
 from smidgen.training.loop import EpochRecord
-from smidgen.trial import Trial
 
 if TYPE_CHECKING:
     from smidgen.runs.record import Run
 
 FOLDER = "tensorboard"
-_IMAGES = 32
 
 
 class TensorBoard(Callback):
@@ -62,7 +59,7 @@ class TensorBoard(Callback):
             self._event(summary=self._summary.text("layers", table)),
         )
         with contextlib.suppress(DataError):  # of a run that was finished before, the data need not be there
-            images = start.augmented(_IMAGES).numpy()
+            images = start.augmented(IMAGES).numpy()
             self._append(self._event(summary=self._summary.image("training images", images)))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -75,8 +72,7 @@ class TensorBoard(Callback):
         if finished is None:
             return
         last, tag = finished.history[-1], f"{finished.result.held_out}_accuracy_last"
-        settings = {**hyperparameters(finished.trial), "seed": finished.seed}
-        described = self._summary.hparams(settings, {tag: last.test_accuracy})
+        described = self._summary.hparams(hyperparameters(finished.trial, finished.seed), {tag: last.test_accuracy})
         self._append(
             self._scalar(tag, last.test_accuracy, last.epoch), *(self._event(summary=part) for part in described)
         )
@@ -93,32 +89,3 @@ class TensorBoard(Callback):
             writer = self._records.RecordWriter(file)
             for event in events:
                 writer.write(event.SerializeToString())
-
-
-def scalars(record: EpochRecord, held_out: str) -> dict[str, float]:
-    """What is drawn against the epoch, by TensorBoard's tag."""
-    return {
-        "loss/train": record.train_loss,
-        f"loss/{held_out}": record.test_loss,
-        "accuracy/train": record.train_accuracy,
-        f"accuracy/{held_out}": record.test_accuracy,
-        "learning rate": record.learning_rate,
-        "seconds/training": record.seconds_training,
-        "seconds/evaluation": record.seconds_evaluation,
-    }
-
-
-def hyperparameters(trial: Trial) -> dict[str, float | str]:
-    """The settings of a trial by path, as in `optimizer.lr`; the network as one line."""
-    data = {name: value for name, value in trial.to_json().items() if name not in ("note", "lineage")}
-    return dict(_leaves({**data, "network": str(trial.network)}, ""))
-
-
-def _leaves(data: Json, path: str) -> Iterator[tuple[str, float | str]]:
-    if isinstance(data, dict):
-        for name, value in data.items():
-            yield from _leaves(value, f"{path}.{name}" if path else name)
-    elif isinstance(data, int | float) and not isinstance(data, bool):
-        yield path, data
-    elif data is not None:
-        yield path, str(data)

@@ -20,7 +20,7 @@ from typing import Protocol
 from smidgen.errors import SmidgenError, TrainingError, TrialError
 from smidgen.runs.lock import InUseError
 from smidgen.runs.progress import Silent
-from smidgen.runs.run import run
+from smidgen.runs.run import logs, run
 from smidgen.sweeps.jobs import Job
 
 MOST_ATTEMPTS = 3
@@ -84,12 +84,13 @@ def run_job(job: Job, root: Path, parent: int | None = None) -> Outcome:
     Raises:
         KeyboardInterrupt: the parent has ended, or this process was asked to stop.
     """
-    began, options = time.monotonic(), job.options
-    if options.log_dir is not None:
-        options = replace(options, log_dir=Path(options.log_dir) / job.place.parent)
+    began, options = time.monotonic(), replace(job.options, log=None, log_dir=None)
     while True:
         try:
-            run(job.trial, seed=job.seed, out=root / job.place, options=options, progress=_StopWithParent(parent))
+            run(
+                job.trial, seed=job.seed, out=root / job.place, options=options,
+                callbacks=logs(job.options, job.place.parent), progress=_StopWithParent(parent),
+            )  # fmt: skip
         except InUseError as error:
             # By a worker of a sweep that was killed, which stops within a step.
             if time.monotonic() - began > _PATIENCE:

@@ -11,7 +11,7 @@ from smidgen.errors import SmidgenError
 from smidgen.machine import usable_cores
 from smidgen.runs.options import RunOptions
 from smidgen.runs.run import logs
-from smidgen.sweeps.cluster import RayWorkers
+from smidgen.sweeps.cluster import LOCAL, RayWorkers
 from smidgen.sweeps.executor import Executor, LocalWorkers
 
 MOST_WORKERS = 1024
@@ -53,6 +53,11 @@ def executor_for(workers: int | Executor | None, cluster: str | None, options: R
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise SmidgenError(f"--workers is {workers}; allowed: 1 to {MOST_WORKERS}")
     if cluster is not None:
+        if options.log == "trackio" and cluster != LOCAL:
+            raise SmidgenError(
+                f"--log trackio writes a SQLite database, which the machines of --cluster {cluster} cannot share; use "
+                f"--log tensorboard"
+            )
         if options.log is not None and options.log_dir is None:
             raise SmidgenError("--log with --cluster needs --log-dir, in a folder that all machines share")
         executor: Executor = RayWorkers(cluster, workers)
