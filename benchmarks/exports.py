@@ -80,7 +80,7 @@ def _machine() -> str:
 def _export(run: smidgen.Run, way: str, folder: Path) -> Exported:
     kind = way.partition("-")[2] or None
     exported = export(run, WAYS[way], folder, **({"type": kind, "name": "net"} if kind else {}))
-    print(f"{run.trial.name} {way}: {exported.equal}", file=sys.stderr)
+    print(f"{run.trial.name} {way}: {exported.passed}", file=sys.stderr)
     return exported
 
 

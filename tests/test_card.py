@@ -25,7 +25,7 @@ from smidgen.errors import RunError
 from smidgen.exports.c.compiler import find_compiler
 from smidgen.exports.card import CARD, model_card, to_yaml
 from smidgen.exports.export import MANIFEST, export
-from smidgen.exports.target import Source
+from smidgen.exports.target import Check, Source
 from smidgen.exports.weights import WeightsTarget
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
@@ -113,7 +113,7 @@ def test_known_data_have_their_licence_and_own_data_none(
 ) -> None:
     on_mnist = replace(small_run.trial, data=replace(small_run.trial.data, source="mnist"))
     source = Source(replace(small_run, trial=on_mnist), mnist.held_out.images, mnist.held_out.labels)
-    known = ModelCard(model_card(source, "onnx", "", {}, None).decode())
+    known = ModelCard(model_card(source, "onnx", "--to onnx", "", {}, None).decode())
     assert (data_of(known).license, data_of(known).datasets) == ("cc-by-sa-3.0", ["ylecun/mnist"])
     assert "CC BY-SA 3.0" in known.text
     export(colour_run, "onnx", tmp_path / "own", check=False)
@@ -134,7 +134,7 @@ def test_the_seeds_beside_it_are_counted(siblings: Path, tmp_path: Path) -> None
     assert f"{mean:.3f} ± {sd:.3f} % of the test images after the last epoch (mean ± s.d., n = 4 runs" in card.text
     met = 2 + bool(chosen.goal_met)
     assert (
-        f"seeds 3-5, 9), min {min(accuracies):.2f} %; {met} of 4 met the goal. These files are the run with seed 3"
+        f"seeds 3-5, 9), min {min(accuracies):.2f} %; {met} of 4 met the goal. These files are of the run with seed 3"
         in card.text
     )
     assert metrics_of(card)["accuracy after the last epoch, mean of 4 seeds, %"] == pytest.approx(mean, abs=1e-4)
@@ -246,6 +246,22 @@ def test_any_text_is_a_text_in_yaml(text: str) -> None:
 def python_block(card: ModelCard) -> str:
     (block,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     return str(block)
+
+
+def test_a_card_of_integers_says_so(small_run: Run, mnist: Dataset) -> None:
+    source = Source(small_run, mnist.held_out.images, mnist.held_out.labels)
+    check = Check(400, (1, 2), "the integer network in Python", 1.0, 50.25, 1.0, {"macs": 30_000}, allowed=2)
+    command = "--to c --type int8 --bits 4 --lean"
+    card = ModelCard(model_card(source, "c", command, "", {}, check).decode())
+    assert data_of(card).tags == ["image-classification", "tinyml", "c", "int8"]
+    assert f"exported with `{command}`; these files compute in integers" in card.text
+    assert "(the plan of these files: 30,000)" in card.text
+    assert "the network in float32, from which these files in integers were made" in card.text
+    assert "2 are in another class; up to 2 are to be expected" in card.text
+    assert "files' accuracy is 50.25 %" in card.text
+    worse = model_card(source, "c", command, "", {}, replace(check, mismatches=(1, 2, 3))).decode()
+    assert "**3 are in another class**" in worse
+    assert "integers" not in model_card(source, "onnx", "--to onnx", "", {}, None).decode()
 
 
 def test_its_code_runs_in_python(

@@ -116,6 +116,34 @@ def test_a_mistake_is_one_line_and_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (
+            ["run", "mnist-tiny", "--epoch", "1"],
+            "no argument '--epoch'; did you mean '--epochs'? see smidgen run --help",
+        ),
+        (
+            ["inspect", "--formt=csv", "mnist-tiny"],
+            "no argument '--formt'; did you mean '--format'? see smidgen inspect",
+        ),
+        (["trials", "mnist-tiny"], "no argument 'mnist-tiny'; see smidgen trials --help"),
+    ],
+)
+def test_a_misspelt_option_gets_a_suggestion(smidgen: Command, arguments: list[str], error: str) -> None:
+    outcome = smidgen(*arguments)
+    assert outcome.status == 2
+    assert outcome.err.count("\n") == 1
+    assert error in outcome.err
+
+
+def test_a_csv_table_has_its_verdict_beside_it(smidgen: Command) -> None:
+    outcome = smidgen("inspect", "mnist-tiny-99", "--format", "csv", "--max-parameters", "10")
+    assert outcome.status == 1
+    assert "budget of at most 10 parameters: 1,464, MISSED" in outcome.err
+    assert "budget" not in outcome.out
+
+
 def test_a_mistake_with_json_is_one_object(smidgen: Command) -> None:
     done = smidgen("run", "nothing", "--json")
     assert done.status == 2

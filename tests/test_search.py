@@ -221,6 +221,7 @@ def test_a_space_that_holds_nothing_within_the_limits_is_one_line(
     monkeypatch.setattr(ask, "MOST_REJECTED", 50)
     with pytest.raises(SmidgenError, match=r"none of 50 candidates in a row was new, fitted .* at most 10 parameters"):
         small_search(small_trial, tmp_path, limits={"parameters": 10})
+    assert small_search(small_trial, tmp_path, candidates=2, batch=2, seeds=1, finalists=1).candidates
 
 
 def test_what_a_search_gives(whole: Search, smidgen: Command) -> None:

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +164,23 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_done(
     assert digests(finished) == digests(whole)
     assert finished.failures == ()
     assert any(line.endswith("its worker was killed by SIGKILL; trying again") for line in lines), lines
+
+
+@pytest.mark.parametrize("how", ["a file", "standard input"])
+def test_a_script_needs_no_guard(trials: list[Trial], tmp_path: Path, how: str) -> None:
+    trial, script = tmp_path / "small.json", tmp_path / "script.py"
+    trial.write_text(json.dumps(replace(trials[0], epochs=1).to_json()))
+    script.write_text(
+        "import smidgen\nprint('once')\n"
+        f"made = smidgen.sweep([{str(trial)!r}], '0-1', workers=2, out={str(tmp_path / 's')!r})\n"
+        "print(len(made.trials[0].runs), 'runs', made.failures)\n"
+    )
+    command = [sys.executable, *([str(script)] if how == "a file" else ["-"])]
+    with script.open() as text:
+        done = subprocess.run(command, stdin=text, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("once") == 1
+    assert done.stdout.endswith("2 runs ()\n")
+    assert not done.stderr
 
 
 def test_a_bad_seed_does_not_lose_the_others(trials: list[Trial], tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ class _Parser(argparse.ArgumentParser):
         raise SmidgenError(f"{message} (see {self.prog} --help)")
 
 
+def _unknown(arguments: Sequence[str], parser: argparse.ArgumentParser) -> SmidgenError:
+    """The error of arguments that a command does not have; names the first option among them."""
+    from smidgen.settings import suggestion
+
+    first = next((a for a in arguments if a.startswith("-")), arguments[0]).partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    return SmidgenError(f"no argument {first!r}; {suggestion(first, known)}see {parser.prog} --help")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -54,7 +63,9 @@ def _main(arguments: list[str], *, wants_json: bool) -> int:
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        options = _parser().parse_args(arguments)
+        options, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            raise _unknown(unknown, options.parser)
         if options.code:
             from smidgen.nets.code import trust
 
@@ -191,7 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smidgen",
         description="Trains tiny image classifiers under hard budgets and proves the result.",
-        epilog="exit status: 0 success, every goal met; 1 a goal was missed; 2 usage error; 130 interrupted",
+        epilog="exit status: 0 success, every goal met; 1 a goal was missed, or an export does not match; 2 usage error; "
+        "130 interrupted",
         allow_abbrev=False,
     )
     from smidgen.completion import SHELLS
@@ -203,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Any, help: str) -> tuple[argparse.ArgumentParser, _Group]:
         sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        sub.set_defaults(command=function, code=[])
+        sub.set_defaults(command=function, code=[], parser=sub)
         return sub, _Group(sub)
 
     run, shared = command("run", _run, "train a trial with one seed and evaluate it")
@@ -478,6 +490,9 @@ def _inspect(options: argparse.Namespace) -> int:
         _print_json(inspection.to_json())
     else:
         _show(inspection.text(options.format))
+        if options.format == "csv":  # which is the table alone
+            for verdict in inspection.verdicts:
+                print(f"smidgen: {verdict}", file=sys.stderr)
     return MISSED if inspection.within_budget is False else DONE
 
 
@@ -546,7 +561,7 @@ def _export(options: argparse.Namespace) -> int:
         _print_json(exported.to_json())
     else:
         _show(exported)
-    return MISSED if exported.equal is False else DONE
+    return MISSED if exported.passed is False else DONE
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -76,12 +76,12 @@ class Inspection:
         if format == "csv":
             return self.anatomy.table("csv")
         if format == "latex":
-            comments = [self.name, *self._totals(), *self._verdicts()]
+            comments = [self.name, *self._totals(), *self.verdicts]
             return "\n".join([*(f"% {' '.join(line.split())}" for line in comments), self.anatomy.table("latex")])
         parts = [self.name, "", self.anatomy.table(format), "" if format == "markdown" else None]
         totals = self._totals()
         parts += [f"- {line}" for line in totals] if format == "markdown" else totals
-        parts += [f"- {line}" for line in self._verdicts()] if format == "markdown" else self._verdicts()
+        parts += [f"- {line}" for line in self.verdicts] if format == "markdown" else self.verdicts
         return "\n".join(part for part in parts if part is not None)
 
     def _totals(self) -> list[str]:
@@ -95,7 +95,9 @@ class Inspection:
             )
         return [*self.anatomy.totals().splitlines(), line]
 
-    def _verdicts(self) -> list[str]:
+    @property
+    def verdicts(self) -> list[str]:
+        """Each budget with what is used of it, for people."""
         verdicts = []
         for name, (used, limit) in self.budgets.items():
             if used is None:
@@ -116,7 +118,7 @@ class Inspection:
         return f"Inspection({self.name!r}: {self.anatomy.parameters:,} parameters, {self.anatomy.macs:,} MACs{met})"
 
     def _repr_html_(self) -> str:
-        lines = [*self._totals(), *self._verdicts()]
+        lines = [*self._totals(), *self.verdicts]
         return f"{paragraph(self.name)}{self.anatomy.table('html')}{paragraph(*lines)}"
 
 

@@ -30,24 +30,28 @@ _BYTES = {"bytes_of_weights": "bytes of tables", "bytes_of_memory": "bytes of me
 """Details of a check that a card repeats."""
 
 
-def model_card(source: Source, to: str, usage: str, sizes: Mapping[str, int], check: Check | None) -> bytes:
+def model_card(
+    source: Source, to: str, command: str, usage: str, sizes: Mapping[str, int], check: Check | None
+) -> bytes:
     """The card of an export, UTF-8.
 
     Args:
         source: what was exported.
         to: the target's name.
+        command: the options of `smidgen export`, which say whether the files compute in integers.
         usage: Markdown on how to use the files.
         sizes: bytes of each file, by name.
         check: the result on the test images; None if there was none yet, which the card then says.
     """
     run, trial = source.run, source.run.trial
-    seeds = _same_recipe(run)
+    seeds, integers = _same_recipe(run), "--type int8" in command
+    tags = [to, "int8"] if integers else [to]
     parts = [
-        f"---\n{to_yaml(_metadata(source, to, seeds, check))}---",
+        f"---\n{to_yaml(_metadata(source, tags, seeds, check))}---",
         f"# {markdown(trial.name)}",
-        _about(source, to),
+        _about(source, command, integers, check),
         "## Accuracy",
-        _accuracy(run, seeds),
+        _accuracy(run, seeds, integers),
         render(
             ["goal", "reached", "wanted", "", "margin"],
             [[p.what, p.reached, p.wanted, "met" if p.met else "missed", p.margin] for p in run.verdict.parts],
@@ -89,7 +93,7 @@ def _entry(key: str, value: Any, indent: str) -> list[str]:
     return [f"{lines[0]} {json.dumps(value, ensure_ascii=False)}"]
 
 
-def _metadata(source: Source, to: str, seeds: Sequence[Result], check: Check | None) -> dict[str, Any]:
+def _metadata(source: Source, tags: list[str], seeds: Sequence[Result], check: Check | None) -> dict[str, Any]:
     run = source.run
     known = KNOWN.get(run.trial.data.source)
     metrics: dict[str, list[dict[str, Any]]] = {}
@@ -107,7 +111,7 @@ def _metadata(source: Source, to: str, seeds: Sequence[Result], check: Check | N
         "license": known.licence if known else "unknown",
         "library_name": "smidgen",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "tinyml", to],
+        "tags": ["image-classification", "tinyml", *tags],
         **({"datasets": [known.hub]} if known else {}),
         "metrics": ["accuracy"],
         "model-index": [
@@ -136,15 +140,18 @@ def _own_name(run: Run) -> str:
     return "".join(c if c.isprintable() else " " for c in name)
 
 
-def _about(source: Source, to: str) -> str:
+def _about(source: Source, command: str, integers: bool, check: Check | None) -> str:
     run = source.run
     shape, result = " × ".join(map(str, run.trained.input_shape)), run.result
-    note = f"{markdown(run.trial.note)}. " if run.trial.note else ""
+    note = f"Trial: {markdown(run.trial.note)}. " if run.trial.note else ""
+    macs = check.details.get("macs", result.macs) if check else result.macs
+    more = f" (the plan of these files: {macs:,})" if macs != result.macs else ""
+    arithmetic = "; these files compute in integers" if integers else ""
     form = "drawings (light on dark)" if run.trained.form == "drawing" else "pictures"
     return (
         f"{note}A tiny image classifier for {form} of {shape} pixels (channels, height, width) in "
         f"{run.trained.classes} classes: {result.parameters:,} parameters, {result.macs:,} multiply-accumulates an "
-        f"image. Trained by smidgen, and exported with `--to {to}`."
+        f"image{more}. Trained by smidgen, and exported with `{command}`{arithmetic}."
     )
 
 
@@ -171,20 +178,24 @@ def _same_recipe(run: Run) -> list[Result]:
     return [found[seed] for seed in sorted(found)]
 
 
-def _accuracy(run: Run, seeds: Sequence[Result]) -> str:
+def _accuracy(run: Run, seeds: Sequence[Result], integers: bool) -> str:
     last, split = run.history[-1], run.result.held_out
     reached = f"{run.accuracy:.2f} % of {last.test_total:,} {split} images after the last epoch"
+    other = (
+        " All of this is the network in float32, from which these files in integers were made: what they themselves "
+        "reach is under Check."
+    ) * integers
     if len(seeds) == 1:
         return (
             f"One run, seed {run.seed}: {reached}. No other seed of this recipe is beside it, so how much the accuracy "
-            f"varies is not known."
+            f"varies is not known.{other}"
         )
     summary = summarize([result.accuracy_last for result in seeds], sum(result.goal_met is True for result in seeds))
     goal = f"; {summary.at_goal} of {summary.n} met the goal" if split == "test" else ""
     return (
         f"{summary.mean:.3f} ± {summary.sd:.3f} % of the {split} images after the last epoch (mean ± s.d., "
         f"n = {summary.n} runs of this recipe, seeds {_ranges([result.seed for result in seeds])}), min "
-        f"{summary.least:.2f} %{goal}. These files are the run with seed {run.seed}: {reached}."
+        f"{summary.least:.2f} %{goal}. These files are of the run with seed {run.seed}: {reached}.{other}"
     )
 
 
@@ -203,7 +214,11 @@ def _check(check: Check | None) -> str:
     if check is None:
         return "**These files were not checked** on the test images."
     wrong = len(check.mismatches)
-    verdict = f"**{wrong:,} of them do not match**" if wrong else "all match"
+    if check.allowed:
+        verdict = f"{wrong:,} are in another class" if check.passed else f"**{wrong:,} are in another class**"
+        verdict += f"; up to {check.allowed:,} are to be expected, as the runtime rounds differently"
+    else:
+        verdict = f"**{wrong:,} of them do not match**" if wrong else "all match"
     lines = [
         f"All {check.images:,} test images were classified with these files and compared with {check.reference}: "
         f"{verdict}. The files' accuracy is {check.accuracy:.2f} %."

@@ -20,13 +20,16 @@ from smidgen.files import cannot_read, looked_up, read_bounded, write_together
 from smidgen.machine import exclusive
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import load_trial_data
-from smidgen.tables import render
+from smidgen.tables import preformatted, render
 from smidgen.version import VERSION
 
 MANIFEST = "export.json"
 """Name of the file that records what was exported and the result of its check."""
 MOST_SHOWN = 10
-_KEPT = ("images", "mismatches", "mismatching_images", "reference", "largest_difference", "accuracy", "details")
+_KEPT = (
+    "images", "mismatches", "allowed_mismatches", "mismatching_images", "reference", "largest_difference", "accuracy",
+    "details",
+)  # fmt: skip
 """What the manifest says of a check."""
 _MOST_BYTES = 256 * 2**20
 
@@ -50,9 +53,15 @@ class Exported:
     check: Check | None
 
     @property
-    def equal(self) -> bool | None:
-        """Whether the export classifies every test image as its reference does; None if that was not checked."""
-        return None if self.check is None else not self.check.mismatches
+    def passed(self) -> bool | None:
+        """Whether the export classifies the test images as its reference does; None if that was not checked.
+
+        Every one of them, or, in integers on a runtime that rounds differently, all but `check.allowed`.
+        """
+        return None if self.check is None else self.check.passed
+
+    def _repr_html_(self) -> str:
+        return preformatted(str(self))
 
     def to_json(self) -> dict[str, Any]:
         """The export as `smidgen export --json` prints it; accuracy in percent, null where nothing was checked."""
@@ -64,6 +73,7 @@ class Exported:
             "sizes": dict(self.sizes),
             "images": check and check.images,
             "mismatches": check and len(check.mismatches),
+            "allowed_mismatches": check and check.allowed,
             "mismatching_images": check and list(check.mismatches),
             "reference": check and check.reference,
             "largest_difference": check.largest_difference
@@ -89,11 +99,18 @@ class Exported:
         rows += [[name.replace("_", " "), _shown(value)] for name, value in check.details.items()]
         wrong, all_images = len(check.mismatches), f"{check.images:,} test images"
         verdict = (
-            f"{wrong:,} of {all_images} are classified differently from {check.reference}"
+            f"{wrong:,} of {all_images} are classified differently from {check.reference}{_expected(check)}"
             if wrong
             else f"all {all_images} match {check.reference}"
         )
         return f"{files}\n{render(['check', f'against {check.reference}'], rows)}\n{verdict}"
+
+
+def _expected(check: Check) -> str:
+    """What to think of mismatches, where some are to be expected."""
+    if not check.allowed:
+        return ""
+    return f"; up to {check.allowed:,} are to be expected, as the runtime rounds differently"
 
 
 def _shown(value: object) -> object:
@@ -145,10 +162,11 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         **({"class_names": list(run.trained.class_names)} if run.trained.class_names else {}),
     }
     usage, sizes = target.usage(source), {name: len(content) for name, content in files.items()}
+    command = _command(to, options)
 
     def finished(check: Check | None) -> tuple[Exported, dict[str, bytes]]:
         """The export, and those of its files that depend on the check."""
-        card = model_card(source, to, usage, sizes, check)
+        card = model_card(source, to, command, usage, sizes, check)
         exported = Exported(run, to, directory, {**sizes, CARD: len(card)}, check)
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in {**files, CARD: card}.items()}
         shown = exported.to_json()
@@ -163,6 +181,13 @@ def export(run: Run | str | Path, to: str, out: str | Path | None = None, **opti
         exported, others = finished(target.check(source, directory))
         write_together(directory, others, "-o")
     return exported
+
+
+def _command(to: str, options: Mapping[str, Option]) -> str:
+    """The options of an export as on the command line, as far as they shape the files."""
+    given = {name: value for name, value in options.items() if value not in (None, False) and name != "check"}
+    parts = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items()]
+    return " ".join([f"--to {to}", *parts])
 
 
 def _label(to: str, options: Mapping[str, Option]) -> str:

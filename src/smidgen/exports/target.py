@@ -115,6 +115,7 @@ class Check:
         accuracy: of the export on the test images, percent.
         seconds: that classifying them took, without starting up.
         details: more figures by name (sizes in bytes, the like), for `--json` and the table.
+        allowed: how many mismatches are to be expected at most: some, where a runtime rounds differently.
     """
 
     images: int
@@ -124,6 +125,12 @@ class Check:
     accuracy: float
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    allowed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are no more mismatches than are to be expected."""
+        return len(self.mismatches) <= self.allowed
 
 
 def compared(
@@ -135,6 +142,7 @@ def compared(
     called: str = "the network",
     exact: bool = False,
     details: Mapping[str, Any] | None = None,
+    allowed: int = 0,
 ) -> Check:
     """The check of an export from the scores that it gave.
 
@@ -146,6 +154,7 @@ def compared(
         called: what those are, for people.
         exact: whether any difference counts, and not only another class.
         details: more figures by name.
+        allowed: mismatches that are to be expected at most.
     """
     expected = source.scores if reference is None else reference
     difference = float((scores.double() - expected.double()).abs().max())
@@ -159,6 +168,7 @@ def compared(
         accuracy=100 * int((labels == source.labels).sum()) / len(source.labels),
         seconds=seconds,
         details=details or {},
+        allowed=allowed,
     )
 
 

@@ -150,8 +150,10 @@ class Callbacks(Callback):
         except (Exception, SystemExit) as error:
             self._callbacks.remove(callback)
             self._begun.remove(callback)
-            about = " ".join(where(error).split())
-            line = f"smidgen: {type(callback).__name__}.{method} failed: {about}; it is left out from here on"
+            what = f"{type(callback).__name__}.{method} failed: {where(error)}"
+            if isinstance(error, SmidgenError):  # one of smidgen's own, which says what is wrong
+                what = str(error)
+            line = f"smidgen: {' '.join(what.split())}; {type(callback).__name__} is left out from here on"
             with contextlib.suppress(OSError, ValueError):  # standard error may be closed
                 print(line, file=sys.stderr, flush=True)
             with contextlib.suppress(SmidgenError):  # a full disk ends the run soon enough

@@ -117,6 +117,8 @@ def load_run(path: str | Path) -> Run:
         if unknown:
             raise ValueError(f"its goal limits {unknown[0]}, but it does not say how many there are")
         last = history[-1]
+        if result.accuracy_last != last.test_accuracy:
+            raise ValueError(f"it says {result.accuracy_last} %, but the last epoch had {last.test_accuracy} %")
         verdict = judge(
             trained.trial.goal,
             result.used,

@@ -125,7 +125,9 @@ class Result:
         keys = {f.name: f"{split}_{f.name}" if f.name in _MEASURED else f.name for f in fields(cls)}
         missing = [keys[f.name] for f in fields(cls) if f.default is MISSING and keys[f.name] not in data]
         if missing:
-            raise RunError(f"{path} is a run of another version of smidgen: its result.json lacks {', '.join(missing)}")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            lacks = f"its result.json lacks {', '.join(missing[:3])}{more}"
+            raise RunError(f"{path} is damaged or of another version of smidgen: {lacks}")
         values: dict[str, Any] = {}
         for field in fields(cls):
             key = keys[field.name]

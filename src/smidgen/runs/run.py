@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smidgen.anatomy.layers import examine, examine_trial
+from smidgen.anatomy.layers import examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.choose import choose_for
 from smidgen.engines.engine import Engine
@@ -240,7 +240,8 @@ class _RunRequest:
             finished = load_run(there.path)
         except RunError as error:
             raise RunError(
-                f"{error}; or remove {there.path / RunFiles.RESULT} and repeat the end of the run from its checkpoint: "
+                f"{error}; choose another --out, or remove {there.path / RunFiles.RESULT} and repeat the end of the "
+                f"run from its checkpoint: "
                 f"{there.resume_command}"
             ) from None
         there.tidy()
@@ -270,7 +271,7 @@ def finished_start(finished: Run) -> RunStart:
     """What callbacks receive at the beginning of a run that is finished already."""
     trained, trial = finished.trained, finished.trial
     return RunStart(
-        trial, finished.seed, finished.directory, examine(trained.network, trained.input_shape), 0,
+        trial, finished.seed, finished.directory, examine_trial(trial, trained.input_shape, trained.classes), 0,
         finished.result.held_out, f"{finished.directory} is finished already", lambda: load_trial_data(trial),
     )  # fmt: skip
 

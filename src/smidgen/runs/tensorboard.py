@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smidgen.errors import DataError, SmidgenError
+from smidgen.files import cannot_write
 from smidgen.runs.callback import Callback, RunStart
 from smidgen.runs.logged import IMAGES, hyperparameters, scalars
 from smidgen.training.loop import EpochRecord
@@ -48,7 +50,8 @@ class TensorBoard(Callback):
     def begin(self, start: RunStart) -> None:
         """Start an event file; TensorBoard hides what earlier files of this run hold."""
         folder = start.directory / FOLDER if self._root is None else Path(self._root) / start.directory.name
-        folder.mkdir(parents=True, exist_ok=True)
+        with _said(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
         self._start, self._path = start, folder / f"events.out.tfevents.{time.time_ns()}.smidgen"
         session = self._events.SessionLog
@@ -85,7 +88,16 @@ class TensorBoard(Callback):
 
     def _append(self, *events: Any) -> None:
         assert self._path
-        with self._path.open("ab") as file:
+        with _said(self._path), self._path.open("ab") as file:
             writer = self._records.RecordWriter(file)
             for event in events:
                 writer.write(event.SerializeToString())
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into one line that names the path and the option."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, "--log-dir") from None

@@ -176,6 +176,10 @@ def search(
                 return state.run()
             except KeyboardInterrupt:
                 raise SearchInterruptedError(root, len(state.history), plan.total) from None
+            except SmidgenError:
+                if not state.history and not ledger.runs:  # nothing that other limits could not begin with
+                    (root / SETTINGS).unlink(missing_ok=True)
+                raise
             finally:
                 progress.end()
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+import types
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -176,6 +177,21 @@ class LocalWorkers:
             self._workers.remove(worker)
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the program from processes that are started meanwhile.
+
+    A new process runs the program again, as its own `__main__` without `if __name__ == "__main__":`, to find what was
+    defined there. Jobs need nothing of it, and a script or notebook of a few lines should do without that guard.
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+
+
 class _Worker:
     """A process and the pipe to it."""
 
@@ -183,7 +199,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, os.getpid()), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()
         self.job: Job | None = None
         self.attempt = 0
