@@ -202,8 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smidgen",
         description="Trains tiny image classifiers under hard budgets and proves the result.",
-        epilog="exit status: 0 success, every goal met; 1 a goal was missed, or an export does not match; 2 usage error; "
-        "130 interrupted",
+        epilog="exit status: 0 success, every goal met; 1 a goal was missed, or an export does not match; "
+        "2 usage error; 130 interrupted",
         allow_abbrev=False,
     )
     from smidgen.completion import SHELLS
