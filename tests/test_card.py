@@ -259,6 +259,7 @@ def test_a_card_of_integers_says_so(small_run: Run, mnist: Dataset) -> None:
     assert "the network in float32, from which these files in integers were made" in card.text
     assert "2 are in another class; up to 2 are to be expected" in card.text
     assert "files' accuracy is 50.25 %" in card.text
+    assert replace(check, images=22, accuracy=100 * 9 / 22).percent == "40.90"  # cut, as in verdicts
     worse = model_card(source, "c", command, "", {}, replace(check, mismatches=(1, 2, 3))).decode()
     assert "**3 are in another class**" in worse
     assert "integers" not in model_card(source, "onnx", "--to onnx", "", {}, None).decode()

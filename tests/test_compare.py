@@ -13,7 +13,7 @@ import pytest
 from conftest import Command
 from smidgen.reports.analysis import analyse
 from smidgen.reports.collect import Collection, TrialRuns, collect
-from smidgen.reports.compare import base_of, bases
+from smidgen.reports.compare import base_of, bases, compare_trials
 from smidgen.reports.document import Bullets, Heading
 from smidgen.reports.report import report
 from smidgen.reports.write import write
@@ -120,6 +120,16 @@ class TestChapters:
     def test_other_images_are_not_compared(self, family: dict[str, TrialRuns]) -> None:
         family["small"].labels = np.ones(1_000, dtype=np.int64)
         assert "not evaluated on the same images" in analyse(family["second"], family["small"])[-1]
+
+
+def test_sets_of_one_name_are_told_apart(family: dict[str, TrialRuns], small_trial: Trial, small_run: Run) -> None:
+    first = family["small"]
+    second = runs_of(replace(small_trial, epochs=1), small_run)
+    comparison = compare_trials(first, second)
+    assert str(comparison).startswith("small (first set) against small (second set)")
+    assert comparison.notes[-1] == "both are called small; from the first set to the second: epochs: 2 -> 1"
+    assert compare_trials(first, first).notes[-1].startswith("the two sets are the same runs")
+    assert compare_trials(first, family["second"]).names == ("small", "second")
 
 
 def test_report_and_compare_say_the_same(small_trial: Trial, small_run: Run, tmp_path: Path, smidgen: Command) -> None:

@@ -21,6 +21,7 @@ from smidgen.runs.result import Result
 from smidgen.statistics import summarize
 from smidgen.tables import markdown, render
 from smidgen.trial import Module
+from smidgen.verdict import percent
 from smidgen.version import VERSION
 
 CARD = "README.md"
@@ -180,7 +181,9 @@ def _same_recipe(run: Run) -> list[Result]:
 
 def _accuracy(run: Run, seeds: Sequence[Result], integers: bool) -> str:
     last, split = run.history[-1], run.result.held_out
-    reached = f"{run.accuracy:.2f} % of {last.test_total:,} {split} images after the last epoch"
+    reached = (
+        f"{percent(last.test_correct, last.test_total)} % of {last.test_total:,} {split} images after the last epoch"
+    )
     other = (
         " All of this is the network in float32, from which these files in integers were made: what they themselves "
         "reach is under Check."
@@ -221,7 +224,7 @@ def _check(check: Check | None) -> str:
         verdict = f"**{wrong:,} of them do not match**" if wrong else "all match"
     lines = [
         f"All {check.images:,} test images were classified with these files and compared with {check.reference}: "
-        f"{verdict}. The files' accuracy is {check.accuracy:.2f} %."
+        f"{verdict}. The files' accuracy is {check.percent} %."
     ]
     other, plain = (
         check.details.get(name) for name in ("other_class_than_the_float32_network", "accuracy_of_the_float32_network")

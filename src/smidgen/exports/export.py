@@ -93,7 +93,7 @@ class Exported:
             ["test images", check.images],
             ["mismatches", _mismatches(check)],
             ["largest difference of a score", f"{check.largest_difference:.3g}"],
-            ["accuracy", f"{check.accuracy:.2f} %"],
+            ["accuracy", f"{check.percent} %"],
             ["time", f"{check.seconds:.2f} s, {1e6 * check.seconds / check.images:,.0f} µs an image"],
         ]
         rows += [[name.replace("_", " "), _shown(value)] for name, value in check.details.items()]

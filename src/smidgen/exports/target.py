@@ -21,6 +21,7 @@ from smidgen.runs.run import load_trial_data
 from smidgen.runs.weights import TrainedNetwork
 from smidgen.settings import canonical_json
 from smidgen.training.evaluation import scores
+from smidgen.verdict import percent
 
 TYPES = ("float32", "int8")
 """Of the arithmetic of an export."""
@@ -126,6 +127,11 @@ class Check:
     seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
     allowed: int = 0
+
+    @property
+    def percent(self) -> str:
+        """The accuracy for people, cut as everywhere."""
+        return percent(round(self.accuracy * self.images / 100), self.images)
 
     @property
     def passed(self) -> bool:

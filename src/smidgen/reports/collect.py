@@ -161,7 +161,7 @@ def collect(paths: Iterable[str | Path | Run]) -> Collection:
     if not found:
         why = f": {problems[0]}" if problems else ""
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise RunError(f"no finished runs to report on{why}{more}")
+        raise RunError(f"no finished runs{why}{more}")
     for group in found.values():
         group.runs.sort(key=lambda run: run.seed)
         _attach_data(group)

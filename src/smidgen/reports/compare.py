@@ -45,7 +45,20 @@ def compare_trials(first: TrialRuns, second: TrialRuns) -> Comparison:
     comparison = compare_sets(
         first.correct, second.correct, ([run.seed for run in first.runs], [run.seed for run in second.runs])
     )
-    return replace(comparison, names=(first.label, second.label), notes=(*first.notes, *second.notes))
+    notes, names = (*first.notes, *second.notes), (first.label, second.label)
+    if names[0] == names[1]:
+        notes += (_between(first, second),)
+        names = (f"{names[0]} (first set)", f"{names[1]} (second set)")
+    return replace(comparison, names=names, notes=notes)
+
+
+def _between(first: TrialRuns, second: TrialRuns) -> str:
+    """What there is between two sets of the same name."""
+    if changed := changes(first.trial, second.trial):
+        return f"both are called {first.label}; from the first set to the second: {'; '.join(changed)}"
+    if {run.result.weights_sha256 for run in first.runs} == {run.result.weights_sha256 for run in second.runs}:
+        return "the two sets are the same runs, so there is nothing between them"
+    return f"both are runs of one recipe, {first.label}"
 
 
 def bases(trial: Trial) -> list[str]:
@@ -87,7 +100,10 @@ def _same_images(first: TrialRuns, second: TrialRuns) -> bool:
 
 
 def _set(runs: Iterable[str | Path | Run], what: str) -> TrialRuns:
-    collection = collect(runs)
+    try:
+        collection = collect(runs)
+    except RunError as error:
+        raise RunError(f"{what}: {error}") from None
     if collection.problems:
         raise RunError(f"{what}: {collection.problems[0]}")
     if len(collection.trials) > 1:
