@@ -18,8 +18,8 @@ from smidgen.reports.document import Bullets, Table
 from smidgen.reports.markdown import _block
 from smidgen.reports.write import write
 from smidgen.runs.predictions import Predictions
-from smidgen.runs.progress import epoch_line, history_html
-from smidgen.runs.record import Run
+from smidgen.runs.progress import epoch_line
+from smidgen.runs.record import Run, history_html
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import Goal, Trial
 from smidgen.verdict import judge

@@ -8,16 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from smidgen.runs.callback import Callback, RunStart
 from smidgen.runs.live import CellOutput, Timer, bar_html, in_notebook
-from smidgen.tables import preformatted, render
+from smidgen.runs.record import Run, history_html
+from smidgen.tables import preformatted
 from smidgen.training.loop import EpochRecord
 from smidgen.verdict import percent
-
-if TYPE_CHECKING:
-    from smidgen.runs.record import Run
 
 
 def epoch_line(record: EpochRecord, epochs: int, held_out: str) -> str:
@@ -178,24 +176,6 @@ class Notebook(Callback):
             f"<details><summary>network and budgets</summary>{preformatted(self._header)}</details>"
             f"{history_html(self._rows, self._held_out)}{now}"
         )
-
-
-def history_html(history: list[EpochRecord] | tuple[EpochRecord, ...], held_out: str) -> str:
-    """The epochs as an HTML table."""
-    columns = ["epoch", "train loss", "train accuracy", f"{held_out} loss", f"{held_out} accuracy", "lr", "seconds"]
-    rows = [
-        [
-            r.epoch,
-            f"{r.train_loss:.4f}",
-            f"{r.train_accuracy:.2f} %",
-            f"{r.test_loss:.4f}",
-            f"{percent(r.test_correct, r.test_total)} %",
-            f"{r.learning_rate:.3g}",
-            f"{r.seconds_training + r.seconds_evaluation:.1f}",
-        ]
-        for r in history
-    ]
-    return render(columns, rows, "html")
 
 
 def best_progress(stream: TextIO | None = None) -> Callback:

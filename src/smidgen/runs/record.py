@@ -12,10 +12,9 @@ from smidgen.files import looked_up
 from smidgen.machine import exclusive
 from smidgen.runs.directory import RunDirectory, RunFiles
 from smidgen.runs.predictions import Predictions, read_predictions
-from smidgen.runs.progress import history_html
 from smidgen.runs.result import Result
 from smidgen.runs.weights import TrainedNetwork, read_weights, weights_sha256
-from smidgen.tables import paragraph, preformatted
+from smidgen.tables import paragraph, preformatted, render
 from smidgen.training.loop import EpochRecord
 from smidgen.trial import BUDGETS, Trial
 from smidgen.verdict import Verdict, judge, percent
@@ -132,3 +131,21 @@ def load_run(path: str | Path) -> Run:
         directory.path / RunFiles.PREDICTIONS, result.weights_sha256, history[-1], trained.classes
     )
     return Run(trained.trial, result.seed, directory.path, history, verdict, result, trained, predictions)
+
+
+def history_html(history: list[EpochRecord] | tuple[EpochRecord, ...], held_out: str) -> str:
+    """The epochs as an HTML table."""
+    columns = ["epoch", "train loss", "train accuracy", f"{held_out} loss", f"{held_out} accuracy", "lr", "seconds"]
+    rows = [
+        [
+            r.epoch,
+            f"{r.train_loss:.4f}",
+            f"{r.train_accuracy:.2f} %",
+            f"{r.test_loss:.4f}",
+            f"{percent(r.test_correct, r.test_total)} %",
+            f"{r.learning_rate:.3g}",
+            f"{r.seconds_training + r.seconds_evaluation:.1f}",
+        ]
+        for r in history
+    ]
+    return render(columns, rows, "html")
