@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu wheel smoke notebooks
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu wheel smoke notebooks test-trackio
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -43,6 +43,13 @@ fuzz: $(VENV)/installed-dev
 test-cluster: $(VENV)/installed-dev
 	$(INSTALL) -e '.[dev,cluster]'
 	$(BIN)/python -m pytest -m slow -p no:unraisableexception -W default tests/test_cluster.py
+
+# The log for trackio, which needs an older pillow than the pages' tests; that is put back afterwards.
+test-trackio: $(VENV)/installed-dev
+	grep -v '^pillow==' constraints.txt > $(VENV)/trackio.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c $(VENV)/trackio.txt 'trackio>=0.40'
+	$(BIN)/python -m pytest tests/test_trackio.py; status=$$?; \
+	    $(BIN)/python -m pip uninstall --quiet --yes trackio; $(INSTALL) pillow; exit $$status
 
 # The exported C on emulated Cortex-M0 and M4 boards, all 10,000 images on the M4, and on an AVR where avr-gcc and
 # simavr are there. On Debian:

@@ -167,15 +167,18 @@ def test_the_command(smidgen: Command, small_trial: Trial, tmp_path: Path) -> No
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("log", "module"), [("tensorboard", "torch.utils.tensorboard.summary"), ("trackio", "trackio")]
+)
 def test_without_the_extra_nothing_begins(
-    smidgen: Command, small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: str, module: str, smidgen: Command, small_trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "small.json"
     path.write_text(json.dumps(small_trial.to_json()))
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.summary", None)
+    monkeypatch.setitem(sys.modules, module, None)
     for command in ("run", "sweep", "search"):
-        done = smidgen(command, path, "--log", "tensorboard", "--out", tmp_path / "x")
-        assert done.is_mistake("pip install 'smidgen[tensorboard]'")
+        done = smidgen(command, path, "--log", log, "--out", tmp_path / "x")
+        assert done.is_mistake(f"pip install 'smidgen[{log}]'")
     assert not (tmp_path / "x").exists()
     with pytest.raises(SmidgenError, match="--log is 'paper'"):
         RunOptions(log="paper")  # type: ignore[arg-type]

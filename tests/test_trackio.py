@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from smidgen.sweeps.sweep import sweep
 from smidgen.trial import Augmentation, Trial
 
 LOGGED = RunOptions(threads=1, log="trackio")
+
+pytestmark = pytest.mark.skipif(find_spec("trackio") is None, reason="no trackio: make test-trackio installs it")
 
 
 def forget() -> None:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from smidgen.completion import SHELLS
 from smidgen.errors import SmidgenError, SmidgenInterruptedError
 from smidgen.output import Results
 
@@ -206,7 +207,6 @@ def _parser() -> argparse.ArgumentParser:
         "2 usage error; 130 interrupted",
         allow_abbrev=False,
     )
-    from smidgen.completion import SHELLS
     from smidgen.version import VERSION
 
     parser.add_argument("--version", action="version", version=f"smidgen {VERSION}")
