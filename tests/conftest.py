@@ -127,6 +127,22 @@ def colour_run(colour_file: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     return run(f"{colour_file}:trial", out=out, settings=settings, progress=Silent())
 
 
+def scalars_on_disk(directory: Path, held_out: str) -> list[dict[str, float]]:
+    """What logs for other programs must hold of each epoch of a run, by tag, from epochs.jsonl."""
+    tags = {
+        "loss/train": "train_loss",
+        f"loss/{held_out}": "test_loss",
+        "accuracy/train": "train_accuracy",
+        f"accuracy/{held_out}": "test_accuracy",
+        "learning rate": "learning_rate",
+        "seconds/training": "seconds_training",
+        "seconds/evaluation": "seconds_evaluation",
+    }
+    epochs = [json.loads(line) for line in (directory / "epochs.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, len(epochs) + 1))
+    return [{tag: epoch[key] for tag, key in tags.items()} for epoch in epochs]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -30,7 +31,8 @@ def test_every_cell_runs(path: Path, tmp_path: Path) -> None:
 def test_the_stored_outputs_are_those_of_a_whole_run(path: Path) -> None:
     content = path.read_text()
     assert len(content.encode()) <= MOST_BYTES
-    assert all(place not in content for place in ("/tmp/", "/home/", "/root/", "/work/"))
+    here = (tempfile.gettempdir(), Path.home(), path.parents[1])
+    assert all(f"{place}/" not in content for place in here)
     for cell in nbformat.reads(content, nbformat.NO_CONVERT).cells:
         if cell.cell_type == "code":
             assert cell.execution_count, "run: make notebooks"

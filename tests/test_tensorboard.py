@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from conftest import Command
+from conftest import Command, scalars_on_disk
 from smidgen.errors import SmidgenError
 from smidgen.runs.callback import Callback
 from smidgen.runs.options import RunOptions
@@ -36,19 +36,10 @@ def read(folder: Path) -> Any:
 
 def assert_scalars(events: Any, directory: Path, held_out: str = "test") -> None:
     """The scalars are exactly those of epochs.jsonl, and the last accuracy that of result.json."""
-    epochs = [json.loads(line) for line in (directory / "epochs.jsonl").read_text().splitlines()]
-    tags = {
-        "loss/train": "train_loss",
-        f"loss/{held_out}": "test_loss",
-        "accuracy/train": "train_accuracy",
-        f"accuracy/{held_out}": "test_accuracy",
-        "learning rate": "learning_rate",
-        "seconds/training": "seconds_training",
-        "seconds/evaluation": "seconds_evaluation",
-    }
-    for tag, key in tags.items():
+    epochs = scalars_on_disk(directory, held_out)
+    for tag in epochs[0]:
         found = [(event.step, event.value) for event in events.Scalars(tag)]
-        assert found == [(epoch["epoch"], pytest.approx(epoch[key], rel=1e-6)) for epoch in epochs], tag
+        assert found == [(step, pytest.approx(epoch[tag], rel=1e-6)) for step, epoch in enumerate(epochs, start=1)], tag
     result = json.loads((directory / "result.json").read_text())
     (last,) = events.Scalars(f"{held_out}_accuracy_last")
     assert last.value == pytest.approx(result[f"{held_out}_accuracy_last"], rel=1e-6)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import Command
+from conftest import Command, scalars_on_disk
 from smidgen.runs.callback import Callback
 from smidgen.runs.logged import hyperparameters
 from smidgen.runs.options import RunOptions
@@ -66,22 +66,13 @@ def rows(run: Any) -> list[dict[str, Any]]:
 def assert_scalars(name: str, directory: Path, held_out: str = "test") -> None:
     """There is one run of that name, whose scalars are exactly those of epochs.jsonl and result.json."""
     (found,) = runs(name)
-    epochs = [json.loads(line) for line in (directory / "epochs.jsonl").read_text().splitlines()]
-    keys = {
-        "loss/train": "train_loss",
-        f"loss/{held_out}": "test_loss",
-        "accuracy/train": "train_accuracy",
-        f"accuracy/{held_out}": "test_accuracy",
-        "learning rate": "learning_rate",
-        "seconds/training": "seconds_training",
-        "seconds/evaluation": "seconds_evaluation",
-    }
+    epochs = scalars_on_disk(directory, held_out)
     there = [{name: value for name, value in row.items() if name != "timestamp"} for row in rows(found)]
     shown = [row for row in there if "learning rate" in row]
-    assert shown == [{name: epoch[key] for name, key in keys.items()} | {"step": epoch["epoch"]} for epoch in epochs]
+    assert shown == [epoch | {"step": step} for step, epoch in enumerate(epochs, start=1)]
     result = json.loads((directory / "result.json").read_text())
     name = f"{held_out}_accuracy_last"
-    assert [row for row in there if name in row] == [{name: result[name], "step": epochs[-1]["epoch"]}]
+    assert [row for row in there if name in row] == [{name: result[name], "step": len(epochs)}]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from smidgen.exports.target import library
 SCHEMA_VERSION = 3
 IDENTIFIER = b"TFL3"
 ALIGNMENT = 16
-"""Of the constants, bytes, as the schema says; the code made from it does not see to that."""
+"""Of the constants, bytes, as the schema says; the code made from it does not align them."""
 VERSIONS = {
     "ADD": (2, 3),
     "AVERAGE_POOL_2D": (2, 3),
