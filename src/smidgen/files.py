@@ -25,6 +25,7 @@ _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 _PORTABLE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0)
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -199,10 +200,8 @@ def sync_directory(path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError, flag: str = "--out") -> RunError:
     """The error for a path that cannot be written, with what to do about it."""
-    return RunError(
-        f"{path} cannot be written: {error.strerror or error}; free some space there, or choose another "
-        f"place with {flag}"
-    )
+    space = "free some space there, or " if error.errno in _NO_SPACE else ""
+    return RunError(f"{path} cannot be written: {error.strerror or error}; {space}choose another place with {flag}")
 
 
 @contextlib.contextmanager
