@@ -1,26 +1,29 @@
-"""What each ingredient of the flagship gives: `make ablation`.
+"""What each ingredient of the flagship, and of the shape of mnist-tiny, gives: `make ablation`.
 
-Trains the flagship and copies of it that lack one thing each, with the same seeds, on two thirds of the training
-images, and evaluates them on the last third, a third in turn for each seed (never on the test images). Prints a table
-with the paired differences. Existing runs are kept, so an interrupted call resumes where it stopped.
+Trains them and copies that lack one thing each, with the same seeds, on two thirds of the training images, and
+evaluates them on the last third, a third in turn for each seed (never on the test images). Prints tables with the
+paired differences. Existing runs are kept, so an interrupted call resumes where it stopped.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 
 import smidgen
 from common import FLAGSHIP, FOLDS, difference, on_held_out, parser, swept
 from smidgen import Augmentation, AvgPool, Conv, Linear, Network, Step, Trial
+from smidgen.sweeps.sweep import TrialResult
 from smidgen.tables import render
+from smidgen.trials.mnist import separable_network
 
 
-def variants() -> dict[str, Trial]:
+def of_the_flagship() -> dict[str, Trial]:
     """The flagship first, then what lacks something, by what it lacks or has instead."""
     whole = on_held_out(smidgen.find_trial(FLAGSHIP))
     full = (*(Conv(10),) * 3, AvgPool(2), Conv(14), Conv(14), Conv(16), AvgPool(), Linear())
-    made = {
+    return {
         "the flagship": whole,
         "full convolutions, 10-10-10, 14-14-16": replace(whole, network=Network(full)),
         "no augmentation": replace(whole, augmentation=Augmentation()),
@@ -28,23 +31,48 @@ def variants() -> dict[str, Trial]:
         "no averaging of weights": replace(whole, averaging=0.0),
         "no recalibration": replace(whole, recalibration=0.0),
     }
+
+
+def of_tiny() -> dict[str, Trial]:
+    """The same of mnist-tiny, with about as many parameters."""
+    whole = on_held_out(smidgen.find_trial("mnist-tiny"))
+    linear = separable_network(Conv(8), (13,), (18, 21, 24))
+    later = separable_network(Conv(8), (14, 18), (19, 21), direct=True)
+    both = separable_network(Conv(7, kernel=5), (12, 12), (18, 18, 20))
     return {
-        text: replace(trial, name=f"ablation-{number}" if number else trial.name)
-        for number, (text, trial) in enumerate(made.items())
+        "mnist-tiny": whole,
+        "a linear layer instead of the last separable convolution": replace(whole, network=linear),
+        "pooling a layer later": replace(whole, network=later),
+        "both, with a first kernel of 5×5": replace(whole, network=both),
     }
 
 
+TABLES = {FLAGSHIP: (of_the_flagship, "ablation"), "mnist-tiny": (of_tiny, "ablation-tiny")}
+"""The tables by the trial that they are about: what makes the recipes, and how the runs of all but the first begin."""
+
+
 def main() -> None:
-    """Make what is missing and print the table."""
+    """Make what is missing and print the tables."""
     options = parser(__doc__)
     options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster where supported")
     arguments = options.parse_args()
-    trials = variants()
     run_options = smidgen.RunOptions(precision=arguments.precision)
-    results = swept(tuple(trials.values()), arguments, "0-7", run_options, folds=FOLDS)
+    for about, (made, name) in TABLES.items():
+        if arguments.trials and about not in arguments.trials:
+            continue
+        trials = {
+            text: replace(trial, name=f"{name}-{number}" if number else trial.name)
+            for number, (text, trial) in enumerate(made().items())
+        }
+        results = swept(tuple(trials.values()), arguments, "0-7", run_options, folds=FOLDS)
+        print(table(list(trials), results), "\n", flush=True)
+
+
+def table(texts: Sequence[str], results: Sequence[TrialResult]) -> str:
+    """The recipes with their differences from the first, as Markdown."""
     base = [run.accuracy for run in results[0].runs]
     rows: list[list[object]] = []
-    for text, result in zip(trials, results, strict=True):
+    for text, result in zip(texts, results, strict=True):
         summary = result.summary
         assert summary is not None
         differences = [run.accuracy - before for run, before in zip(result.runs, base, strict=True)]
@@ -55,7 +83,7 @@ def main() -> None:
             f"{statistics.fmean(run.result.train_accuracy_last for run in result.runs):.2f}",
         ])  # fmt: skip
     columns = ["", "parameters", "n", "mean", "s.d.", "min", "difference ± standard error", "train"]
-    print(render(columns, rows, "markdown"))
+    return render(columns, rows, "markdown")
 
 
 if __name__ == "__main__":

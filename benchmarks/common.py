@@ -38,8 +38,9 @@ class RunSet:
     workers: int | None = None
 
     def runs(self, arguments: argparse.Namespace) -> tuple[TrialResult, ...]:
-        """The runs of each trial; what is missing is trained first."""
-        return swept(self.trials, arguments, self.seeds, self.options, self.workers)
+        """The runs of each trial that is asked for; what is missing is trained first."""
+        wanted = tuple(name for name in self.trials if not arguments.trials or name in arguments.trials)
+        return swept(wanted, arguments, self.seeds, self.options, self.workers) if wanted else ()
 
 
 _FP32 = RunOptions(engine="native", precision="fp32", threads=1)
@@ -59,6 +60,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--runs", type=Path, default=Path("runs/results"), help="folder of the runs; default: %(default)s"
     )
+    made.add_argument("--trials", nargs="+", metavar="NAME", help="only these of the trials in its tables")
     made.add_argument("--seeds", help="instead of those of docs/, as in 0-1, for a quick try")
     made.add_argument("--epochs", type=int, help="instead of each trial's, for a quick try")
     return made

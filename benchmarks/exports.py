@@ -46,7 +46,8 @@ def main() -> None:
     """Train what is missing, export, measure, print."""
     arguments = parser(__doc__).parse_args()
     results = PLAIN.runs(arguments)
-    few = tuple(replace(find_trial(name), name=f"{name}-4-bits", quantization=FEW_BITS) for name in TRIALS)
+    names = [result.trial.name for result in results]
+    few = tuple(replace(find_trial(name), name=f"{name}-4-bits", quantization=FEW_BITS) for name in names)
     trained_few = swept(few, arguments, PLAIN.seeds, PLAIN.options)
     torch.set_num_threads(1)
     print(f"{_machine()}\n")

@@ -21,7 +21,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster where supported")
     arguments = options.parse_args()
-    trials = tuple(on_held_out(smidgen.find_trial(name)) for name in TRIALS)
+    names = [name for name in TRIALS if not arguments.trials or name in arguments.trials]
+    trials = tuple(on_held_out(smidgen.find_trial(name)) for name in names)
     run_options = smidgen.RunOptions(precision=arguments.precision)
     test = smidgen.load_dataset().held_out
     rows: list[list[object]] = []

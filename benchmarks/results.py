@@ -31,7 +31,8 @@ def main() -> None:
     options.add_argument("--sets", nargs="+", choices=list(RESULTS), default=["reference", "float32", "sprint", "bf16"])
     arguments = options.parse_args()
     for name in arguments.sets:
-        results = RESULTS[name].runs(arguments)
+        if not (results := RESULTS[name].runs(arguments)):
+            continue
         print(f"\n{name}: {RESULTS[name].options}\n\n{table(results)}", flush=True)
         if name == "sprint":
             seconds = [run.result.seconds_training for run in results[0].runs]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from smidgen.anatomy.layers import examine
 from smidgen.errors import SettingError, SmidgenError, TrialError
@@ -101,6 +102,19 @@ def test_separable_convolutions_cost_what_is_said(kernel: int, padding: int, str
     side = (26 + 2 * padding - kernel) // stride + 1
     assert [layer.output_shape for layer in found] == [(6, 26, 26), (6, side, side), (9, side, side)]
     assert [layer.parameters for layer in found] == [54, 6 * kernel**2, 6 * 9]
+
+
+def test_a_separable_convolution_can_give_the_scores() -> None:
+    """Without anything behind it: what the average shows is what the convolution says of each place."""
+    blocks = (Conv(6), *separable(6, None), AvgPool())
+    network = build_network(Network(blocks), input_shape=(1, 28, 28), classes=7).eval()
+    assert [type(layer).__name__ for layer in network.children()][-3:] == ["Conv2d", "Conv2d", "AvgPool2d"]
+    images = torch.rand(2, 1, 28, 28)
+    values = images
+    for layer in list(network.children())[:-1]:
+        values = layer(values)
+    assert values.shape == (2, 7, 24, 24)
+    torch.testing.assert_close(network(images), values.mean((2, 3)))
 
 
 def test_the_flagship_is_strict() -> None:

@@ -105,7 +105,9 @@ class Conv(Settings):
     activation: Literal[ActivationName, "none"] = setting("relu")
 
 
-def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> tuple[Conv, Conv]:
+def separable(
+    channels: int, outputs: int | None, *, kernel: int = 3, padding: int = 0, stride: int = 1
+) -> tuple[Conv, Conv]:
     """A depthwise separable convolution: each channel separately, then 1×1 across channels.
 
     It needs `channels * (kernel² + outputs)` weights where a full convolution needs
@@ -114,14 +116,14 @@ def separable(channels: int, outputs: int, *, kernel: int = 3, padding: int = 0,
 
     Args:
         channels: that come in.
-        outputs: number of output channels.
+        outputs: number of output channels; None: one a class, without BatchNorm and activation, as scores to average.
         kernel: side of the square kernel of the first, pixels.
         padding: zero pixels added on each side.
         stride: of the first, pixels.
     """
     return (
         Conv(channels, kernel=kernel, stride=stride, padding=padding, groups=channels, norm=False, activation="none"),
-        Conv(outputs, kernel=1),
+        Conv(outputs, kernel=1) if outputs else Conv(None, kernel=1, norm=False, activation="none"),
     )
 
 

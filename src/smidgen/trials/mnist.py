@@ -146,7 +146,7 @@ def strict() -> Trial:
         name="mnist-4-strict",
         note="separable convolutions, a one-cycle rate, averaged weights, clean statistics",
         goal=Goal(accuracy=99.4, parameters=7_999, epochs=14),
-        network=_separable_network(Conv(16), (24, 24), (40, 40, 48)),
+        network=separable_network(Conv(16), (24, 24), (40, 40, 48)),
         augmentation=Augmentation(rotation=8, translation=0.06, scale=0.08, shear=0.12, interpolation="bilinear"),
         dropout=0.0,
         optimizer=SGD(lr=0.2, momentum=0.9, nesterov=True, weight_decay=1e-4),
@@ -160,13 +160,15 @@ def strict() -> Trial:
 
 TINY = Story(
     title="Trial 5: 99.4 % with as few parameters as possible.",
-    target="a mean of 99.4 % after the last epoch with at most 3,000 parameters and 14 epochs.",
+    target="a mean of 99.4 % after the last epoch with at most 2,300 parameters and 14 epochs.",
     result="{measured} See docs/results.md.",
     analysis=(
-        "A narrower flagship with weaker augmentation, because a small network has less capacity to spare. Full "
-        "convolutions need 4,566 parameters for the same accuracy. A 5×5 kernel in the first layer, a fourth "
-        "layer before pooling and depthwise 5×5 kernels were no better on held-out training images (docs/log.md). "
-        "Fewer parameters may suffice: held-out images suggest 99.40 to 99.42 % with 2,290."
+        "A narrower flagship with weaker augmentation, because a small network has less capacity to spare. It has no "
+        "linear layer: a last separable convolution gives a map of scores for each class, and their average is the "
+        "score, which is worth 0.026 ± 0.013 points on held-out training images. It pools one layer earlier, which "
+        "costs nothing and saves 41 % of the MACs. Leaky ReLU, BatchNorm between the two halves of a separable "
+        "convolution and a 5×5 kernel in the first layer brought nothing here; with 1,860 parameters, held-out "
+        "images suggest 99.36 % (docs/log.md)."
     ),
 )
 
@@ -177,8 +179,8 @@ def tiny() -> Trial:
         strict(),
         name="mnist-tiny",
         note="99.4 % with as few parameters as possible",
-        goal=Goal(accuracy=99.4, parameters=3_000, epochs=14),
-        network=_separable_network(Conv(10), (14, 14), (20, 24, 24)),
+        goal=Goal(accuracy=99.4, parameters=2_300, epochs=14),
+        network=separable_network(Conv(8), (13,), (18, 20, 20), direct=True),
         augmentation=Augmentation(rotation=6, translation=0.045, scale=0.06, interpolation="bilinear"),
     )
 
@@ -204,7 +206,7 @@ def tiny_99() -> Trial:
         name="mnist-tiny-99",
         note="99 % with as few parameters as possible",
         goal=Goal(accuracy=99.0, parameters=1_500, epochs=14),
-        network=_separable_network(Conv(6, kernel=5), (10, 12), (16, 16)),
+        network=separable_network(Conv(6, kernel=5), (10, 12), (16, 16)),
         augmentation=Augmentation(rotation=5, translation=0.03, scale=0.05, interpolation="bilinear"),
     )
 
@@ -251,8 +253,11 @@ def sprint() -> Trial:
     )
 
 
-def _separable_network(first: Conv, before: tuple[int, ...], after: tuple[int, ...]) -> Network:
-    """A full convolution, separable convolutions before and after average pooling, a linear layer."""
+def separable_network(first: Conv, before: tuple[int, ...], after: tuple[int, ...], *, direct: bool = False) -> Network:
+    """A full convolution, separable convolutions before and after average pooling, then the scores.
+
+    Those come from a linear layer or, if `direct`, from one more separable convolution, whose result is averaged.
+    """
     blocks: list[Block] = [first]
     channels = first.channels or 0
     for stage in (before, after):
@@ -261,4 +266,6 @@ def _separable_network(first: Conv, before: tuple[int, ...], after: tuple[int, .
         for outputs in stage:
             blocks += separable(channels, outputs)
             channels = outputs
-    return Network((*blocks, AvgPool(), Linear()), "norm-activation")
+    if not direct:
+        return Network((*blocks, AvgPool(), Linear()), "norm-activation")
+    return Network((*blocks, *separable(channels, None), AvgPool()), "norm-activation")
