@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from smidgen.anatomy.layers import examine
+from smidgen.anatomy.layers import examine, examine_trial
 from smidgen.errors import SettingError, SmidgenError, TrialError
 from smidgen.nets.build import build_network
 from smidgen.schedules import Cosine, Step
@@ -115,6 +115,19 @@ def test_a_separable_convolution_can_give_the_scores() -> None:
         values = layer(values)
     assert values.shape == (2, 7, 24, 24)
     torch.testing.assert_close(network(images), values.mean((2, 3)))
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "benchmarks" / "recipes").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_former_recipes_can_still_be_run(path: Path) -> None:
+    """Named after the trial that they were of, and their parameters."""
+    trial = find_trial(path)
+    name, _, parameters = trial.name.rpartition("-")
+    assert path.stem == trial.name
+    assert trial.recipe_digest != BUILTIN[name].make().recipe_digest
+    assert examine_trial(trial, (1, 28, 28), 10).parameters == int(parameters)
 
 
 def test_the_flagship_is_strict() -> None:
