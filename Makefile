@@ -90,7 +90,7 @@ bench: $(VENV)/installed
 	$(BIN)/smidgen bench
 
 # The figures of docs/, each by the program of its name in benchmarks/, which says what it does (`--help`). Those that
-# need runs train what is missing: `results` takes about two hours on 2 cores, `ablation` one, `trials` 2 minutes a
+# need runs train what is missing: `results` takes about two hours on 2 cores, `ablation` one, `trials` minutes a
 # seed. A quick try: make results ARGS='--seeds 0-1 --epochs 1 --runs /tmp/runs'
 results trials ablation gap corruptions front throughput lenet gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/$@.py $(ARGS)

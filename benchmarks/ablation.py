@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import smidgen
-from common import FLAGSHIP, FOLDS, difference, on_held_out, parser, swept
+from common import FLAGSHIP, FOLDS, asked_for, difference, on_held_out, parser, swept
 from smidgen import Augmentation, AvgPool, Conv, Linear, Network, Step, Trial
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.tables import render
@@ -57,9 +57,8 @@ def main() -> None:
     options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster where supported")
     arguments = options.parse_args()
     run_options = smidgen.RunOptions(precision=arguments.precision)
-    for about, (made, name) in TABLES.items():
-        if arguments.trials and about not in arguments.trials:
-            continue
+    for about in asked_for(TABLES, arguments):
+        made, name = TABLES[about]
         trials = {
             text: replace(trial, name=f"{name}-{number}" if number else trial.name)
             for number, (text, trial) in enumerate(made().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from smidgen.engines.choose import choose
 from smidgen.sweeps.progress import best_sweep_progress
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.training.evaluation import HeldOut, evaluate
+from smidgen.trials.builtin import BUILTIN
 
 DOCS = Path(__file__).parents[1] / "docs"
 FLAGSHIP, SPRINT = "mnist-4-strict", "mnist-sprint"
@@ -39,8 +41,8 @@ class RunSet:
 
     def runs(self, arguments: argparse.Namespace) -> tuple[TrialResult, ...]:
         """The runs of each trial that is asked for; what is missing is trained first."""
-        wanted = tuple(name for name in self.trials if not arguments.trials or name in arguments.trials)
-        return swept(wanted, arguments, self.seeds, self.options, self.workers) if wanted else ()
+        names = asked_for(self.trials, arguments)
+        return swept(names, arguments, self.seeds, self.options, self.workers) if names else ()
 
 
 _FP32 = RunOptions(engine="native", precision="fp32", threads=1)
@@ -60,10 +62,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument(
         "--runs", type=Path, default=Path("runs/results"), help="folder of the runs; default: %(default)s"
     )
-    made.add_argument("--trials", nargs="+", metavar="NAME", help="only these of the trials in its tables")
+    made.add_argument("--trials", nargs="+", choices=list(BUILTIN), help="only these of the trials in its tables")
     made.add_argument("--seeds", help="instead of those of docs/, as in 0-1, for a quick try")
     made.add_argument("--epochs", type=int, help="instead of each trial's, for a quick try")
     return made
+
+
+def asked_for(names: Iterable[str], arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Those of a program's trials that `--trials` names; without it, all."""
+    return tuple(name for name in names if arguments.trials is None or name in arguments.trials)
 
 
 def swept(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 
 import smidgen
-from common import FOLDS, accuracy, difference, on_held_out, parser, swept
+from common import FOLDS, accuracy, asked_for, difference, on_held_out, parser, swept
 from smidgen.tables import render
 
 TRIALS = ["mnist-3-augmented", "mnist-4-strict", "mnist-tiny", "mnist-tiny-99"]
@@ -21,8 +21,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster where supported")
     arguments = options.parse_args()
-    names = [name for name in TRIALS if not arguments.trials or name in arguments.trials]
-    trials = tuple(on_held_out(smidgen.find_trial(name)) for name in names)
+    trials = tuple(on_held_out(smidgen.find_trial(name)) for name in asked_for(TRIALS, arguments))
     run_options = smidgen.RunOptions(precision=arguments.precision)
     test = smidgen.load_dataset().held_out
     rows: list[list[object]] = []

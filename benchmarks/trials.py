@@ -18,8 +18,8 @@ SEEDS = "0-2"
 def main() -> None:
     """Make what is missing and write the report."""
     arguments = parser(__doc__).parse_args()
-    sets = [replace(RESULTS[name], seeds=SEEDS) for name in ("reference", "float32", "sprint")]
-    sets[-1] = replace(sets[-1], options=replace(sets[-1].options, precision="fp32"))
+    sprint = replace(RESULTS["sprint"], options=replace(RESULTS["sprint"].options, precision="fp32"))
+    sets = [replace(one, seeds=SEEDS) for one in (RESULTS["reference"], RESULTS["float32"], sprint)]
     runs = [run for one in sets for result in one.runs(arguments) for run in result.runs]
     shutil.rmtree(DOCS / "trials-images", ignore_errors=True)
     print(smidgen.report(runs, DOCS / "trials.md").path)

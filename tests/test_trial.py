@@ -104,6 +104,11 @@ def test_separable_convolutions_cost_what_is_said(kernel: int, padding: int, str
     assert [layer.parameters for layer in found] == [54, 6 * kernel**2, 6 * 9]
 
 
+def test_a_separable_convolution_without_channels_is_refused() -> None:
+    with pytest.raises(SettingError, match="channels"):
+        separable(6, 0)
+
+
 def test_a_separable_convolution_can_give_the_scores() -> None:
     """Without anything behind it: what the average shows is what the convolution says of each place."""
     blocks = (Conv(6), *separable(6, None), AvgPool())

@@ -123,7 +123,7 @@ def separable(
     """
     return (
         Conv(channels, kernel=kernel, stride=stride, padding=padding, groups=channels, norm=False, activation="none"),
-        Conv(outputs, kernel=1) if outputs else Conv(None, kernel=1, norm=False, activation="none"),
+        Conv(None, kernel=1, norm=False, activation="none") if outputs is None else Conv(outputs, kernel=1),
     )
 
 
