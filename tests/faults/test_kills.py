@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import start_smidgen
+from smidgen import RunInterruptedError, run
 
 from .conftest import Figures, Zygote, outcome
 
@@ -108,7 +109,7 @@ def test_a_real_process_killed_and_resumed(
 def test_a_signal_lets_the_step_finish_and_names_the_command(
     zygote: Zygote, victims: Victims, left_alone: Outcomes, tmp_path: Path, number: signal.Signals
 ) -> None:
-    out = tmp_path / "r"
+    out, named = tmp_path / "r", 0
     for tries in range(100):
         pid = zygote.start(*victims["adam, eager"], "--out", out)
         time.sleep(0.1 + 0.05 * tries)
@@ -117,10 +118,30 @@ def test_a_signal_lets_the_step_finish_and_names_the_command(
         if status == 0:
             break
         assert status == 130, printed
+        last = printed.splitlines()[-1]
+        resumable = last.endswith(f"to resume: smidgen run --resume {out}")
+        # While arguments are read or the verdict is printed, no run is interrupted.
+        assert resumable or last == "smidgen: interrupted", printed
+        named += resumable
         if out.exists():
-            assert printed.splitlines()[-1].endswith(f"to resume: smidgen run --resume {out}"), printed
             assert not list(out.glob(".*"))
+    assert named, "it never came within the run"
     assert outcome(out) == left_alone["adam, eager"]
+
+
+def test_a_signal_while_a_resumed_run_sets_up_names_the_command_too(
+    zygote: Zygote, victims: Victims, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    options = ["--out", str(out), "--checkpoint-seconds", "0"]
+    assert zygote.call(*victims["adam, eager"], *options, fail_at=60)[0] == -signal.SIGKILL
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smidgen.runs.run.load_trial_data", interrupted)
+    with pytest.raises(RunInterruptedError, match=f"to resume: smidgen run --resume {out}"):
+        run(resume=out)
 
 
 def test_another_number_of_threads_makes_no_difference_to_native(

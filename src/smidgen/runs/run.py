@@ -164,11 +164,22 @@ class _RunRequest:
 
     def attempt(self, began: float) -> Run | None:
         """The finished run; None if another process changed the directory meanwhile, so that a retry is needed."""
-        trial, seed, options = self.trial, self.seed, self.options
         there = RunDirectory(self.out) if self.out is not None else None
         begun = self._same_run(there) if there and there.begun else None
         if there and begun and there.finished:
             return self._finished(there, begun)
+        try:
+            return self._train(begun, began)
+        except RunInterruptedError:
+            raise
+        except KeyboardInterrupt:  # while setting up
+            if there and begun:
+                raise RunInterruptedError(there) from None
+            raise
+
+    def _train(self, begun: RunOrigin | None, began: float) -> Run | None:
+        """Set up and train; as `attempt`, of a run that is not finished."""
+        trial, seed, options = self.trial, self.seed, self.options
         engine, wanted = choose_again(begun, options.engine, options.device, options.threads, options.precision)
         dataset = load_trial_data(trial)
         anatomy = examine_trial(trial, dataset.input_shape, dataset.classes)
