@@ -13,6 +13,7 @@ def unsettled(network: nn.Module) -> nn.Module:
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.3, 2)
-            nn.init.normal_(module.weight, 0.8, 0.5)
+            if module.weight is not None:  # network.scale=false
+                nn.init.normal_(module.weight, 0.8, 0.5)
             nn.init.normal_(module.bias, 0, 0.3)
     return network

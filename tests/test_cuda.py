@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ from smidgen.training import checkpoint, loop
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, new_network, start, train
 from smidgen.training.sums import EpochSums, LossError
-from smidgen.trial import Adam, Augmentation, Quantization, Trial
+from smidgen.trial import Adam, Augmentation, Network, Quantization, Trial
 from smidgen.trials.mnist import augmented, strict
 
 HAS_GPU = torch.cuda.is_available()
@@ -60,6 +60,7 @@ TRIALS: dict[str, Callable[[Trial], Trial]] = {
     "everything": lambda base: small(
         strict(),
         base,
+        network=replace(cast("Network", strict().network), scale=False),
         dropout=0.1,
         label_smoothing=0.1,
         recalibration=0.3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -106,6 +107,8 @@ NETWORKS = {
     "reference": build(REFERENCE_NETWORK),
     "reference, activation first": build(Network(REFERENCE_NETWORK.blocks, order="activation-norm")),
     "padded, activation first": build(PADDED),
+    "no scale": build(replace(cast("Network", strict().network), scale=False)),
+    "no scale, activation first": build(replace(PADDED, scale=False)),
     "branches": Branches,
     "separable, padded": padded_separable,
     "separable, unpadded": unpadded_separable,

@@ -74,10 +74,12 @@ blocks = st.lists(
 )
 
 
-def built(blocks: Sequence[Conv | MaxPool | AvgPool], order: str = "norm-activation") -> tuple[Network, nn.Module]:
+def built(
+    blocks: Sequence[Conv | MaxPool | AvgPool], order: str = "norm-activation", *, scale: bool = True
+) -> tuple[Network, nn.Module]:
     """A network of blocks that fit, in evaluation mode, and its description."""
     first = Conv(4, kernel=3, padding=1)  # to an even number of channels, for the groups
-    described = Network(blocks=(first, *blocks, AvgPool(), Linear()), order=order)  # type: ignore[arg-type]
+    described = Network(blocks=(first, *blocks, AvgPool(), Linear()), order=order, scale=scale)  # type: ignore[arg-type]
     try:
         return described, build_network(described, input_shape=(1, 20, 16), classes=5, dropout=0.2).eval()
     except TrialError:
@@ -85,12 +87,17 @@ def built(blocks: Sequence[Conv | MaxPool | AvgPool], order: str = "norm-activat
 
 
 @settings(max_examples=60, deadline=None)
-@given(blocks=blocks, order=st.sampled_from(["norm-activation", "activation-norm"]), seed=st.integers(0, 100))
+@given(
+    blocks=blocks,
+    order=st.sampled_from(["norm-activation", "activation-norm"]),
+    scale=st.booleans(),
+    seed=st.integers(0, 100),
+)
 def test_traced_and_folded_graphs_are_the_network(
-    blocks: list[Conv | MaxPool | AvgPool], order: str, seed: int
+    blocks: list[Conv | MaxPool | AvgPool], order: str, scale: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    network = unsettled(built(blocks, order)[1])
+    network = unsettled(built(blocks, order, scale=scale)[1])
     graph = trace(network, (1, 20, 16))
     images = torch.randn(3, 1, 20, 16)
     expected = copy.deepcopy(network).double()(images.double()).detach()
@@ -145,9 +152,9 @@ def multiply_adds_by_pytorch(network: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 @settings(max_examples=40, deadline=None)
-@given(blocks=blocks)
-def test_costs_are_those_that_pytorch_counts(blocks: list[Conv | MaxPool | AvgPool]) -> None:
-    described, network = built(blocks)
+@given(blocks=blocks, scale=st.booleans())
+def test_costs_are_those_that_pytorch_counts(blocks: list[Conv | MaxPool | AvgPool], scale: bool) -> None:
+    described, network = built(blocks, scale=scale)
     found = cost(trace(network, (1, 20, 16)))
     assert found.macs == multiply_adds_by_pytorch(network, (1, 20, 16))
     assert found.parameters == sum(p.numel() for p in network.parameters())

@@ -6,7 +6,9 @@ import copy
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -30,8 +32,8 @@ from smidgen.randomness import Purpose, Stream
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
-from smidgen.trial import SGD, Augmentation, Trial
-from smidgen.trials.mnist import augmented, strict
+from smidgen.trial import SGD, Augmentation, Network, Trial
+from smidgen.trials.mnist import augmented, strict, tiny
 
 if not LEVELS:
     pytest.skip("the native engine is not installed", allow_module_level=True)
@@ -50,9 +52,11 @@ def batch(count: int, channels: int = 1, side: int = 28) -> tuple[Tensor, Tensor
 
 # Whole networks.
 
+UNSCALED = replace(tiny(), name="unscaled", network=replace(cast("Network", tiny().network), scale=False))
+
 
 @pytest.mark.parametrize("name", LEVELS)
-@pytest.mark.parametrize("trial", [strict(), augmented()], ids=lambda t: t.name)
+@pytest.mark.parametrize("trial", [strict(), augmented(), UNSCALED], ids=lambda t: t.name)
 def test_built_in_networks_agree_with_pytorch(trial: Trial, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMIDGEN_ISA", name)
     for training in (True, False):
@@ -65,8 +69,9 @@ def test_built_in_networks_agree_with_pytorch(trial: Trial, name: str, monkeypat
             compare(network, batch(37)[0].flip(2), 1e-4)
 
 
-def test_several_steps_of_training_agree_with_pytorch() -> None:
-    exact, plain = network_of(strict()).double(), network_of(strict())
+@pytest.mark.parametrize("trial", [strict(), UNSCALED], ids=lambda t: t.name)
+def test_several_steps_of_training_agree_with_pytorch(trial: Trial) -> None:
+    exact, plain = network_of(trial).double(), network_of(trial)
     native = NativeNetwork(plain, 2)
     pairs = [(exact, torch.optim.SGD(exact.parameters(), 0.05, 0.9, nesterov=True))]
     pairs += [(native, torch.optim.SGD(native.parameters(), 0.05, 0.9, nesterov=True))]

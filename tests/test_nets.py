@@ -37,6 +37,19 @@ def test_the_order_of_a_block() -> None:
     assert kinds(build(plain, *head, dropout=0.1))[0:2] == ["Conv2d", "AvgPool2d"]
 
 
+def test_without_a_scale_a_norm_has_a_shift_only() -> None:
+    torch.manual_seed(0)
+    network = build_network(Network((Conv(3), AvgPool(), Linear()), scale=False), input_shape=(1, 8, 8), classes=4)
+    norm = network.get_submodule("norm1")
+    assert [name for name, _ in norm.named_parameters()] == ["bias"]
+    assert count_parameters(network) == 27 + 3 + 3 * 4 + 4
+    images = torch.randn(5, 3, 6, 6)
+    expected = (images - images.mean((0, 2, 3), keepdim=True)) / (
+        images.var((0, 2, 3), False, keepdim=True) + 1e-5
+    ).sqrt()
+    torch.testing.assert_close(norm(images), expected)
+
+
 blocks = st.one_of(
     st.builds(
         Conv,

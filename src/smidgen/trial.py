@@ -157,13 +157,15 @@ Block = Conv | MaxPool | AvgPool | Linear
 class Network(Settings):
     """The blocks of the network, in order; the last gives one score a class.
 
-    `order` says where BatchNorm stands in a convolution's block.
+    `order` says where BatchNorm stands in a convolution's block. Without `scale` it has a shift only: a scale costs a
+    parameter a channel, and where a convolution or linear layer follows, its weights can do the same.
     """
 
     type_implied = True
 
     blocks: tuple[Block, ...] = setting()
     order: Literal["norm-activation", "activation-norm"] = setting("norm-activation")
+    scale: bool = setting(True, later=True, help="whether BatchNorm learns a scale, not only a shift")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,7 @@ class _Plan:
     """The layers so far and their output shape; nothing is allocated until all fit."""
 
     def __init__(self, network: Network, input_shape: tuple[int, ...], classes: int, dropout: float) -> None:
-        self.order, self.dropout, self.classes = network.order, dropout, classes
+        self.order, self.scale, self.dropout, self.classes = network.order, network.scale, dropout, classes
         channels, height, width = input_shape
         self.shape = (channels, height, width)
         self.layers: list[tuple[str, _Make]] = []
@@ -139,8 +139,8 @@ class _Plan:
         steps = ["norm", "activation"] if self.order == "norm-activation" else ["activation", "norm"]
         for step in steps:
             if step == "norm" and block.norm:
-                self.parameters += 2 * outputs
-                self._append("norm", lambda: nn.BatchNorm2d(outputs))
+                self.parameters += (1 + self.scale) * outputs
+                self._append("norm", lambda: _norm(outputs, scale=self.scale))
             elif step == "activation":
                 self._activate(block.activation)
         if block.activation != "none" and self.dropout:
@@ -179,6 +179,14 @@ class _Plan:
         self._append("linear", lambda: nn.Linear(inputs, outputs, bias=block.bias))
         self._activate(block.activation)
         self.shape = (outputs, 1, 1)
+
+
+def _norm(channels: int, *, scale: bool) -> nn.BatchNorm2d:
+    """BatchNorm with a learnt shift and, where asked for, a learnt scale."""
+    norm = nn.BatchNorm2d(channels)
+    if not scale:
+        norm.register_parameter("weight", None)
+    return norm
 
 
 def measure(network: Network | Module, *, input_shape: Sequence[int], classes: int) -> tuple[int, int]:

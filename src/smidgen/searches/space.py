@@ -94,6 +94,7 @@ _WORDS = {
     "squeeze": ("no", "yes"),
     "head": ("linear", "convolution"),
     "order": ("norm-activation", "activation-norm"),
+    "norm_scale": ("yes", "no"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("one-cycle", "cosine"),
 }
@@ -116,6 +117,7 @@ class Space(Settings):
     squeeze: Words = setting(Words(("no", "yes")), help="whether a 1 x 1 convolution follows each halving")
     head: Words = setting(Words(("linear", "convolution")))
     order: Words = setting(Words(("norm-activation", "activation-norm")))
+    norm_scale: Words = setting(Words(("yes",)), later=True, help="whether BatchNorm learns a scale: yes or no")
     optimizer: Words = setting(Words(("sgd",)), help="sgd or adamw")
     lr: Reals = setting(Reals(0.02, 0.4, True), help="peak learning rate of SGD with Nesterov momentum 0.9")
     adamw_lr: Reals = setting(Reals(0.002, 0.05, True), help="peak learning rate of AdamW")
@@ -226,7 +228,8 @@ def _network(space: Space, choose: Choose) -> Network:
     else:
         blocks += [Conv(None, kernel=1, norm=False, activation="none"), AvgPool()]
     order = choose.word("order", space.order)
-    return Network(tuple(blocks), "activation-norm" if order == "activation-norm" else "norm-activation")
+    scale = choose.word("norm_scale", space.norm_scale) == "yes"
+    return Network(tuple(blocks), "activation-norm" if order == "activation-norm" else "norm-activation", scale)
 
 
 def _optimizer(space: Space, choose: Choose) -> Optimizer:

@@ -76,7 +76,9 @@ def changes(old: Trial, new: Trial) -> list[str]:
 
 
 def _shown(network: Network | Module) -> str:
-    return f"{network} ({network.order if isinstance(network, Network) else network.sha256[:12]})"
+    if not isinstance(network, Network):
+        return f"{network} ({network.sha256[:12]})"
+    return f"{network} ({network.order}{'' if network.scale else ', no scale'})"
 
 
 def _plain(value: Json) -> str:
