@@ -110,8 +110,8 @@ _DISTORTED = Augmentation(rotation=10, translation=0.1, scale=0.1, shear=0.1, el
 def victims(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Runs that can be killed, by name: arguments of `smidgen`, without those for the directory.
 
-    Between them they have every optimizer and schedule, averaging or none, distortion, dropout,
-    label smoothing, a last batch that is smaller, and both engines.
+    Between them they have every optimizer and schedule, averaging or none, recalibration or none, distortion,
+    dropout, label smoothing, a last batch that is smaller, and both engines.
     """
     folder = tmp_path_factory.mktemp("victims")
     data = write_folder(folder / "data", mnist, 650, 200, step=2)
@@ -132,7 +132,9 @@ def victims(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     trials = {
         "sgd": (first, ["auto"]),
         "adam": (
-            replace(first, optimizer=Adam(lr=0.01, weight_decay=0.01), schedule=Cosine(warmup=0.1)),
+            replace(
+                first, optimizer=Adam(lr=0.01, weight_decay=0.01), schedule=Cosine(warmup=0.1), recalibration=0.2
+            ),
             ["auto", "eager"],
         ),
         "adamw": (replace(first, optimizer=AdamW(lr=0.01), schedule=Step(1), averaging=0.0), ["auto", "eager"]),

@@ -18,7 +18,7 @@ from torch import Tensor
 from smidgen.errors import RunError, TrainingError
 from smidgen.files import cannot_read
 from smidgen.tensorfile import TensorFileError, all_finite, plain_copies, read_header, read_tensors, sealed_bytes
-from smidgen.training.loop import EpochRecord, Training
+from smidgen.training.loop import EpochRecord, Training, recalibration_steps
 from smidgen.training.sums import EpochSums, LossError
 from smidgen.trial import Trial
 
@@ -100,7 +100,7 @@ def restore(training: Training, path: Path, origin: Origin, trial: Trial, images
         if rows is None or rows[0] != torch.float64 or rows[1][1:] != (len(_COLUMNS),) or rows[1][0] > trial.epochs:
             raise ValueError("its history is malformed")
         step, sums = _position(header.about, trial, images, finished=rows[1][0])
-        taken = rows[1][0] * math.ceil(images / trial.batch_size) + step
+        taken = _steps_taken(trial, images, finished=rows[1][0], step=step)
         state = training.optimizer.state_after(taken)
         named = _network_tensors(training) | _optimizer_tensors(state)
         if header.tensors != {name: (t.dtype, tuple(t.shape)) for name, t in named.items()}:
@@ -165,6 +165,12 @@ def _to_history(table: Tensor) -> list[EpochRecord]:
     if [record.epoch for record in history] != list(range(1, len(history) + 1)):
         raise ValueError("its epochs are not in order")
     return history
+
+
+def _steps_taken(trial: Trial, images: int, finished: int, step: int) -> int:
+    """Steps of the optimizer; the last of a finished training only recalibrate."""
+    steps = math.ceil(images / trial.batch_size)
+    return finished * steps + step - (recalibration_steps(trial, steps) if finished == trial.epochs else 0)
 
 
 def _position(about: dict[str, Any], trial: Trial, images: int, finished: int) -> tuple[int, EpochSums]:
