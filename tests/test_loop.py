@@ -24,7 +24,7 @@ from smidgen.schedules import Cosine, OneCycle, Step
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
-from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, Network, Trial
+from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, FullMatrixAdam, Network, Trial
 
 ENGINE = choose(threads=1)
 
@@ -204,6 +204,7 @@ ORIGIN = Origin("recipe", "data", 5)
         {"optimizer": Adam(lr=0.01, weight_decay=0.01), "schedule": OneCycle()},
         {"optimizer": AdamW(lr=0.01), "schedule": Cosine(warmup=0.1), "averaging": 0.0},
         {"optimizer": SGD(lr=0.05, momentum=0.0), "schedule": Step(1)},
+        {"optimizer": FullMatrixAdam(lr=0.02, every=10)},
     ],
 )
 def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(

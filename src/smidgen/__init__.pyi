@@ -70,6 +70,7 @@ from .trial import Augmentation as Augmentation
 from .trial import AvgPool as AvgPool
 from .trial import Conv as Conv
 from .trial import Data as Data
+from .trial import FullMatrixAdam as FullMatrixAdam
 from .trial import Goal as Goal
 from .trial import Linear as Linear
 from .trial import MaxPool as MaxPool

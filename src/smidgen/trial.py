@@ -286,7 +286,30 @@ class AdamW(Adam):
     type_name = "adamw"
 
 
-Optimizer = SGD | Adam | AdamW
+@dataclass(frozen=True, kw_only=True)
+class FullMatrixAdam(Settings):
+    """Adam whose second moments are a whole matrix, not its diagonal, for at most 4,096 trained parameters.
+
+    Where AdamW divides each parameter's step by the root of its mean squared gradient, this multiplies the step of all
+    parameters by the inverse root of the mean of their gradients' products: full-matrix AdaGrad (Duchi, Hazan and
+    Singer, JMLR 2011) with AdamW's decaying means and decoupled weight decay. Steep directions need not agree with the
+    axes. The first 10 steps only gather gradients.
+    """
+
+    lr: float = setting(above=0, most=1_000, help="learning rate; the peak, where the schedule has one")
+    beta1: float = setting(0.9, least=0, below=1)
+    beta2: float = setting(0.999, least=0, below=1)
+    epsilon: float = setting(0.01, above=0, most=1_000, help="added to each eigenvalue, as a share of their mean")
+    every: int = setting(200, least=10, most=100_000, help="steps from one root of the matrix to the next, tens only")
+    weight_decay: float = setting(0.0, least=0, most=10, help="on weights, never on biases or BatchNorm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every % 10:
+            raise SettingError("FullMatrixAdam.every", self.every, "a multiple of 10")
+
+
+Optimizer = SGD | Adam | AdamW | FullMatrixAdam
 
 
 LONGEST_LINEAGE = 16

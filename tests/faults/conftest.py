@@ -132,9 +132,7 @@ def victims(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     trials = {
         "sgd": (first, ["auto"]),
         "adam": (
-            replace(
-                first, optimizer=Adam(lr=0.01, weight_decay=0.01), schedule=Cosine(warmup=0.1), recalibration=0.2
-            ),
+            replace(first, optimizer=Adam(lr=0.01, weight_decay=0.01), schedule=Cosine(warmup=0.1), recalibration=0.2),
             ["auto", "eager"],
         ),
         "adamw": (replace(first, optimizer=AdamW(lr=0.01), schedule=Step(1), averaging=0.0), ["auto", "eager"]),

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from smidgen.data.augment import normalize, resample, sampling_matrices, to_float
 from smidgen.data.dataset import Examples
 from smidgen.engines.eager import EagerEngine, EagerLoader
-from smidgen.engines.engine import Batch, EngineKind, Figures
+from smidgen.engines.engine import Batch, EngineKind, Figures, Optimizer
 from smidgen.engines.flat import FlatAverage, FlatState
-from smidgen.engines.optimizers import TorchOptimizer
+from smidgen.engines.optimizers import OPTIMIZERS, TorchOptimizer
 from smidgen.randomness import Purpose, Stream
 from smidgen.trial import Augmentation
 from smidgen.trial import Optimizer as OptimizerSettings
@@ -114,8 +114,10 @@ class CudaEngine(EagerEngine):
 
     def optimizer(
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
-    ) -> tuple[TorchOptimizer, FlatAverage | None]:
+    ) -> tuple[Optimizer, FlatAverage | None]:
         """As `Engine` says."""
+        if type(settings) not in OPTIMIZERS:  # which finds its eigenvectors by waiting for the GPU
+            return super().optimizer(settings, network, averaged=averaged)
         flat = FlatState(network)
         optimizer = CudaOptimizer(settings, network, flat, self.device, records=self.records)
         return optimizer, FlatAverage(network, flat, Tensor.lerp_) if averaged else None

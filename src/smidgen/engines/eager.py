@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from smidgen.data.augment import KNOWN_SETTINGS, augment, changed_settings, normalize, to_float
 from smidgen.data.dataset import Examples
-from smidgen.engines.engine import Batch, EngineKind, Figures, LayerTimes, Precision, Support
+from smidgen.engines.engine import Batch, EngineKind, Figures, LayerTimes, Optimizer, Precision, Support
 from smidgen.engines.flat import FlatAverage, FlatState
-from smidgen.engines.optimizers import OPTIMIZERS, TorchOptimizer
+from smidgen.engines.optimizers import new_optimizer, optimizer_support
 from smidgen.graph.ops import Shape
 from smidgen.randomness import Purpose, Stream
 from smidgen.settings import Json
@@ -133,10 +133,10 @@ class EagerEngine:
 
     def optimizer(
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
-    ) -> tuple[TorchOptimizer, FlatAverage | None]:
+    ) -> tuple[Optimizer, FlatAverage | None]:
         """As `Engine` says."""
         flat = FlatState(network)
-        return TorchOptimizer(settings, network, flat), FlatAverage(network, flat, Tensor.lerp_) if averaged else None
+        return new_optimizer(settings, network, flat), FlatAverage(network, flat, Tensor.lerp_) if averaged else None
 
     def time_layers(self, network: nn.Module) -> LayerTimes | None:  # noqa: ARG002 - the interface's
         """As `Engine` says: it has no times."""
@@ -172,8 +172,8 @@ class EagerLoader:
 
 def training_support(trial: Trial, network: nn.Module) -> Support:
     """Whether there is everything that a training needs besides the network's operations."""
-    if type(trial.optimizer) not in OPTIMIZERS:
-        return Support(f"no engine has the optimizer {type(trial.optimizer).__name__}")
+    if not (support := optimizer_support(trial.optimizer, network)):
+        return support
     unknown = changed_settings(trial.augmentation) - KNOWN_SETTINGS
     if unknown:
         return Support(f"no engine has the augmentation {min(unknown)}")

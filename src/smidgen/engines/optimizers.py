@@ -1,4 +1,4 @@
-"""The optimizers of a trial as PyTorch's, with what each remembers: one row an optimizer."""
+"""The optimizers of a trial: PyTorch's, with what each remembers, one row an optimizer; and our own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smidgen.engines.engine import Optimizer, Support
 from smidgen.engines.flat import FlatState
-from smidgen.trial import SGD, Adam, AdamW, Optimizer
+from smidgen.engines.full_matrix import MOST_PARAMETERS, FullMatrixOptimizer
+from smidgen.trial import SGD, Adam, AdamW, FullMatrixAdam
+from smidgen.trial import Optimizer as OptimizerSettings
 
 _Groups = list[dict[str, Any]]
 
@@ -48,6 +51,44 @@ OPTIMIZERS: dict[type[Any], OptimizerKind] = {
 }
 
 
+def optimizer_support(settings: OptimizerSettings, network: nn.Module) -> Support:
+    """Whether there is the optimizer that a trial asks for, for this network.
+
+    Args:
+        settings: the trial's.
+        network: that is to be trained.
+    """
+    if isinstance(settings, FullMatrixAdam):
+        count = sum(p.numel() for p in trained_parameters(network))
+        if count <= MOST_PARAMETERS:
+            return Support()
+        return Support(
+            f"{settings.type_name} is for at most {MOST_PARAMETERS:,} trained parameters, and the network has "
+            f"{count:,}; set another optimizer"
+        )
+    if type(settings) not in OPTIMIZERS:
+        return Support(f"no engine has the optimizer {type(settings).__name__}")
+    return Support()
+
+
+def new_optimizer(settings: OptimizerSettings, network: nn.Module, flat: FlatState) -> Optimizer:
+    """The optimizer that a trial asks for, by PyTorch's operations.
+
+    Args:
+        settings: the trial's.
+        network: whose parameters are trained.
+        flat: the state of that network.
+    """
+    if isinstance(settings, FullMatrixAdam):
+        return FullMatrixOptimizer(settings, trained_parameters(network))
+    return TorchOptimizer(settings, network, flat)
+
+
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """A network's parameters without the frozen ones."""
+    return [p for p in network.parameters() if p.requires_grad]
+
+
 class TorchOptimizer:
     """One of PyTorch's optimizers, as `smidgen.engines.engine.Optimizer` says.
 
@@ -57,7 +98,7 @@ class TorchOptimizer:
         flat: the state of that network.
     """
 
-    def __init__(self, settings: Optimizer, network: nn.Module, flat: FlatState) -> None:
+    def __init__(self, settings: OptimizerSettings, network: nn.Module, flat: FlatState) -> None:
         self._kind, self._settings = OPTIMIZERS[type(settings)], settings
         if self._kind.elementwise:
             weights, vectors = {"weights": flat.weights}, {"vectors": flat.vectors}

@@ -18,7 +18,7 @@ from smidgen.engines.native.fuse import UnsupportedError
 from smidgen.engines.native.images import KNOWN_SETTINGS, Blocks, NativeLoader, laid_out_images
 from smidgen.engines.native.module import NativeNetwork
 from smidgen.engines.native.vectors import FlatSGD, move_towards
-from smidgen.engines.optimizers import OPTIMIZERS, TorchOptimizer
+from smidgen.engines.optimizers import OPTIMIZERS, new_optimizer
 from smidgen.graph.ops import Shape
 from smidgen.randomness import Stream
 from smidgen.settings import Json
@@ -70,7 +70,8 @@ class NativeEngine:
             return support
         if unknown := changed_settings(trial.augmentation) - KNOWN_SETTINGS:
             return Support(f"the native engine cannot load images with augmentation.{min(unknown)}")
-        if not OPTIMIZERS[type(trial.optimizer)].elementwise:
+        kind = OPTIMIZERS.get(type(trial.optimizer))
+        if kind and not kind.elementwise:
             return Support(f"the native engine lacks the optimizer {type(trial.optimizer).__name__}")
         return self.runs(network, input_shape)
 
@@ -120,7 +121,7 @@ class NativeEngine:
         average = FlatAverage(network, flat, move_towards) if averaged else None
         if isinstance(settings, SGD):
             return FlatSGD(settings, flat), average
-        return TorchOptimizer(settings, network, flat), average
+        return new_optimizer(settings, network, flat), average
 
     def time_layers(self, network: nn.Module) -> LayerTimes | None:
         """As `Engine` says."""
