@@ -35,7 +35,7 @@ from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_
 from smidgen.sweeps.executor import Outcome, run_job
 from smidgen.sweeps.jobs import Job
 from smidgen.sweeps.progress import Standing, SweepProgress
-from smidgen.trial import AdamW, Trial
+from smidgen.trial import AdamW, FullMatrixAdam, Trial
 from smidgen.trials.find import find_trial
 
 SPACE = Space(
@@ -118,7 +118,8 @@ WIDE = Space(
     kind=Words(("plain", "separable")),
     padding=Integers(0, 1),
     pool=Words(("max", "average", "stride")),
-    optimizer=Words(("sgd", "adamw")),
+    norm_scale=Words(("yes", "no")),
+    optimizer=Words(("sgd", "adamw", "full-matrix-adam")),
     schedule=Words(("one-cycle", "cosine")),
 )
 
@@ -136,7 +137,7 @@ def test_every_choice_makes_a_trial_whose_size_is_known_before_it_is_built(space
         assert parameters == count_parameters(network)
         assert macs > 0
         kinds |= {type(trial.optimizer), type(trial.schedule)}
-    assert ({AdamW, Cosine} <= kinds) == (space is WIDE)
+    assert ({AdamW, FullMatrixAdam, Cosine} <= kinds) == (space is WIDE)
 
 
 def test_spaces_that_cannot_be_are_named() -> None:
@@ -202,6 +203,17 @@ def test_asking_keeps_the_limits_and_depends_on_nothing_but_what_was_told(small_
     assert asker(small_trial).ask(told[:-1], 1, 4)[0] != more
     fewer = asker(small_trial, limits=Limits(10_000, macs=100_000)).ask([], 0, 8)[0]
     assert all(c.macs <= 100_000 for c in fewer)
+
+
+def test_a_network_too_large_for_its_optimizer_is_not_asked_for(
+    small_trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "MOST_PARAMETERS", 300)
+    space = replace(SPACE, optimizer=Words(("sgd", "full-matrix-adam")))
+    asked, _ = asker(small_trial, space=space, limits=Limits(1_000)).ask([], 0, 12)
+    assert {isinstance(c.trial.optimizer, FullMatrixAdam) for c in asked} == {True, False}
+    assert any(c.parameters > 300 for c in asked)
+    assert all(c.parameters <= 300 for c in asked if isinstance(c.trial.optimizer, FullMatrixAdam))
 
 
 def test_what_is_told_is_heeded(small_trial: Trial) -> None:

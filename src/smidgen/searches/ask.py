@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from smidgen.engines.full_matrix import MOST_PARAMETERS
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.lowering.c.budget import check_bytes
 from smidgen.nets.build import build_network, measure
 from smidgen.searches.candidate import Candidate
 from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
-from smidgen.trial import BUDGETS, Trial
+from smidgen.trial import BUDGETS, FullMatrixAdam, Trial
 
 MOST_REJECTED = 1_000
 """Candidates over a limit in a row before a batch is given up."""
@@ -136,10 +137,12 @@ class Asker:
         return found, rejected
 
     def _candidate(self, trial: Trial, asked: Any, number: int, batch: int) -> Candidate | None:
-        """The candidate of a trial; None where it does not fit the images or is over a limit."""
+        """The candidate of a trial; None where it does not fit the images or its optimizer, or is over a limit."""
         try:
             parameters, macs = measure(trial.network, input_shape=self.input_shape, classes=self.classes)
         except TrialError:
+            return None
+        if isinstance(trial.optimizer, FullMatrixAdam) and parameters > MOST_PARAMETERS:
             return None
         if self.limits.exceeded(parameters, macs) or not self._fits_in_bytes(trial):
             return None

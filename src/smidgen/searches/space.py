@@ -16,6 +16,7 @@ from smidgen.trial import (
     AvgPool,
     Block,
     Conv,
+    FullMatrixAdam,
     Linear,
     MaxPool,
     Network,
@@ -95,7 +96,7 @@ _WORDS = {
     "head": ("linear", "convolution"),
     "order": ("norm-activation", "activation-norm"),
     "norm_scale": ("yes", "no"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "full-matrix-adam"),
     "schedule": ("one-cycle", "cosine"),
 }
 
@@ -118,9 +119,10 @@ class Space(Settings):
     head: Words = setting(Words(("linear", "convolution")))
     order: Words = setting(Words(("norm-activation", "activation-norm")))
     norm_scale: Words = setting(Words(("yes",)), later=True, help="whether BatchNorm learns a scale: yes or no")
-    optimizer: Words = setting(Words(("sgd",)), help="sgd or adamw")
+    optimizer: Words = setting(Words(("sgd",)), help="sgd, adamw or, up to 4,096 parameters, full-matrix-adam")
     lr: Reals = setting(Reals(0.02, 0.4, True), help="peak learning rate of SGD with Nesterov momentum 0.9")
     adamw_lr: Reals = setting(Reals(0.002, 0.05, True), help="peak learning rate of AdamW")
+    full_matrix_lr: Reals = setting(Reals(0.01, 0.05, True), later=True, help="peak learning rate of full-matrix-adam")
     weight_decay: Reals = setting(Reals(1e-5, 1e-3, True))
     schedule: Words = setting(Words(("one-cycle",)), help="one-cycle or cosine")
     rise: Reals = setting(Reals(0.1, 0.4), help="fraction of the steps on the way up")
@@ -234,9 +236,12 @@ def _network(space: Space, choose: Choose) -> Network:
 
 def _optimizer(space: Space, choose: Choose) -> Optimizer:
     decay = choose.real("weight_decay", space.weight_decay)
-    if choose.word("optimizer", space.optimizer) == "adamw":
-        # Decoupled, the decay acts times the rate, which is smaller here: ten times as much is alike.
-        return AdamW(lr=choose.real("adamw_lr", space.adamw_lr), weight_decay=10 * decay)
+    # Decoupled, the decay acts times the rate, which is smaller there: ten times as much is alike.
+    match choose.word("optimizer", space.optimizer):
+        case "adamw":
+            return AdamW(lr=choose.real("adamw_lr", space.adamw_lr), weight_decay=10 * decay)
+        case "full-matrix-adam":
+            return FullMatrixAdam(lr=choose.real("full_matrix_lr", space.full_matrix_lr), weight_decay=10 * decay)
     return SGD(lr=choose.real("lr", space.lr), momentum=0.9, nesterov=True, weight_decay=decay)
 
 
