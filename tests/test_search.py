@@ -210,7 +210,7 @@ def test_a_network_too_large_for_its_optimizer_is_not_asked_for(
 ) -> None:
     monkeypatch.setattr(ask, "MOST_PARAMETERS", 300)
     space = replace(SPACE, optimizer=Words(("sgd", "full-matrix-adam")))
-    asked, _ = asker(small_trial, space=space, limits=Limits(1_000)).ask([], 0, 12)
+    asked, _ = asker(small_trial, space=space, limits=Limits(1_000)).ask([], 0, 24)
     assert {isinstance(c.trial.optimizer, FullMatrixAdam) for c in asked} == {True, False}
     assert any(c.parameters > 300 for c in asked)
     assert all(c.parameters <= 300 for c in asked if isinstance(c.trial.optimizer, FullMatrixAdam))
