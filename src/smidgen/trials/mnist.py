@@ -173,15 +173,15 @@ def strict() -> Trial:
 
 TINY = Story(
     title="Trial 5: 99.4 % with as few parameters as possible.",
-    target="a mean of 99.4 % after the last epoch with at most 1,900 parameters and 14 epochs.",
+    target="a mean of 99.4 % after the last epoch with at most 2,300 parameters and 14 epochs.",
     result="{measured} See docs/results.md.",
     analysis=(
-        "A narrower flagship that pools one layer earlier, with four changes. It has no linear layer: a last separable "
-        "convolution gives a map of scores for each class, and their average is the score. BatchNorm has a shift but "
-        "no scale, as the convolution that follows can do the same. Widths grow towards the scores. And its steps are "
-        "those of full-matrix-adam: what limits a small network in 14 epochs is how fast it learns, and a whole "
-        "matrix of second moments fits where there are so few parameters. docs/results.md has the ablation, and "
-        "docs/log.md what did not help."
+        "A narrower flagship with weaker augmentation, because a small network has less capacity to spare. It has no "
+        "linear layer: a last separable convolution gives a map of scores for each class, and their average is the "
+        "score, which is worth 0.026 ± 0.013 points on held-out training images. It pools one layer earlier, which "
+        "costs nothing and saves 41 % of the MACs. Leaky ReLU, BatchNorm between the two halves of a separable "
+        "convolution and a 5×5 kernel in the first layer brought nothing here; 1,900 parameters, without scales in "
+        "BatchNorm and trained by full-matrix-adam, reached 99.376 % (docs/log.md)."
     ),
 )
 
@@ -192,10 +192,9 @@ def tiny() -> Trial:
         strict(),
         name="mnist-tiny",
         note="99.4 % with as few parameters as possible",
-        goal=Goal(accuracy=99.4, parameters=1_900, epochs=14),
-        network=separable_network(Conv(8), (12,), (15, 17, 21), direct=True, scale=False),
-        augmentation=Augmentation(rotation=7, translation=0.05, scale=0.07, shear=0.06, interpolation="bilinear"),
-        optimizer=FullMatrixAdam(lr=0.02, weight_decay=1e-3),
+        goal=Goal(accuracy=99.4, parameters=2_300, epochs=14),
+        network=separable_network(Conv(8), (13,), (18, 20, 20), direct=True),
+        augmentation=Augmentation(rotation=6, translation=0.045, scale=0.06, interpolation="bilinear"),
     )
 
 
@@ -204,11 +203,12 @@ TINY_99 = Story(
     target="a mean of 99 % after the last epoch with at most 980 parameters and 14 epochs.",
     result="{measured} See docs/results.md.",
     analysis=(
-        "The shape of trial 5 with half the parameters. Trained by SGD for twice as many epochs it would gain 0.11 "
-        "points on held-out images, for four times as many 0.22; full-matrix-adam with a little more augmentation "
-        "gains as much as the doubling. With 889 parameters held-out images suggest 99.0 % without a margin, with 720 "
-        "about 98.7 %. 99 % has been reported with 697 parameters, from 2,000 epochs and the best of hundreds of runs "
-        "(docs/log.md)."
+        "The shape of trial 5, with widths that grow towards the scores, and without scales in BatchNorm: the "
+        "convolution that follows can do the same. What limits so small a network in 14 epochs is how fast it learns: "
+        "by SGD, twice as many epochs would be worth 0.11 points on held-out images, and four times as many 0.22. Its "
+        "few parameters have room for a whole matrix of second moments, and full-matrix-adam gains as much as the "
+        "doubling. With 889 parameters held-out images suggest 99.0 % without a margin, with 720 about 98.7 %. 99 % "
+        "has been reported with 697 parameters, from 2,000 epochs and the best of hundreds of runs (docs/log.md)."
     ),
 )
 
@@ -221,7 +221,7 @@ def tiny_99() -> Trial:
         note="99 % with as few parameters as possible",
         goal=Goal(accuracy=99.0, parameters=980, epochs=14),
         network=separable_network(Conv(4), (6,), (8, 9, 18), direct=True, scale=False),
-        augmentation=Augmentation(rotation=6, translation=0.045, scale=0.06, interpolation="bilinear"),
+        optimizer=FullMatrixAdam(lr=0.02, weight_decay=1e-3),
     )
 
 
