@@ -51,6 +51,7 @@ def of_tiny_99() -> dict[str, Trial]:
     """The same of mnist-tiny-99."""
     whole = on_held_out(smidgen.find_trial("mnist-tiny-99"))
     assert isinstance(whole.network, Network)
+    scaled = replace(whole, network=replace(whole.network, scale=True), goal=replace(whole.goal, parameters=1_100))
     even = separable_network(Conv(5), (8,), (8, 11, 13), direct=True, scale=False)
     linear = separable_network(Conv(4), (6,), (9, 11, 20), scale=False)
     sgd = smidgen.find_trial(FLAGSHIP).optimizer
@@ -59,7 +60,7 @@ def of_tiny_99() -> dict[str, Trial]:
         "mnist-tiny-99": whole,
         "SGD, as the flagship": replace(whole, optimizer=sgd),
         "SGD, and weaker augmentation, 5°, 3 %, 5 %": replace(whole, optimizer=sgd, augmentation=weaker),
-        "BatchNorm with scales": replace(whole, network=replace(whole.network, scale=True)),
+        "BatchNorm with scales": scaled,
         "widths that grow less, 5-8-8-11-13": replace(whole, network=even),
         "a linear layer instead of the last separable convolution, 9-11-20": replace(whole, network=linear),
     }

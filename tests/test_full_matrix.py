@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from smidgen.engines.full_matrix import GATHERED, MOST_PARAMETERS, FullMatrixOptimizer
-from smidgen.errors import SettingError, SmidgenError, TrainingError
+from smidgen.engines.optimizers import optimizer_support, trained_parameters
+from smidgen.errors import SettingError, SmidgenError, TrainingError, TrialError
 from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
@@ -85,19 +87,71 @@ def test_before_there_is_a_matrix_nothing_moves() -> None:
         assert torch.equal(w.detach(), torch.ones(3, 2)) == (step < GATHERED)
 
 
-def test_gradients_that_are_not_finite_are_named() -> None:
-    w = nn.Parameter(torch.ones(3))
+@pytest.mark.parametrize("count", [3, 60])
+def test_gradients_that_are_not_finite_do_not_go_unnoticed(count: int) -> None:
+    w = nn.Parameter(torch.ones(count))
     optimizer = FullMatrixOptimizer(SETTINGS, [w])
-    w.grad = torch.full((3,), torch.nan)
+    w.grad = torch.full((count,), torch.nan)
     for _ in range(GATHERED - 1):
         optimizer.step()
-    with pytest.raises(TrainingError, match="the gradients are not finite"):
+    try:
         optimizer.step()
+    except TrainingError as error:
+        assert str(error) == "the gradients are not finite"
+    else:
+        assert torch.isnan(w).all()
 
 
-def test_the_root_is_renewed_every_tens_of_steps() -> None:
+def test_gradients_of_zero_move_nothing_and_are_forgotten() -> None:
+    w = nn.Parameter(torch.ones(4))
+    optimizer = FullMatrixOptimizer(replace(SETTINGS, weight_decay=0.0), [w])
+    for gradient in (0.0, 1e-3):
+        w.grad = torch.full((4,), gradient)
+        for _ in range(2 * GATHERED):
+            optimizer.step()
+        assert 0.1 < w.min() <= 1
+        assert (w.detach() == 1).all() == (gradient == 0)
+
+
+def test_memory_layouts_and_parameters_that_are_frozen_or_empty() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 4, 3)
+    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    extra = nn.Parameter(torch.zeros(0, 2))
+    extra.grad = torch.zeros(0, 2)
+    optimizers = [
+        FullMatrixOptimizer(SETTINGS, list(plain.parameters())),
+        FullMatrixOptimizer(SETTINGS, [*other.parameters(), extra]),
+    ]
+    for _ in range(3 * GATHERED):
+        gradients = [torch.randn_like(p) for p in plain.parameters()]
+        for network in (plain, other):
+            for p, g in zip(network.parameters(), gradients, strict=True):
+                p.grad = g.contiguous(memory_format=torch.channels_last) if network is other and g.dim() == 4 else g
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_frozen_parameter_stays_and_is_not_counted(small_trial: Trial) -> None:
+    network = nn.Sequential(nn.Linear(70, 60), nn.Linear(60, 2))
+    assert not optimizer_support(FullMatrixAdam(lr=0.1), network)
+    network[0].requires_grad_(False)
+    assert optimizer_support(FullMatrixAdam(lr=0.1), network)
+    assert trained_parameters(network) == list(network[1].parameters())
+
+
+def test_settings_that_cannot_be_are_named() -> None:
     with pytest.raises(SettingError, match=r"FullMatrixAdam.every is 15; allowed: a multiple of 10"):
         FullMatrixAdam(lr=0.1, every=15)
+
+
+def test_a_training_that_would_end_before_the_first_step_is_refused(small_trial: Trial, tmp_path: Path) -> None:
+    trial = replace(small_trial, optimizer=FullMatrixAdam(lr=0.02), batch_size=600, epochs=3)
+    with pytest.raises(TrialError, match=r"gathers gradients in its first 9 steps, and this training has 3"):
+        run(trial, out=tmp_path / "r", progress=Silent())
+    assert not (tmp_path / "r").exists()
 
 
 def test_engines_and_numbers_of_threads_agree(small_trial: Trial, tmp_path: Path) -> None:

@@ -231,6 +231,19 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
     assert figures(second.history) == figures(history)
 
 
+def test_a_finished_training_whose_last_steps_recalibrated_is_restored(
+    small_trial: Trial, data: Dataset, tmp_path: Path
+) -> None:
+    """Adam counts its steps; those that recalibrate are not among them."""
+    trial = replace(everything(small_trial), epochs=2, optimizer=Adam(lr=0.01), recalibration=0.3)
+    whole, _ = trained(trial, data)
+    path = tmp_path / "checkpoint"
+    path.write_bytes(checkpoint.to_bytes(whole, ORIGIN))
+    again = start(trial, new_network(trial, data, 0), ENGINE)
+    checkpoint.restore(again, path, ORIGIN, trial, 600)
+    assert weights_sha256(again.judged) == weights_sha256(whole.judged)
+
+
 def test_a_checkpoint_of_something_else_is_refused(small_trial: Trial, data: Dataset, tmp_path: Path) -> None:
     training, _ = trained(replace(small_trial, epochs=1), data)
     saved = checkpoint.to_bytes(training, ORIGIN)

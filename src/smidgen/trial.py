@@ -158,7 +158,7 @@ class Network(Settings):
     """The blocks of the network, in order; the last gives one score a class.
 
     `order` says where BatchNorm stands in a convolution's block. Without `scale` it has a shift only: a scale costs a
-    parameter a channel, and where a convolution or linear layer follows, its weights can do the same.
+    parameter a channel, and where ReLU and a convolution or linear layer follow, their weights can do the same.
     """
 
     type_implied = True
@@ -292,8 +292,8 @@ class FullMatrixAdam(Settings):
 
     Where AdamW divides each parameter's step by the root of its mean squared gradient, this multiplies the step of all
     parameters by the inverse root of the mean of their gradients' products: full-matrix AdaGrad (Duchi, Hazan and
-    Singer, JMLR 2011) with AdamW's decaying means and decoupled weight decay. Steep directions need not agree with the
-    axes. The first 10 steps only gather gradients.
+    Singer, JMLR 2011) with decaying means and decoupled weight decay as in AdamW, and Nesterov's momentum. Steep
+    directions need not agree with the axes. The first nine steps only gather gradients.
     """
 
     lr: float = setting(above=0, most=1_000, help="learning rate; the peak, where the schedule has one")

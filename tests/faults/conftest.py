@@ -110,7 +110,7 @@ _DISTORTED = Augmentation(rotation=10, translation=0.1, scale=0.1, shear=0.1, el
 def victims(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Runs that can be killed, by name: arguments of `smidgen`, without those for the directory.
 
-    Between them they have every optimizer and schedule, averaging or none, recalibration or none, distortion,
+    Between them they have every optimizer of PyTorch's and every schedule, averaging or none, recalibration or none, distortion,
     dropout, label smoothing, a last batch that is smaller, and both engines.
     """
     folder = tmp_path_factory.mktemp("victims")

@@ -11,7 +11,8 @@ from smidgen.errors import TrainingError
 from smidgen.trial import FullMatrixAdam
 
 MOST_PARAMETERS = 4_096
-"""Bound on the trained parameters: the matrix and its root take 64 MiB each then, and the root some seconds."""
+"""Bound on the trained parameters: the matrix and its root take 64 MiB each then, as they do in each checkpoint, and
+the root some seconds."""
 GATHERED = 10
 """Gradients that enter the matrix at once: one product of matrices instead of as many passes over the whole matrix."""
 
@@ -20,11 +21,15 @@ class FullMatrixOptimizer:
     """`FullMatrixAdam` for a network's trained parameters, on any device.
 
     With g the gradient of all n parameters, it keeps m, the mean of g that decays by `beta1` a step, and C, that of
-    g gᵀ, by `beta2`, both corrected for their beginning at 0 as in Adam. A step is
+    g gᵀ, by `beta2`, both from 0. In step t it uses what they would be without that beginning, and looks ahead as
+    Nesterov's momentum does:
 
-        w ← w - rate * (C + epsilon * trace(C) / n)^(-1/2) (beta1 m + (1 - beta1) g)
+        C' = C / (1 - beta2^t)
+        m' = (beta1 m + (1 - beta1) g) / (1 - beta1^(t + 1))
+        w ← w - rate (C' + epsilon trace(C') / n)^(-1/2) m'
 
-    after decay by `rate * weight_decay`. The root is renewed every `every` steps, at first more often.
+    after decay by `rate * weight_decay`. C takes in ten gradients at a time. The root is renewed every `every` steps,
+    at first whenever they have doubled; before step 10 there is none, and nothing moves.
 
     Args:
         settings: the trial's.
@@ -45,11 +50,7 @@ class FullMatrixOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """As `Optimizer` says.
-
-        Raises:
-            TrainingError: the gradients are not finite.
-        """
+        """As `Optimizer` says. Gradients that are not finite make parameters that are not, as the next loss shows."""
         settings, state = self._settings, self._state
         gradient = torch.cat([_values(p.grad) for p in self._parameters])
         state["mean"].lerp_(gradient, 1 - settings.beta1)
@@ -85,15 +86,21 @@ class FullMatrixOptimizer:
         return rest == 0 and (doubled or self._steps % self._settings.every == 0)
 
     def _renew(self) -> None:
-        """Compute the root of the matrix as it is now."""
+        """Compute the root of the matrix as it is now.
+
+        Raises:
+            TrainingError: a small matrix is not finite; of a large one, LAPACK gives NaN.
+        """
         matrix = self._state["matrix"] / (1 - self._settings.beta2**self._steps)
         try:
             values, vectors = torch.linalg.eigh(matrix)
-        except RuntimeError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # missing in torch's stubs
             raise TrainingError("the gradients are not finite") from None
         values = values.clamp(min=0)  # rounding can make them negative
-        damping = self._settings.epsilon * values.mean() + torch.finfo(values.dtype).tiny
-        self._state["root"].copy_((vectors * (values + damping).rsqrt()) @ vectors.T)
+        mean = values.mean()
+        damping = self._settings.epsilon * mean + torch.finfo(values.dtype).tiny
+        root = (vectors * (values + damping).rsqrt()) @ vectors.T
+        self._state["root"].copy_(root * (mean > 0))  # none, as long as all gradients were 0
 
     def state(self) -> dict[str, Tensor]:
         """As `Optimizer` says."""
@@ -104,7 +111,7 @@ class FullMatrixOptimizer:
         count, device = sum(self._sizes), self._parameters[0].device if self._parameters else None
         shapes = {"mean": (count,), "gathered": (GATHERED, count), "matrix": (count, count), "root": (count, count)}
         made = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
-        return {**made, "step": torch.zeros((), device=device)}
+        return {**made, "step": torch.zeros((), dtype=torch.int64, device=device)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """As `Optimizer` says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from smidgen.anatomy.layers import examine_trial
 from smidgen.data.dataset import Dataset, load_dataset
 from smidgen.engines.choose import choose_for
 from smidgen.engines.engine import Engine
-from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError
+from smidgen.engines.full_matrix import GATHERED
+from smidgen.errors import RunError, SmidgenError, SmidgenInterruptedError, TrialError
 from smidgen.lowering.c.budget import check_bytes
 from smidgen.machine import exclusive, note_threads
 from smidgen.nets.own import check_own_network, check_step, own_network
@@ -34,7 +36,7 @@ from smidgen.runs.trackio import Trackio
 from smidgen.settings import differences, with_settings
 from smidgen.training.loop import new_network
 from smidgen.training.rounding import Rounding
-from smidgen.trial import Module, Trial
+from smidgen.trial import FullMatrixAdam, Module, Trial
 from smidgen.trials.builtin import FLAGSHIP
 from smidgen.trials.find import find_trial, read_trial
 
@@ -304,6 +306,12 @@ def _check_training(trial: Trial, dataset: Dataset, network: nn.Module) -> list[
     count, shape, own = len(dataset.train), dataset.input_shape, trial.network
     last = count % trial.batch_size or min(count, trial.batch_size)
     notes = []
+    steps = math.ceil(count / trial.batch_size) * trial.epochs
+    if isinstance(trial.optimizer, FullMatrixAdam) and steps < GATHERED:
+        raise TrialError(
+            f"{trial.optimizer.type_name} only gathers gradients in its first {GATHERED - 1} steps, and this training "
+            f"has {steps}; lower batch_size, or set another optimizer"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_OTHER_SEED)
         if isinstance(own, Module):

@@ -128,13 +128,19 @@ class Asker:
                 if in_a_row >= MOST_REJECTED:
                     raise SmidgenError(
                         f"none of {in_a_row:,} candidates in a row was new, fitted the images and had at most "
-                        f"{self.limits}; allow more, or change the space, as in --set width.high=8"
+                        f"{self.limits}{self._bound}; allow more, or change the space, as in --set width.high=8"
                     )
                 continue
             in_a_row = 0
             known.add(candidate.trial.recipe_digest)
             found.append(candidate)
         return found, rejected
+
+    @property
+    def _bound(self) -> str:
+        """What an optimizer of the space asks for besides."""
+        matrix = FullMatrixAdam.type_name
+        return f" ({MOST_PARAMETERS:,} with {matrix})" if matrix in self.space.optimizer.options else ""
 
     def _candidate(self, trial: Trial, asked: Any, number: int, batch: int) -> Candidate | None:
         """The candidate of a trial; None where it does not fit the images or its optimizer, or is over a limit."""
