@@ -95,7 +95,7 @@ def forget() -> None:
 def test_the_json_of_networks_of_blocks_is_unchanged(small_trial: Trial) -> None:
     data = small_trial.to_json()
     assert isinstance(data["network"], dict)
-    assert set(data["network"]) == {"blocks", "order"}
+    assert set(data["network"]) == {"blocks", "order", "scale"}
     assert Trial.from_json(json.loads(json.dumps(data))) == small_trial
     assert isinstance(Trial.from_json(data).network, Network)
 
