@@ -116,7 +116,7 @@ class CudaEngine(EagerEngine):
         self, settings: OptimizerSettings, network: nn.Module, *, averaged: bool
     ) -> tuple[Optimizer, FlatAverage | None]:
         """As `Engine` says."""
-        if type(settings) not in OPTIMIZERS:  # which finds its eigenvectors by waiting for the GPU
+        if type(settings) not in OPTIMIZERS:  # our own waits for the GPU to find eigenvectors, which no graph records
             return super().optimizer(settings, network, averaged=averaged)
         flat = FlatState(network)
         optimizer = CudaOptimizer(settings, network, flat, self.device, records=self.records)
