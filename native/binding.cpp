@@ -21,6 +21,7 @@
 #include "loader.h"
 #include "operations_binding.h"
 #include "program.h"
+#include "soap_optimizer.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -214,6 +215,34 @@ NB_MODULE(_core, m) {
             w[i] -= rate * (nesterov ? d + momentum * v[i] : v[i]);
         }
     });
+    nb::class_<SoapSteps>(m, "SoapSteps")
+        // Of each matrix: rows, columns, and the addresses in the order of SoapMatrix, 0 for axes that it lacks; of
+        // each vector: how many, and its addresses.
+        .def("__init__",
+             [](SoapSteps* self, const std::vector<std::tuple<int, int, std::array<uintptr_t, 8>>>& matrices,
+                const std::vector<std::pair<int, std::array<uintptr_t, 4>>>& vectors, const std::string& level) {
+                 const auto at = [](uintptr_t address) { return reinterpret_cast<float*>(address); };
+                 std::vector<SoapMatrix> ours;
+                 for (const auto& [rows, columns, a] : matrices) {
+                     if (rows < 1 || columns < 1) throw std::invalid_argument("a matrix has no values");
+                     ours.push_back({rows, columns, at(a[0]), at(a[1]), at(a[2]), at(a[3]), at(a[4]), at(a[5]),
+                                     at(a[6]), at(a[7]), nullptr, nullptr});
+                 }
+                 std::vector<SoapVector> others;
+                 for (const auto& [count, a] : vectors)
+                     others.push_back({count, at(a[0]), at(a[1]), at(a[2]), at(a[3])});
+                 new (self) SoapSteps(kernels_of(level), std::move(ours), std::move(others));
+             },
+             "matrices"_a, "vectors"_a, "level"_a)
+        .def("renewed", &SoapSteps::renewed)
+        .def("step",
+             [](SoapSteps& self, float rate, float beta1, float beta2, float correction2, float epsilon,
+                float decay, int threads) {
+                 nb::gil_scoped_release release;
+                 std::lock_guard<std::mutex> hold(running);
+                 self.step(team_of(threads), {rate, beta1, beta2, correction2, epsilon, decay});
+             },
+             "rate"_a, "beta1"_a, "beta2"_a, "correction2"_a, "epsilon"_a, "decay"_a, "threads"_a);
     m.def("average", [](uintptr_t means, uintptr_t values, int64_t count, float weight) {
         float* m = reinterpret_cast<float*>(means);
         const float* v = reinterpret_cast<const float*>(values);

@@ -10,6 +10,7 @@
 #include "images.h"
 #include "random.h"
 #include "separable.h"
+#include "soap.h"
 #if defined(__AVX512BF16__)
 #include "separable16.h"
 #endif
@@ -99,6 +100,8 @@ extern const Kernels KERNELS = {
     .augment_scratch_bytes = augment_scratch_bytes,
     .augment = augment,
     .smooth = smooth,
+    .soap_step = soap_step,
+    .soap_adam = soap_adam,
     .peak = peak,
 };
 

@@ -95,6 +95,33 @@ struct AugmentArgs {
     float scale, shift;            // the output is scale * pixel + shift
 };
 
+// The factors of one step of SOAP; smidgen/engines/soap.py says what each is.
+struct SoapFactors {
+    float rate, beta1, beta2, correction2, epsilon, decay;
+};
+
+// A weight as a matrix [rows][columns], with its state. A side without axes is not rotated.
+struct SoapMatrix {
+    int rows, columns;
+    float* weights;
+    const float* gradients;
+    float *mean, *square;
+    float *row_products, *column_products;  // [rows][rows], [columns][columns]
+    const float* row_axes;                  // [rows][rows], a column an axis; null: none
+    const float* column_axes;               // [columns][columns], likewise
+    const float* padded_axes;               // those of the columns, and transposed, in rows of `soap_padded` floats
+    float* scratch;                         // `soap_scratch` floats, a multiple of BLOCK
+};
+
+// Floats of a row that vectors read and write: with zeros after its values.
+inline int64_t soap_padded(int64_t count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
+// For the gradient and what it is rotated to; for the gradient transposed; and for a product with itself.
+inline int64_t soap_scratch(const SoapMatrix& m) {
+    const int64_t wide = soap_padded(m.columns), tall = soap_padded(m.rows);
+    const int64_t by_rows = m.row_axes ? m.rows * tall : 0, by_columns = m.column_axes ? m.columns * wide : 0;
+    return 2 * m.rows * wide + (m.row_axes ? m.columns * tall : 0) + (by_rows > by_columns ? by_rows : by_columns);
+}
+
 // A convolution's three passes. Weights are first packed in the order in which they are read.
 struct Convolutions {
     // Floats that the packed weights of one pass, and the scratch of one call, take.
@@ -154,6 +181,9 @@ struct Kernels {
     void (*augment)(const AugmentArgs&, uint8_t* scratch, float* block);
     // Separable smoothing of [planes][height][width][16] with a symmetric kernel; zeros outside.
     void (*smooth)(float* field, int planes, int height, int width, const float* kernel, int radius, float* scratch);
+
+    void (*soap_step)(const SoapMatrix&, const SoapFactors&);
+    void (*soap_adam)(float* values, float* mean, float* square, int count, const SoapFactors&);
 
     // Fused multiply-adds a second of one thread, in products of 2 FLOP; `bfloat16` for dot products.
     double (*peak)(bool bfloat16, int64_t rounds);

@@ -34,7 +34,7 @@ from smidgen.training import checkpoint, loop
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, new_network, start, train
 from smidgen.training.sums import EpochSums, LossError
-from smidgen.trial import Adam, Augmentation, FullMatrixAdam, Network, Quantization, Trial
+from smidgen.trial import SOAP, Adam, Augmentation, FullMatrixAdam, Network, Quantization, Trial
 from smidgen.trials.mnist import augmented, strict, tiny
 
 HAS_GPU = torch.cuda.is_available()
@@ -58,6 +58,7 @@ TRIALS: dict[str, Callable[[Trial], Trial]] = {
     "strict": lambda base: small(strict(), base, recalibration=0.3),
     "augmented": lambda base: small(augmented(), base),
     "full matrix": lambda base: small(tiny(), base, optimizer=FullMatrixAdam(lr=0.02, every=10)),
+    "soap": lambda base: small(tiny(), base, optimizer=SOAP(lr=0.01, every=10)),
     "everything": lambda base: small(
         strict(),
         base,
@@ -90,7 +91,7 @@ def test_all_that_a_gpu_would_do_but_the_arithmetic(tmp_path: Path) -> None:
         env={**os.environ, "LD_PRELOAD": str(library)}, cwd=here.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert re.search(r"^10 passed", done.stdout, re.MULTILINE), done.stdout[-500:]
+    assert re.search(r"^12 passed", done.stdout, re.MULTILINE), done.stdout[-500:]
 
 
 # Figures that come late, on the CPU.

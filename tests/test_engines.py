@@ -41,7 +41,7 @@ ROOT = Path(smidgen.__file__).parent
 
 # Nobody else knows the native engine.
 
-INNER = {"NativeNetwork", "FlatSGD", "find_core", "has_bfloat16", "NativeLoader", "Blocks"}
+INNER = {"NativeNetwork", "FlatSGD", "NativeSoap", "find_core", "has_bfloat16", "NativeLoader", "Blocks"}
 
 
 def knowledge_of_the_native_engine(source: str) -> list[str]:

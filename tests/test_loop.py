@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from smidgen.schedules import Cosine, OneCycle, Step
 from smidgen.training import checkpoint
 from smidgen.training.checkpoint import Origin
 from smidgen.training.loop import EpochRecord, Training, new_network, start, train
-from smidgen.trial import SGD, Adam, AdamW, Augmentation, Conv, FullMatrixAdam, Network, Trial
+from smidgen.trial import SGD, SOAP, Adam, AdamW, Augmentation, Conv, FullMatrixAdam, Network, Trial
 
 ENGINE = choose(threads=1)
 
@@ -205,6 +206,7 @@ ORIGIN = Origin("recipe", "data", 5)
         {"optimizer": AdamW(lr=0.01), "schedule": Cosine(warmup=0.1), "averaging": 0.0},
         {"optimizer": SGD(lr=0.05, momentum=0.0), "schedule": Step(1)},
         {"optimizer": FullMatrixAdam(lr=0.02, every=10)},
+        {"optimizer": SOAP(lr=0.01, every=10, weight_decay=0.02)},
     ],
 )
 def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
@@ -229,6 +231,15 @@ def test_going_on_from_a_checkpoint_ends_with_the_same_bytes(
         return [(r.train_loss, r.train_accuracy, r.test_loss, r.test_correct, r.learning_rate) for r in records]
 
     assert figures(second.history) == figures(history)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.0.square", "optimizer.weights.exp_avg_sq", "network.norm1.running_var", "network.mine.square"]
+)
+def test_a_second_moment_below_zero_is_damage_but_a_layer_may_have_any_name(name: str) -> None:
+    mine = name.endswith("mine.square")
+    with contextlib.nullcontext() if mine else pytest.raises(ValueError, match="negative values"):
+        checkpoint._check_values({name: torch.tensor([-1.0])}, 1)
 
 
 def test_a_finished_training_whose_last_steps_recalibrated_is_restored(

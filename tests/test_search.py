@@ -35,7 +35,7 @@ from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_
 from smidgen.sweeps.executor import Outcome, run_job
 from smidgen.sweeps.jobs import Job
 from smidgen.sweeps.progress import Standing, SweepProgress
-from smidgen.trial import AdamW, FullMatrixAdam, Trial
+from smidgen.trial import SOAP, AdamW, FullMatrixAdam, Trial
 from smidgen.trials.find import find_trial
 
 SPACE = Space(
@@ -119,7 +119,7 @@ WIDE = Space(
     padding=Integers(0, 1),
     pool=Words(("max", "average", "stride")),
     norm_scale=Words(("yes", "no")),
-    optimizer=Words(("sgd", "adamw", "full-matrix-adam")),
+    optimizer=Words(("sgd", "adamw", "full-matrix-adam", "soap")),
     schedule=Words(("one-cycle", "cosine")),
 )
 
@@ -137,7 +137,7 @@ def test_every_choice_makes_a_trial_whose_size_is_known_before_it_is_built(space
         assert parameters == count_parameters(network)
         assert macs > 0
         kinds |= {type(trial.optimizer), type(trial.schedule)}
-    assert ({AdamW, FullMatrixAdam, Cosine} <= kinds) == (space is WIDE)
+    assert ({AdamW, FullMatrixAdam, SOAP, Cosine} <= kinds) == (space is WIDE)
 
 
 def test_spaces_that_cannot_be_are_named() -> None:

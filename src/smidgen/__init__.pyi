@@ -64,6 +64,7 @@ from .sweeps.sweep import SweepInterruptedError as SweepInterruptedError
 from .sweeps.sweep import sweep as sweep
 from .training.loop import EpochRecord as EpochRecord
 from .trial import SGD as SGD
+from .trial import SOAP as SOAP
 from .trial import Adam as Adam
 from .trial import AdamW as AdamW
 from .trial import Augmentation as Augmentation

@@ -309,7 +309,25 @@ class FullMatrixAdam(Settings):
             raise SettingError("FullMatrixAdam.every", self.every, "a multiple of 10")
 
 
-Optimizer = SGD | Adam | AdamW | FullMatrixAdam
+@dataclass(frozen=True, kw_only=True)
+class SOAP(Settings):
+    """Adam in the eigenbases of Shampoo (Vyas et al. 2024, arXiv:2409.11321), with Nesterov's momentum.
+
+    AdamW's step, taken for each weight, as a matrix with a row for each output, along axes of the rows and of the
+    columns in which its gradients are uncorrelated. Biases and BatchNorm's scale and shift are updated by Adam. Sides
+    longer than 512 are not rotated. `smidgen.engines.soap` has the formulas, and where they differ from the paper's.
+    """
+
+    type_name = "soap"
+
+    lr: float = setting(above=0, most=1_000, help="learning rate; the peak, where the schedule has one")
+    beta1: float = setting(0.9, least=0, below=1)
+    beta2: float = setting(0.999, least=0, most=0.9999)
+    every: int = setting(100, least=1, most=100_000, help="steps from one set of axes to the next")
+    weight_decay: float = setting(0.0, least=0, most=10, help="on weights, never on biases or BatchNorm")
+
+
+Optimizer = SGD | Adam | AdamW | FullMatrixAdam | SOAP
 
 
 LONGEST_LINEAGE = 16

@@ -2,7 +2,7 @@
 
 A tiny network keeps a GPU busy for microseconds at a time, so launching its operations takes longer than they do
 (docs/log.md, 2026-11-27). CUDA graphs launch all operations of a recording at once. Nothing here waits for the GPU,
-but elastic augmentation, and full-matrix-adam where it renews its root.
+but elastic augmentation, and full-matrix-adam and soap where they renew their root or axes.
 """
 
 from __future__ import annotations

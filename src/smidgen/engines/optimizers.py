@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from smidgen.engines.engine import Optimizer, Support
 from smidgen.engines.flat import FlatState
 from smidgen.engines.full_matrix import MOST_PARAMETERS, FullMatrixOptimizer
-from smidgen.trial import SGD, Adam, AdamW, FullMatrixAdam
+from smidgen.engines.soap import SoapOptimizer
+from smidgen.trial import SGD, SOAP, Adam, AdamW, FullMatrixAdam
 from smidgen.trial import Optimizer as OptimizerSettings
 
 _Groups = list[dict[str, Any]]
@@ -66,7 +67,7 @@ def optimizer_support(settings: OptimizerSettings, network: nn.Module) -> Suppor
             f"{settings.type_name} is for at most {MOST_PARAMETERS:,} trained parameters, and the network has "
             f"{count:,}; set another optimizer"
         )
-    if type(settings) not in OPTIMIZERS:
+    if type(settings) not in OPTIMIZERS and not isinstance(settings, SOAP):
         return Support(f"no engine has the optimizer {type(settings).__name__}")
     return Support()
 
@@ -81,6 +82,8 @@ def new_optimizer(settings: OptimizerSettings, network: nn.Module, flat: FlatSta
     """
     if isinstance(settings, FullMatrixAdam):
         return FullMatrixOptimizer(settings, trained_parameters(network))
+    if isinstance(settings, SOAP):
+        return SoapOptimizer(settings, trained_parameters(network))
     return TorchOptimizer(settings, network, flat)
 
 

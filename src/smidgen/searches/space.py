@@ -11,6 +11,7 @@ from smidgen.schedules import Cosine, OneCycle, Schedule
 from smidgen.settings import Settings, setting
 from smidgen.trial import (
     SGD,
+    SOAP,
     AdamW,
     Augmentation,
     AvgPool,
@@ -96,7 +97,7 @@ _WORDS = {
     "head": ("linear", "convolution"),
     "order": ("norm-activation", "activation-norm"),
     "norm_scale": ("yes", "no"),
-    "optimizer": ("sgd", "adamw", "full-matrix-adam"),
+    "optimizer": ("sgd", "adamw", "full-matrix-adam", "soap"),
     "schedule": ("one-cycle", "cosine"),
 }
 
@@ -119,10 +120,11 @@ class Space(Settings):
     head: Words = setting(Words(("linear", "convolution")))
     order: Words = setting(Words(("norm-activation", "activation-norm")))
     norm_scale: Words = setting(Words(("yes",)), later=True, help="whether BatchNorm learns a scale: yes or no")
-    optimizer: Words = setting(Words(("sgd",)), help="sgd, adamw or, up to 4,096 parameters, full-matrix-adam")
+    optimizer: Words = setting(Words(("sgd",)), help="sgd, adamw, soap or, up to 4,096 parameters, full-matrix-adam")
     lr: Reals = setting(Reals(0.02, 0.4, True), help="peak learning rate of SGD with Nesterov momentum 0.9")
     adamw_lr: Reals = setting(Reals(0.002, 0.05, True), help="peak learning rate of AdamW")
     full_matrix_lr: Reals = setting(Reals(0.01, 0.05, True), later=True, help="peak learning rate of full-matrix-adam")
+    soap_lr: Reals = setting(Reals(0.003, 0.02, True), later=True, help="peak learning rate of soap")
     weight_decay: Reals = setting(Reals(1e-5, 1e-3, True))
     schedule: Words = setting(Words(("one-cycle",)), help="one-cycle or cosine")
     rise: Reals = setting(Reals(0.1, 0.4), help="fraction of the steps on the way up")
@@ -236,12 +238,15 @@ def _network(space: Space, choose: Choose) -> Network:
 
 def _optimizer(space: Space, choose: Choose) -> Optimizer:
     decay = choose.real("weight_decay", space.weight_decay)
-    # Decoupled, the decay acts times the rate, which is smaller there: ten times as much is alike.
+    # Decoupled, the decay acts times the rate, which is smaller there: ten times as much is alike, and with soap, whose
+    # rate is smaller still and which bears more of it (docs/log.md), a hundred times.
     match choose.word("optimizer", space.optimizer):
         case "adamw":
             return AdamW(lr=choose.real("adamw_lr", space.adamw_lr), weight_decay=10 * decay)
         case "full-matrix-adam":
             return FullMatrixAdam(lr=choose.real("full_matrix_lr", space.full_matrix_lr), weight_decay=10 * decay)
+        case "soap":
+            return SOAP(lr=choose.real("soap_lr", space.soap_lr), weight_decay=min(100 * decay, 10))
     return SGD(lr=choose.real("lr", space.lr), momentum=0.9, nesterov=True, weight_decay=decay)
 
 

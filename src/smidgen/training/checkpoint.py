@@ -147,9 +147,11 @@ def _check_values(tensors: dict[str, Tensor], taken: int) -> None:
     for name, tensor in tensors.items():
         if not all_finite(tensor):
             raise ValueError(f"{name} holds values that are not finite")
-        if name.endswith(("running_var", "exp_avg_sq")) and bool((tensor < 0).any()):
+        of_optimizer = name.startswith("optimizer.")
+        squares = name.endswith("running_var") or (of_optimizer and name.endswith((".exp_avg_sq", ".square")))
+        if squares and bool((tensor < 0).any()):
             raise ValueError(f"{name} holds negative values")
-        if name.startswith("optimizer.") and name.endswith(".step") and float(tensor) != taken:
+        if of_optimizer and name.endswith(".step") and float(tensor) != taken:
             raise ValueError(f"{name} is {float(tensor):g}, but {taken} steps were taken")
 
 

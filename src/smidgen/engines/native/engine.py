@@ -17,12 +17,12 @@ from smidgen.engines.native.core import find_core, level
 from smidgen.engines.native.fuse import UnsupportedError
 from smidgen.engines.native.images import KNOWN_SETTINGS, Blocks, NativeLoader, laid_out_images
 from smidgen.engines.native.module import NativeNetwork
-from smidgen.engines.native.vectors import FlatSGD, move_towards
-from smidgen.engines.optimizers import OPTIMIZERS, new_optimizer
+from smidgen.engines.native.vectors import FlatSGD, NativeSoap, move_towards
+from smidgen.engines.optimizers import OPTIMIZERS, new_optimizer, trained_parameters
 from smidgen.graph.ops import Shape
 from smidgen.randomness import Stream
 from smidgen.settings import Json
-from smidgen.trial import SGD, Augmentation, Trial
+from smidgen.trial import SGD, SOAP, Augmentation, Trial
 from smidgen.trial import Optimizer as OptimizerSettings
 
 _PEAK_ROUNDS = 20_000_000
@@ -121,6 +121,8 @@ class NativeEngine:
         average = FlatAverage(network, flat, move_towards) if averaged else None
         if isinstance(settings, SGD):
             return FlatSGD(settings, flat), average
+        if isinstance(settings, SOAP):
+            return NativeSoap(settings, trained_parameters(network), self.threads), average
         return new_optimizer(settings, network, flat), average
 
     def time_layers(self, network: nn.Module) -> LayerTimes | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smidgen.engines.flat import FlatState
-from smidgen.engines.native.core import find_core
-from smidgen.trial import SGD
+from smidgen.engines.native.core import find_core, level
+from smidgen.engines.soap import Factors, Matrix, SoapOptimizer, Vector, gradient_of
+from smidgen.trial import SGD, SOAP
 
 
 class FlatSGD:
@@ -55,6 +59,51 @@ class FlatSGD:
     def restore(self, state: dict[str, Tensor]) -> None:
         """As `Optimizer` says."""
         self._buffers = state
+
+
+class NativeSoap(SoapOptimizer):
+    """`SoapOptimizer` whose steps the kernels take; new axes are still PyTorch's.
+
+    Args:
+        settings: the trial's.
+        parameters: that are trained; contiguous float32 on the CPU, whose gradients stay the same tensors.
+        threads: that take part; the result does not depend on it.
+    """
+
+    def __init__(self, settings: SOAP, parameters: Sequence[nn.Parameter], threads: int) -> None:
+        self._threads = threads
+        super().__init__(settings, parameters)
+
+    def move(self, factors: Factors) -> None:
+        """As `SoapOptimizer` says."""
+        assert all(p.grad is gradient for p, gradient in self._gradients), "the kernels would read freed memory"
+        self._kernels.step(**asdict(factors), threads=self._threads)
+
+    def renew(self) -> None:
+        """As `SoapOptimizer` says."""
+        super().renew()
+        self._kernels.renewed()
+
+    def _take(self, state: Mapping[str, Tensor]) -> None:
+        super()._take(state)
+        core = find_core()
+        assert core is not None
+        self._gradients = [(p, gradient_of(p)) for p in self._parameters]
+        self._kernels = core.SoapSteps(
+            [(*matrix.mean.shape, _addresses(matrix)) for matrix in self.matrices],
+            [(vector.mean.numel(), _addresses(vector)) for vector in self.vectors],
+            level(),
+        )
+
+
+def _addresses(of: Matrix | Vector) -> list[int]:
+    """Of values, gradients and state, in the order of the kernels' SoapMatrix and SoapVector; 0 for what is empty."""
+    tensors = [of.parameter, gradient_of(of.parameter), of.mean, of.square]
+    if isinstance(of, Matrix):
+        tensors += [*of.products, *of.axes]
+    if not all(t.is_contiguous() and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors):
+        raise TypeError("the native engine's SOAP takes contiguous float32 parameters on the CPU")
+    return [t.data_ptr() if t.numel() else 0 for t in tensors]
 
 
 def move_towards(means: Tensor, values: Tensor, weight: float) -> None:
