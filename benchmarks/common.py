@@ -50,6 +50,7 @@ RESULTS = {
     "reference": RunSet(("mnist-1-skeleton", "mnist-2-regularized", "mnist-3-augmented"), "0-4", _FP32),
     "float32": RunSet((FLAGSHIP, "mnist-tiny", "mnist-tiny-99"), "0-31", _FP32),
     "sprint": RunSet((SPRINT,), "0-31", replace(_FP32, precision="bf16", threads=2), workers=1),
+    "fashion": RunSet(("fashion-small",), "0-31", replace(_FP32, precision="bf16")),
     "bf16": RunSet((FLAGSHIP,), "0-7", replace(_FP32, precision="bf16")),
     "eager": RunSet((FLAGSHIP,), "0-3", replace(_FP32, engine="eager")),
 }

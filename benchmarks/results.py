@@ -2,9 +2,10 @@
 
 Existing runs are kept, so an interrupted call resumes where it stopped. `--sets` chooses the runs:
 `reference` (the reference trials), `float32`, `sprint` (one run at a time with two threads, because its seconds
-count), `bf16` (the flagship with bfloat16 products) and `eager` (the flagship trained by PyTorch, which takes several
-times as long and is left out unless named). With `--seeds` or `--epochs`, the measured results beside the built-in
-trials stay as they are.
+count) and `bf16` (the flagship with bfloat16 products). Left out unless named: `fashion` (`fashion-small` with bfloat16
+products, which needs Debian's package `dataset-fashion-mnist`, and an hour) and `eager` (the flagship by PyTorch, which
+takes several times as long). With `--seeds` or `--epochs`, the measured results beside the built-in trials stay
+as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from smidgen.trials.measured import Measured, write_measured
 
 REFERENCE_BEST = {"mnist-1-skeleton": "99.27", "mnist-2-regularized": "99.38", "mnist-3-augmented": "99.42"}
 """Best epoch of the reference notebooks' one run each, percent."""
-UPDATED = ("reference", "float32", "sprint")
+UPDATED = ("reference", "float32", "sprint", "fashion")
 """Sets whose results stand beside the built-in trials."""
 
 
