@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from smidgen.engines.full_matrix import GATHERED, MOST_PARAMETERS, FullMatrixOptimizer
 from smidgen.engines.optimizers import optimizer_support, trained_parameters
 from smidgen.errors import SettingError, SmidgenError, TrainingError, TrialError
-from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import run
-from smidgen.trial import Adam, Conv, FullMatrixAdam, Linear, Network, Trial
+from smidgen.trial import Conv, FullMatrixAdam, Linear, Network, Trial
 
 SETTINGS = FullMatrixAdam(lr=0.03, beta1=0.8, beta2=0.95, epsilon=0.1, every=20, weight_decay=0.2)
 
@@ -113,27 +111,6 @@ def test_gradients_of_zero_move_nothing_and_are_forgotten() -> None:
         assert (w.detach() == 1).all() == (gradient == 0)
 
 
-def test_memory_layouts_and_parameters_that_are_frozen_or_empty() -> None:
-    torch.manual_seed(0)
-    plain = nn.Conv2d(3, 4, 3)
-    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    extra = nn.Parameter(torch.zeros(0, 2))
-    extra.grad = torch.zeros(0, 2)
-    optimizers = [
-        FullMatrixOptimizer(SETTINGS, list(plain.parameters())),
-        FullMatrixOptimizer(SETTINGS, [*other.parameters(), extra]),
-    ]
-    for _ in range(3 * GATHERED):
-        gradients = [torch.randn_like(p) for p in plain.parameters()]
-        for network in (plain, other):
-            for p, g in zip(network.parameters(), gradients, strict=True):
-                p.grad = g.contiguous(memory_format=torch.channels_last) if network is other and g.dim() == 4 else g
-        for optimizer in optimizers:
-            optimizer.step()
-    for p, q in zip(plain.parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
 def test_a_frozen_parameter_stays_and_is_not_counted(small_trial: Trial) -> None:
     network = nn.Sequential(nn.Linear(70, 60), nn.Linear(60, 2))
     assert not optimizer_support(FullMatrixAdam(lr=0.1), network)
@@ -152,37 +129,6 @@ def test_a_training_that_would_end_before_the_first_step_is_refused(small_trial:
     with pytest.raises(TrialError, match=r"gathers gradients in its first 9 steps, and this training has 3"):
         run(trial, out=tmp_path / "r", progress=Silent())
     assert not (tmp_path / "r").exists()
-
-
-def test_engines_and_numbers_of_threads_agree(small_trial: Trial, tmp_path: Path) -> None:
-    trial = replace(small_trial, optimizer=FullMatrixAdam(lr=0.02, every=10, weight_decay=1e-3))
-    runs = {
-        (engine, threads): run(
-            trial,
-            options=RunOptions(engine=engine, threads=threads),  # type: ignore[arg-type]
-            out=tmp_path / f"{engine}{threads}",
-            progress=Silent(),
-        )
-        for engine, threads in (("auto", 1), ("auto", 2), ("eager", 1))
-    }
-    first = [finished.history[0].train_loss for finished in runs.values()]
-    assert first[2] == pytest.approx(first[0], rel=2e-3)
-    assert runs["auto", 1].history[-1].train_loss < first[0]
-    if runs["auto", 1].result.engine == "native":
-        assert runs["auto", 1].result.weights_sha256 == runs["auto", 2].result.weights_sha256
-
-
-def test_it_trains_faster_than_adam(small_trial: Trial, tmp_path: Path) -> None:
-    losses = []
-    for optimizer in (FullMatrixAdam(lr=0.02, every=10), Adam(lr=0.02)):
-        finished = run(
-            replace(small_trial, optimizer=optimizer),
-            seed=1,
-            out=tmp_path / str(optimizer.type_name),
-            progress=Silent(),
-        )
-        losses.append(finished.history[-1].train_loss)
-    assert losses[0] < losses[1]
 
 
 def test_a_network_that_is_too_large_is_refused_before_anything_is_written(small_trial: Trial, tmp_path: Path) -> None:

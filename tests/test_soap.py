@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +15,7 @@ from smidgen.engines.flat import FlatState
 from smidgen.engines.native.vectors import NativeSoap
 from smidgen.engines.soap import EPSILON, MOST_SIDE, SoapOptimizer
 from smidgen.errors import SettingError, TrainingError
-from smidgen.runs.options import RunOptions
-from smidgen.runs.progress import Silent
-from smidgen.runs.run import run
-from smidgen.trial import SOAP, AdamW, Trial
+from smidgen.trial import SOAP
 
 SETTINGS = SOAP(lr=0.03, beta1=0.8, beta2=0.95, every=20, weight_decay=0.2)
 
@@ -117,27 +113,6 @@ def test_gradients_of_zero_move_nothing() -> None:
         w.grad = torch.zeros(4, 3)
         optimizer.step()
     assert torch.equal(w.detach(), torch.ones(4, 3))
-
-
-def test_memory_layouts_and_parameters_that_are_empty() -> None:
-    torch.manual_seed(0)
-    plain = nn.Conv2d(3, 4, 3)
-    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    extra = nn.Parameter(torch.zeros(0, 2))
-    extra.grad = torch.zeros(0, 2)
-    optimizers = [
-        SoapOptimizer(SETTINGS, list(plain.parameters())),
-        SoapOptimizer(SETTINGS, [*other.parameters(), extra]),
-    ]
-    for _ in range(30):
-        gradients = [torch.randn_like(p) for p in plain.parameters()]
-        for network in (plain, other):
-            for p, g in zip(network.parameters(), gradients, strict=True):
-                p.grad = g.contiguous(memory_format=torch.channels_last) if network is other and g.dim() == 4 else g
-        for optimizer in optimizers:
-            optimizer.step()
-    for p, q in zip(plain.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
 
 
 def a_network() -> nn.Module:
@@ -246,31 +221,3 @@ def test_the_kernels_refuse_what_they_would_misread() -> None:
 def test_settings_that_cannot_be_are_named() -> None:
     with pytest.raises(SettingError, match=r"SOAP.every is 0; allowed"):
         SOAP(lr=0.1, every=0)
-
-
-def test_engines_and_numbers_of_threads_agree(small_trial: Trial, tmp_path: Path) -> None:
-    trial = replace(small_trial, optimizer=SOAP(lr=0.01, every=10, weight_decay=0.02))
-    runs = {
-        (engine, threads): run(
-            trial,
-            options=RunOptions(engine=engine, threads=threads),  # type: ignore[arg-type]
-            out=tmp_path / f"{engine}{threads}",
-            progress=Silent(),
-        )
-        for engine, threads in (("auto", 1), ("auto", 2), ("eager", 1))
-    }
-    first = [finished.history[0].train_loss for finished in runs.values()]
-    assert first[2] == pytest.approx(first[0], rel=2e-3)
-    assert runs["auto", 1].history[-1].train_loss < first[0]
-    if runs["auto", 1].result.engine == "native":
-        assert runs["auto", 1].result.weights_sha256 == runs["auto", 2].result.weights_sha256
-
-
-def test_it_trains_faster_than_adamw(small_trial: Trial, tmp_path: Path) -> None:
-    losses = []
-    longer = replace(small_trial, epochs=20, goal=replace(small_trial.goal, epochs=20))
-    for optimizer in (SOAP(lr=0.01), AdamW(lr=0.01)):
-        trial = replace(longer, optimizer=optimizer)
-        finished = run(trial, seed=1, out=tmp_path / str(optimizer.type_name), progress=Silent())
-        losses.append(finished.history[-1].train_loss)
-    assert losses[0] < 0.9 * losses[1]
