@@ -75,7 +75,7 @@ sanitize: $(VENV)/installed-dev
 	SMIDGEN_NATIVE_CORE="$$(ls $(SANITIZE)/_core.*.so)" \
 	LD_PRELOAD="$$(ldd $(SANITIZE)/_core.*.so | awk '/lib(a|ub)san|libstdc\+\+/ {print $$3}' | xargs)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(BIN)/python -m pytest tests/test_native_kernels.py tests/test_native_rows.py tests/test_native_core.py -m 'not slow' --capture=sys
+	    $(BIN)/python -m pytest tests/test_native_kernels.py tests/test_native_rows.py tests/test_native_core.py tests/test_soap.py -m 'not slow' --capture=sys
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
