@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu wheel smoke notebooks test-trackio
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu batches wheel smoke notebooks test-trackio
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -92,7 +92,7 @@ bench: $(VENV)/installed
 # The figures of docs/, each by the program of its name in benchmarks/, which says what it does (`--help`). Those that
 # need runs train what is missing: `results` takes about two hours on 2 cores, `ablation` one, `trials` minutes a
 # seed. A quick try: make results ARGS='--seeds 0-1 --epochs 1 --runs /tmp/runs'
-results trials ablation gap corruptions front throughput lenet gpu: $(VENV)/installed
+results trials ablation gap corruptions front throughput lenet gpu batches: $(VENV)/installed
 	$(BIN)/python benchmarks/$@.py $(ARGS)
 
 # Training steps in other frameworks, which are installed into the environment. For tinygrad: apt-get install clang.

@@ -120,13 +120,15 @@ TileFunction tile_function(int outputs, bool single, std::integer_sequence<int, 
 // `row_done(row)` is called as soon as a row of the output is there, while the core's cache has it.
 template <class Products, class RowDone>
 void gather(const Gather& g, int inputs, const float* input, const float* packed, const Epilogue& epilogue,
-            float* output, bool add, int width, const RowDone& row_done) {
+            float* output, bool add, int width, const Part& part, const RowDone& row_done) {
+    const int rows = g.output_plane / width, begin = part.first(rows) * width, end = part.end(rows) * width;
     const Tiles tiles(g.outputs, MOST_OUTPUTS);
     const auto all = std::make_integer_sequence<int, MOST_OUTPUTS>{};
     for (int group = 0; group < g.groups; ++group) {
         const float* x = input + static_cast<int64_t>(group) * inputs * g.input_plane * LANES;
         const float* weights = packed + static_cast<int64_t>(group) * g.outputs * inputs * g.positions;
         for (const Places& places : g.places) {
+            if (places.output < begin || places.output >= end) continue;
             for (int t = 0; t < tiles.tiles; ++t) {
                 const int first = tiles.first(t), size = tiles.size(t), channel = group * g.outputs + first;
                 TileArgs a;
@@ -158,8 +160,8 @@ void gather(const Gather& g, int inputs, const float* input, const float* packed
                     a.output += LANES;
                 }
             }
-            const int end = places.output + places.count;
-            if (end % width == 0 && group == g.groups - 1) row_done(end / width - 1);
+            const int next = places.output + places.count;
+            if (next % width == 0 && group == g.groups - 1) row_done(next / width - 1);
         }
     }
 }
@@ -167,16 +169,17 @@ void gather(const Gather& g, int inputs, const float* input, const float* packed
 // A convolution forward, and its output's statistics if `moments` is not null.
 template <class Products>
 void gather_forward(const ConvGeometry& c, int inputs, const float* input, const float* packed,
-                    const Epilogue& epilogue, float* y, int images, Moments* moments, float* state) {
-    gather<Products>(c.forward, inputs, input, packed, epilogue, y, false, c.output.width, [&](int row) {
+                    const Epilogue& epilogue, float* y, const Part& part, int images, Moments* moments, float* state) {
+    gather<Products>(c.forward, inputs, input, packed, epilogue, y, false, c.output.width, part, [&](int row) {
         if (moments) moments_row(c.output, y, row, state);
     });
     if (moments) moments_end(c.output, state, images, moments);
 }
 
 template <class Products>
-void gather_backward(const ConvGeometry& c, int inputs, const float* dy, const float* packed, float* dx, bool add) {
-    gather<Products>(c.backward, inputs, dy, packed, Epilogue{}, dx, add, c.input.width, [](int) {});
+void gather_backward(const ConvGeometry& c, int inputs, const float* dy, const float* packed, float* dx, bool add,
+                     const Part& part) {
+    gather<Products>(c.backward, inputs, dy, packed, Epilogue{}, dx, add, c.input.width, part, [](int) {});
 }
 
 inline int64_t packed_floats(const ConvGeometry& c) { return c.weights(); }
@@ -213,12 +216,13 @@ inline void pack_backward(const ConvGeometry& c, const float* weights, float* pa
 }
 
 inline void conv_forward(const ConvGeometry& c, const float* x, const float* packed, const Epilogue& epilogue, float* y,
-                         float*, int images, Moments* moments, float* state) {
-    gather_forward<Products32>(c, c.forward.inputs, x, packed, epilogue, y, images, moments, state);
+                         float*, const Part& part, int images, Moments* moments, float* state) {
+    gather_forward<Products32>(c, c.forward.inputs, x, packed, epilogue, y, part, images, moments, state);
 }
 
-inline void conv_backward(const ConvGeometry& c, const float* dy, const float* packed, float* dx, bool add, float*) {
-    gather_backward<Products32>(c, c.backward.inputs, dy, packed, dx, add);
+inline void conv_backward(const ConvGeometry& c, const float* dy, const float* packed, float* dx, bool add, float*,
+                          const Part& part) {
+    gather_backward<Products32>(c, c.backward.inputs, dy, packed, dx, add, part);
 }
 
 // The sums over lanes of several vectors at once. The order of additions is that of `sum`.
@@ -300,7 +304,7 @@ inline void channel_sums(const Shape& shape, const float* values, float* sums) {
 }
 
 template <class Streams>
-void gradient_by_weights(const ConvGeometry& c, const float* x, const float* dy, float* dw) {
+void gradient_by_weights(const ConvGeometry& c, const float* x, const float* dy, float* dw, const Part& part) {
     constexpr int PIXEL = Streams::PIXEL;
     const int positions = c.positions(), inputs = c.forward.inputs, outputs = c.forward.outputs;
     const int64_t input_plane = static_cast<int64_t>(c.input.plane()) * PIXEL;
@@ -310,8 +314,12 @@ void gradient_by_weights(const ConvGeometry& c, const float* x, const float* dy,
     for (const Window& window : c.windows) {
         const int taps = static_cast<int>(window.taps.size());
         const Tiles stream_tiles(inputs * taps, GRADIENT_STREAMS);
-        for (int group = 0; group < c.groups; ++group)
-            for (int s = 0; s < stream_tiles.tiles; ++s) {
+        const int all_tiles = c.groups * stream_tiles.tiles;
+        for (int group = 0; group < c.groups; ++group) {
+            const int before = group * stream_tiles.tiles;
+            const int begin = std::max(part.first(all_tiles) - before, 0);
+            const int end = std::min(part.end(all_tiles) - before, stream_tiles.tiles);
+            for (int s = begin; s < end; ++s) {
                 int64_t streams[GRADIENT_STREAMS];
                 int places[GRADIENT_STREAMS];  // in a row of weights
                 const int size = stream_tiles.size(s);
@@ -342,12 +350,14 @@ void gradient_by_weights(const ConvGeometry& c, const float* x, const float* dy,
                             dw[static_cast<int64_t>(first + o) * inputs * positions + places[i]] = sums[o * size + i];
                 }
             }
+        }
     }
 }
 
-inline void conv_weights(const ConvGeometry& c, const float* x, const float* dy, float* dw, float* db, float*) {
-    gradient_by_weights<Streams32>(c, x, dy, dw);
-    if (db) channel_sums(c.output, dy, db);
+inline void conv_weights(const ConvGeometry& c, const float* x, const float* dy, float* dw, float* db, float*,
+                         const Part& part) {
+    gradient_by_weights<Streams32>(c, x, dy, dw, part);
+    if (db && !part.index) channel_sums(c.output, dy, db);
 }
 
 inline int64_t scratch_floats(const ConvGeometry&) { return 0; }

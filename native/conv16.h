@@ -116,15 +116,16 @@ inline int64_t scratch_floats16(const ConvGeometry& c) {
 }
 
 inline void conv_forward16(const ConvGeometry& c, const float* x, const float* packed, const Epilogue& epilogue,
-                           float* y, float* scratch, int images, Moments* moments, float* state) {
+                           float* y, float* scratch, const Part& part, int images, Moments* moments, float* state) {
     to_pairs(x, c.groups, c.forward.inputs, c.input.plane(), scratch);
-    gather_forward<Products16>(c, pairs_of(c.forward.inputs), scratch, packed, epilogue, y, images, moments, state);
+    gather_forward<Products16>(c, pairs_of(c.forward.inputs), scratch, packed, epilogue, y, part, images, moments,
+                               state);
 }
 
 inline void conv_backward16(const ConvGeometry& c, const float* dy, const float* packed, float* dx, bool add,
-                            float* scratch) {
+                            float* scratch, const Part& part) {
     to_pairs(dy, c.groups, c.forward.outputs, c.output.plane(), scratch);
-    gather_backward<Products16>(c, pairs_of(c.backward.inputs), scratch, packed, dx, add);
+    gather_backward<Products16>(c, pairs_of(c.backward.inputs), scratch, packed, dx, add, part);
 }
 
 // As `stream_tile`, two pixels at a time.
@@ -171,14 +172,14 @@ struct Streams16 {
 };
 
 inline void conv_weights16(const ConvGeometry& c, const float* x, const float* dy, float* dw, float* db,
-                           float* scratch) {
+                           float* scratch, const Part& part) {
     // With a stride, the inputs of neighbouring outputs are not neighbours.
-    if (c.stride_width != 1) return conv_weights(c, x, dy, dw, db, scratch);
+    if (c.stride_width != 1) return conv_weights(c, x, dy, dw, db, scratch, part);
     float* gradient = scratch + static_cast<int64_t>((c.input.pixels() + 1) / 2) * LANES;
     to_planes(x, c.input.pixels(), scratch);
     to_planes(dy, c.output.pixels(), gradient);
-    gradient_by_weights<Streams16>(c, scratch, gradient, dw);
-    if (db) channel_sums(c.output, dy, db);
+    gradient_by_weights<Streams16>(c, scratch, gradient, dw, part);
+    if (db && !part.index) channel_sums(c.output, dy, db);
 }
 
 inline void peak16(Vec* chain, int chains, int64_t rounds) {

@@ -77,9 +77,16 @@ inline void norm_dropout(const NormArgs& n, int channel, const float* y, float* 
     }
 }
 
+// Floats of a channel after pooling.
+inline int64_t result_plane(const NormArgs& n) {
+    const int64_t pixels = n.pool == PoolKind::None ? n.shape.plane() : (n.shape.height / 2) * (n.shape.width / 2);
+    return pixels * LANES;
+}
+
 inline void norm_forward(const NormArgs& n, const float* y, float* a) {
     const int width = n.shape.width, height = n.shape.height, plane = n.shape.plane();
-    for (int c = 0; c < n.shape.channels; ++c, y += static_cast<int64_t>(plane) * LANES) {
+    y += n.first_channel * int64_t{plane} * LANES, a += n.first_channel * result_plane(n);
+    for (int c = n.first_channel; c < n.end_channel; ++c, y += static_cast<int64_t>(plane) * LANES) {
         const float scale = n.scale[c];
         const Vec shift = splat(n.shift[c]), floor = splat(n.relu ? 0.0f : -INFINITY);
         if (n.pool != PoolKind::None) {
@@ -105,7 +112,8 @@ inline void norm_sums(const NormArgs& n, const float* y, const float* da, double
     const float more = kept_scale(n.dropped);
     const int width = n.shape.width, height = n.shape.height, plane = n.shape.plane();
     const int64_t row = static_cast<int64_t>(width) * LANES;
-    for (int c = 0; c < n.shape.channels; ++c, y += static_cast<int64_t>(plane) * LANES) {
+    y += n.first_channel * int64_t{plane} * LANES, da += n.first_channel * result_plane(n);
+    for (int c = n.first_channel; c < n.end_channel; ++c, y += static_cast<int64_t>(plane) * LANES) {
         const float scale = n.scale[c];
         const Vec shift = splat(n.shift[c]), mean = splat(n.mean[c]);
         const Vec floor = splat(n.relu ? 0.0f : -INFINITY);
@@ -225,12 +233,11 @@ SMIDGEN_INLINE void norm_gradient(const NormArgs& n, int channel, const float* y
 
 inline void norm_backward(const NormArgs& n, const float* y, const float* da, float* dy, bool add) {
     const int64_t plane = static_cast<int64_t>(n.shape.plane()) * LANES;
-    const int64_t pooled = n.pool == PoolKind::None
-                               ? plane
-                               : static_cast<int64_t>(n.shape.height / 2) * (n.shape.width / 2) * LANES;
+    const int64_t pooled = result_plane(n);
     const bool partial = n.images < LANES, plain = !partial && !add && !n.input_relu;
     const Vec valid = lane_mask(n.images);
-    for (int c = 0; c < n.shape.channels; ++c, y += plane, da += pooled, dy += plane) {
+    y += n.first_channel * plane, da += n.first_channel * pooled, dy += n.first_channel * plane;
+    for (int c = n.first_channel; c < n.end_channel; ++c, y += plane, da += pooled, dy += plane) {
         if (plain) {
             norm_gradient(n, c, y, da, 0, n.shape.height,
                           [&](int64_t at, const Vec&, const Vec& d) SMIDGEN_LAMBDA { store(dy + at, d); });

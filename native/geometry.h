@@ -12,6 +12,15 @@ namespace smidgen {
 // Images of a block.
 constexpr int BLOCK = 16;
 
+// One of so many parts of a block's work, which threads share where there are fewer blocks than threads. Cutting must
+// not change results: a part computes some of the results, each as it would be without the cut.
+struct Part {
+    int index = 0, count = 1;
+    // The part's share of `total`: rows, channels, tiles.
+    int first(int total) const { return static_cast<int>(static_cast<int64_t>(index) * total / count); }
+    int end(int total) const { return static_cast<int>(static_cast<int64_t>(index + 1) * total / count); }
+};
+
 struct Shape {
     int channels = 0, height = 0, width = 0;
     int plane() const { return height * width; }
@@ -25,7 +34,7 @@ struct Tap {
     int32_t position;
 };
 
-// Neighbouring places with the same taps.
+// Neighbouring places with the same taps, of one row.
 struct Places {
     int32_t output;  // first output pixel
     int32_t input;   // base of its taps; grows by `step` a place

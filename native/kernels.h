@@ -43,6 +43,7 @@ constexpr int MOMENTS = 2 * BLOCK;  // floats of working memory, a channel
 // 2x2 pooling with stride 2.
 struct NormArgs {
     Shape shape;          // of the input
+    int first_channel, end_channel;  // that are done; pointers are to all of them
     bool relu;
     PoolKind pool;
     bool input_relu;      // the input is what a ReLU gave; its gradient is passed through that ReLU
@@ -68,6 +69,7 @@ struct SeparableArgs {
     const float* middle_bias;  // of the depthwise part, where a 1x1 part follows; null: none
     const float* packed;       // weights of the 1x1 part, packed for the pass
     float* scratch;
+    Part part;
 };
 
 // Its backward pass. Sums are over the block's images and pixels; each goes where its pointer says, null: not wanted.
@@ -122,21 +124,24 @@ inline int64_t soap_scratch(const SoapMatrix& m) {
     return 2 * m.rows * wide + (m.row_axes ? m.columns * tall : 0) + (by_rows > by_columns ? by_rows : by_columns);
 }
 
-// A convolution's three passes. Weights are first packed in the order in which they are read.
+// A convolution's three passes. Weights are first packed in the order in which they are read. A part of a pass computes
+// some rows going forward and for the gradient by the input, some of the weights' gradients; a part of a separable
+// convolution's backward pass some of its input's channels.
 struct Convolutions {
     // Floats that the packed weights of one pass, and the scratch of one call, take.
     int64_t (*packed_floats)(const ConvGeometry&);
     void (*pack_forward)(const ConvGeometry&, const float* weights, float* packed);
     void (*pack_backward)(const ConvGeometry&, const float* weights, float* packed);
     int64_t (*scratch_floats)(const ConvGeometry&);
-    // `moments`: where the output's statistics go, or null; `state`: room for them, MOMENTS floats a channel.
+    // `moments`: where the output's statistics go, or null, as for a part; `state`: room for them, MOMENTS floats a
+    // channel.
     void (*conv_forward)(const ConvGeometry&, const float* x, const float* packed, const Epilogue&, float* y,
-                         float* scratch, int images, Moments* moments, float* state);
+                         float* scratch, const Part&, int images, Moments* moments, float* state);
     void (*conv_backward)(const ConvGeometry&, const float* dy, const float* packed, float* dx, bool add,
-                          float* scratch);
+                          float* scratch, const Part&);
     // Sums over the block's images and pixels, not over blocks.
     void (*conv_weights)(const ConvGeometry&, const float* x, const float* dy, float* dw, float* db,
-                         float* scratch);
+                         float* scratch, const Part&);
 
     // Chooses how many rows are worked on together for a cache of so many bytes.
     void (*separable_prepare)(SeparableGeometry&, int64_t cache);

@@ -90,6 +90,11 @@ inline const Products* products_of(const Operation& operation) {
     return std::get_if<Separable>(&operation);
 }
 
+// Whether threads can share the work on a block; the others are done whole.
+inline bool has_parts(const Operation& operation) {
+    return products_of(operation) || std::holds_alternative<Norm>(operation);
+}
+
 // How many of 65,536 values an operation drops.
 inline int dropped(const Operation& operation) {
     if (const auto* norm = std::get_if<Norm>(&operation)) return norm->dropped;

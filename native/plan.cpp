@@ -101,6 +101,7 @@ public:
             order_backward();
             place_gradients();
         }
+        order_parts();
         return std::move(plan_);
     }
 
@@ -144,12 +145,18 @@ private:
     // A value that an operation reads as an input, or where that is deferred, the one it is made of.
     int source(int value) const { return plan_.values[value].deferred ? op(writer_[value]).inputs[0] : value; }
 
+    // Whether an operation's backward pass begins with the ReLU of its own output.
+    bool masks(int i) const {
+        const Products* products = products_of(operation(i));
+        return products && products->relu && !products->input_relu;
+    }
+
     // The values, not gradients, that an operation's backward pass reads.
     std::vector<int> read_by_backward(int i) const {
         const Operation& o = operation(i);
         const OperationBase& op = base(o);
-        if (const Products* products = products_of(o)) {
-            const bool reads_output = (products->relu && !products->input_relu) || plan_.operations[i].undoes >= 0;
+        if (products_of(o)) {
+            const bool reads_output = masks(i) || plan_.operations[i].undoes >= 0;
             return reads_output ? std::vector<int>{source(op.inputs[0]), op.output}
                                 : std::vector<int>{source(op.inputs[0])};
         }
@@ -345,6 +352,25 @@ private:
             ++step_;
         }
         if (input_gradient_) use_gradient(0);
+    }
+
+    // Statistics are of all rows of a value, and products are of the gradient behind the ReLU, so neither can be left to
+    // the parts of a convolution.
+    void order_parts() {
+        for (Phase phase : plan_.forward) {
+            const int norm = phase.normalization;
+            if (norm >= 0 && (phase.steps.empty() || phase.steps.back().kind != Step::Moments))
+                phase.steps.push_back({Step::Moments, norm});
+            plan_.parted_forward.push_back(std::move(phase));
+        }
+        for (const Phase& phase : plan_.backward) {
+            plan_.parted_backward.push_back({{}, phase.normalization});
+            for (const Step& step : phase.steps) {
+                if (step.kind == Step::Run && masks(step.operation))
+                    plan_.parted_backward.back().steps.push_back({Step::Mask, step.operation});
+                plan_.parted_backward.back().steps.push_back(step);
+            }
+        }
     }
 
     void place_gradients() {

@@ -12,7 +12,8 @@ namespace smidgen {
 struct Step {
     // Moments: statistics of an operation's input. Sums: sums for BatchNorm's gradient. Recompute: a value that was
     // not stored is computed once more for the backward pass.
-    enum Kind { Run, Moments, Sums, Recompute } kind;
+    // Mask: the gradient by the output of an operation with a ReLU is passed through it; in parts only, else Run does it.
+    enum Kind { Run, Moments, Sums, Recompute, Mask } kind;
     int operation;
 };
 
@@ -60,6 +61,9 @@ enum NormScale { Scale, Shift, Mean, Slope, Offset, InverseDeviation, NORM_SCALE
 
 struct Plan {
     std::vector<Phase> forward, backward;
+    // The same where threads share the work on a block: steps that must be complete before another one's parts begin
+    // are steps of their own.
+    std::vector<Phase> parted_forward, parted_backward;
     std::vector<ValuePlan> values;
     std::vector<OperationPlan> operations;
     bool values_in_thread = false;  // stored values belong to a thread, not to a block

@@ -14,6 +14,9 @@ namespace smidgen {
 
 namespace {
 
+constexpr int MOST_PARTS = 8;
+constexpr double LEAST_GAIN = 1.25;  // measured: docs/native-engine.md
+
 // Bytes of a core's own cache.
 int64_t second_level_cache() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -49,26 +52,85 @@ Program::Program(Network network, const Options& options, const Kernels& kernels
     }
 }
 
+// How many parts the work on each block has, so that all threads have work. Parts cost barriers, and some work is done
+// again in each: the gain must be worth it.
+int Program::parts(const Team& team, const State& s) const {
+    const auto turns = [&](int parts) { return (s.blocks * parts + team.threads() - 1) / team.threads(); };
+    int best = 1;
+    for (int parts = 2; parts <= MOST_PARTS; ++parts)
+        if (turns(parts) * best * LEAST_GAIN <= static_cast<double>(turns(best) * parts)) best = parts;
+    return best;
+}
+
 void Program::reserve_forward(const Team& team, State& s) {
     const size_t channels = static_cast<size_t>(plan_.max_channels);
+    const int owners = std::max(team.threads(), parts(team, s) > 1 ? s.blocks : 0);
     s.scales.resize(static_cast<size_t>(plan_.scales));
-    s.values.reserve(plan_.block_values * (plan_.values_in_thread ? team.threads() : s.blocks));
+    s.values.reserve(plan_.block_values * (plan_.values_in_thread ? owners : s.blocks));
     packed_.reserve(packed_floats_);
     scratch_.reserve(scratch_floats_ * team.threads());
-    thread_values_.reserve(plan_.thread_values * team.threads());
+    thread_values_.reserve(plan_.thread_values * owners);
     moments_.resize(channels * s.blocks);
     moment_state_.reserve(static_cast<int64_t>(plan_.max_channels) * MOMENTS * team.threads());
     timer_.reserve(team.threads(), network_.operations.size());
 }
 
 void Program::reserve_backward(const Team& team, const State& s) {
+    const int owners = std::max(team.threads(), parts(team, s) > 1 ? s.blocks : 0);
     packed_.reserve(packed_floats_);
     scratch_.reserve(scratch_floats_ * team.threads());
     block_gradients_.reserve(plan_.block_gradients * s.blocks);
-    thread_gradients_.reserve(plan_.thread_gradients * team.threads());
+    thread_gradients_.reserve(plan_.thread_gradients * owners);
     partials_.reserve(plan_.block_partials * s.blocks);
     sums_.resize(static_cast<size_t>(plan_.block_sums * s.blocks));
     timer_.reserve(team.threads(), network_.operations.size());
+}
+
+void Program::run_step(const Step& step, const Task& task) {
+    Task t = task;
+    t.operation = step.operation;
+    if (t.backward) return run_backward(step, t);
+    timer_.time(t.operation, step.kind == Step::Moments ? Statistics : Forward, t.thread, [&] { run_forward(step, t); });
+}
+
+// Takes all blocks through a phase's steps: each block by one thread; or, in parts, a step after the other by all
+// threads. `like`: a task of this thread. begin(task) and end(task) are for each block before the first and after the
+// last step of a pass, then() for one thread at the phase's end.
+template <class Begin, class End, class Then>
+void Program::run_phase(Team& team, const std::vector<Phase>& pass, const Phase& phase, int parts, const Task& like,
+                        const Begin& begin, const End& end, const Then& then) {
+    const bool is_first = &phase == &pass.front(), is_last = &phase == &pass.back();
+    const int thread = like.thread, blocks = like.state.blocks;
+    const auto task = [&](int block) {
+        Task t = like;
+        t.block = block;
+        t.owner = parts > 1 ? block : thread;
+        return t;
+    };
+    if (parts == 1)
+        return team.phase(
+            thread, blocks,
+            [&](int block) {
+                const Task t = task(block);
+                if (is_first) begin(t);
+                for (const Step& step : phase.steps) run_step(step, t);
+                if (is_last) end(t);
+            },
+            then);
+    if (is_first) team.phase(thread, blocks, [&](int block) { begin(task(block)); }, [] {});
+    const Step* const last = is_last || phase.steps.empty() ? nullptr : &phase.steps.back();
+    for (const Step& step : phase.steps)
+        team.phase(
+            thread, blocks * parts,
+            [&](int piece) {
+                Task t = task(piece / parts);
+                t.part = {piece % parts, parts};
+                run_step(step, t);
+            },
+            [&] {
+                if (&step == last) then();
+            });
+    if (!last) team.phase(thread, blocks, [&](int block) { if (is_last) end(task(block)); }, then);
 }
 
 // Brings a block of the images to value 0; returns whether they are finite. Blocks are read where they lie.
@@ -89,24 +151,20 @@ void Program::forward(Team& team, const Images& images, float* const* tensors, u
     failure_.clear();
     const int operations = static_cast<int>(network_.operations.size());
     std::atomic<bool> non_finite{false};
+    const int parts = this->parts(team, s);
+    const std::vector<Phase>& phases = parts > 1 ? plan_.parted_forward : plan_.forward;
     team.run([&](int thread) {
         team.phase(thread, operations, [&](int i) { prepare_forward(i, s, tensors); }, [] {});
-        for (const Phase& phase : plan_.forward) {
-            const bool is_first = &phase == &plan_.forward.front(), is_last = &phase == &plan_.forward.back();
-            team.phase(
-                thread, s.blocks,
-                [&](int block) {
-                    Task task{0, block, thread, s, tensors, false};
-                    if (is_first && !read_images(images, task)) non_finite.store(true, std::memory_order_relaxed);
-                    for (const Step& step : phase.steps) {
-                        task.operation = step.operation;
-                        timer_.time(step.operation, step.kind == Step::Moments ? Statistics : Forward, thread,
-                                    [&] { run_forward(step, task); });
-                    }
-                    if (!is_last) return;
+        for (const Phase& phase : phases) {
+            run_phase(
+                team, phases, phase, parts, Task{0, 0, thread, thread, {}, s, tensors, false},
+                [&](const Task& task) {
+                    if (!read_images(images, task)) non_finite.store(true, std::memory_order_relaxed);
+                },
+                [&](const Task& task) {
                     const Shape& last = shape(network_.output);
-                    kernels_.scatter_block(value(network_.output, task), last, images_of(block, s),
-                                           output + static_cast<int64_t>(block) * BLOCK * last.pixels());
+                    kernels_.scatter_block(value(network_.output, task), last, images_of(task.block, s),
+                                           output + static_cast<int64_t>(task.block) * BLOCK * last.pixels());
                 },
                 [&] {
                     if (non_finite.load()) failure_ = "input: an image holds a value that is not finite";
@@ -125,35 +183,29 @@ void Program::backward(Team& team, const float* output_gradient, float* const* t
     for (size_t i = 0; i < network_.tensor_sizes.size(); ++i)
         if (gradients[i]) std::fill(gradients[i], gradients[i] + network_.tensor_sizes[i], 0.0f);
     const int operations = static_cast<int>(network_.operations.size());
+    const int parts = this->parts(team, s);
+    const std::vector<Phase>& phases = parts > 1 ? plan_.parted_backward : plan_.backward;
     team.run([&](int thread) {
         team.phase(thread, operations, [&](int i) { prepare_backward(i, tensors); }, [] {});
-        for (const Phase& phase : plan_.backward) {
-            const bool is_first = &phase == &plan_.backward.front(), is_last = &phase == &plan_.backward.back();
-            team.phase(
-                thread, s.blocks,
-                [&](int block) {
-                    Task task{0, block, thread, s, tensors, true};
-                    const int images = images_of(block, s);
-                    if (is_first) {
-                        const Shape& last = shape(network_.output);
-                        const int64_t pixels = last.pixels();
-                        kernels_.gather_block(output_gradient + static_cast<int64_t>(block) * BLOCK * pixels,
-                                              {pixels, last.plane(), last.width, 1}, last, images,
-                                              gradient(network_.output, task));
-                    }
-                    for (const Step& step : phase.steps) {
-                        task.operation = step.operation;
-                        run_backward(step, task);
-                    }
-                    if (is_last && input_gradient && options_.input_gradient)
+        for (const Phase& phase : phases)
+            run_phase(
+                team, phases, phase, parts, Task{0, 0, thread, thread, {}, s, tensors, true},
+                [&](const Task& task) {
+                    const Shape& last = shape(network_.output);
+                    const int64_t pixels = last.pixels();
+                    kernels_.gather_block(output_gradient + static_cast<int64_t>(task.block) * BLOCK * pixels,
+                                          {pixels, last.plane(), last.width, 1}, last, images_of(task.block, s),
+                                          gradient(network_.output, task));
+                },
+                [&](const Task& task) {
+                    if (input_gradient && options_.input_gradient)
                         kernels_.scatter_block(
-                            gradient(0, task), shape(0), images,
-                            input_gradient + static_cast<int64_t>(block) * BLOCK * shape(0).pixels());
+                            gradient(0, task), shape(0), images_of(task.block, s),
+                            input_gradient + static_cast<int64_t>(task.block) * BLOCK * shape(0).pixels());
                 },
                 [&] {
                     if (phase.normalization >= 0) join_sums(phase.normalization, s, gradients);
                 });
-        }
         // Partial gradients are added always in the order of the blocks, and operations that share a parameter
         // one after another.
         team.phase(

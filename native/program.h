@@ -66,14 +66,21 @@ private:
     // One operation on one block.
     struct Task {
         int operation, block, thread;
+        int owner;  // whose is what a thread keeps while it works on a block: the thread; of blocks in parts, the block
+        Part part;
         State& state;
         float* const* tensors;
         bool backward;
     };
 
     // program.cpp: passes over all blocks.
+    int parts(const Team&, const State&) const;
     void reserve_forward(const Team&, State&);
     void reserve_backward(const Team&, const State&);
+    template <class Begin, class End, class Then>
+    void run_phase(Team&, const std::vector<Phase>&, const Phase&, int parts, const Task& like, const Begin&,
+                   const End&, const Then&);
+    void run_step(const Step&, const Task&);
     bool read_images(const Images&, const Task&);
 
     // steps.cpp: one operation.
@@ -81,6 +88,7 @@ private:
     void prepare_backward(int operation, float* const* tensors);
     void run_forward(const Step&, const Task&);
     void run_backward(const Step&, const Task&);
+    void mask_gradient(const Task&);
     void compute(const Convolution&, const Task&);
     void compute(const Separable&, const Task&);
     void compute(const Norm&, const Task&);

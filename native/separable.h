@@ -127,13 +127,13 @@ inline const float* fresh_rows(const SeparableGeometry& g, const float* plane, i
     return plane + static_cast<int64_t>(row) * g.input.width * LANES;
 }
 
-// A 1x1 convolution of `pixels` neighbouring pixels. `inputs`: channels, or pairs of them.
+// A 1x1 convolution of `pixels` neighbouring pixels, to some of its tiles. `inputs`: channels, or pairs of them.
 template <class P>
-void pointwise(const Tiles& tiles, int inputs, const float* from, int64_t channel, const float* packed,
-               const Epilogue& epilogue, float* to, int64_t output_channel, int pixels) {
+void pointwise(const Tiles& tiles, const Part& part, int inputs, const float* from, int64_t channel,
+               const float* packed, const Epilogue& epilogue, float* to, int64_t output_channel, int pixels) {
     static constexpr Tap here[] = {{0, 0}};
     const auto all = std::make_integer_sequence<int, MOST_OUTPUTS>{};
-    for (int t = 0; t < tiles.tiles; ++t) {
+    for (int t = part.first(tiles.tiles); t < part.end(tiles.tiles); ++t) {
         const int first = tiles.first(t), size = tiles.size(t), several = places_of(size);
         TileArgs a;
         a.input = from;
@@ -210,8 +210,9 @@ void separable_forward(const SeparableArgs& a, const Epilogue& epilogue, float* 
     const int channels = pass.channels;
     const Tiles tiles(pass.outputs);
     float* const middle = pass.at(l.middle_at);
-    for (int first = 0; first < g.output.height; first += l.rows) {
-        const int rows = std::min(l.rows, g.output.height - first), pixels = rows * pass.width;
+    const int end = a.part.end(g.output.height);
+    for (int first = a.part.first(g.output.height); first < end; first += l.rows) {
+        const int rows = std::min(l.rows, end - first), pixels = rows * pass.width;
         const int64_t start = static_cast<int64_t>(first) * pass.width * LANES;
         // The input itself, where nothing is made of it.
         const bool plain = !g.kernel && !a.norm && !P::ROUNDED;
@@ -229,7 +230,7 @@ void separable_forward(const SeparableArgs& a, const Epilogue& epilogue, float* 
             }
         }
         if (g.pointwise)
-            pointwise<P>(tiles, pass.vectors(channels), plain ? a.x + start : middle,
+            pointwise<P>(tiles, Part{}, pass.vectors(channels), plain ? a.x + start : middle,
                          plain ? pass.input_plane : l.plane, a.packed, epilogue, y + start, pass.output_plane, pixels);
         for (int row = first; moments && row < first + rows; ++row) moments_row(g.output, y, row, state);
     }
@@ -247,10 +248,15 @@ public:
         : Base(args, true),
           d(gradients),
           input_tiles(channels),
+          first_channel(input_tiles.first(a.part.first(input_tiles.tiles))),
+          end_channel(input_tiles.first(a.part.end(input_tiles.tiles))),
+          first_output(g.pointwise ? 0 : first_channel),
+          end_output(g.pointwise ? outputs : end_channel),
+          sums_output(d.bias && first_channel < end_channel && (first_channel == 0 || !g.pointwise)),
           output_tiles(outputs, GRADIENT_OUTPUTS),
-          stream_tiles(channels, GRADIENT_STREAMS) {
+          stream_tiles(end_channel - first_channel, GRADIENT_STREAMS) {
         std::memset(at(l.zeros_at), 0, static_cast<size_t>(l.floats - l.zeros_at) * sizeof(float));
-        for (int c = 0; l.border && c < channels; ++c)
+        for (int c = first_channel; l.border && c < end_channel; ++c)
             for (int row = 0; row < l.gradient_rows; ++row) {
                 float* to = at(l.gradient_at) + c * l.gradient + row * gradient_row();
                 for (float* side : {to, to + (l.border + width) * LANES})
@@ -259,12 +265,13 @@ public:
     }
 
     void run() {
+        if (first_channel == end_channel) return;
         for (first = 0; first < g.output.height; first += l.rows) {
             rows = std::min(l.rows, g.output.height - first);
             last = first + l.rows >= g.output.height;
             read_output_gradient();
             middle_gradient();
-            for (int c = 0; c < channels; ++c) channel(c);
+            for (int c = first_channel; c < end_channel; ++c) channel(c);
             if (g.pointwise) pointwise_weights();
             next_row = end_row();
         }
@@ -294,14 +301,14 @@ private:
             pooled ? static_cast<int64_t>(g.output.height / 2) * (g.output.width / 2) * LANES : output_plane;
         dy = d.dy ? d.dy + start() : at(l.output_at);
         dy_channel = d.dy ? output_plane : l.plane;
-        for (int o = 0; o < outputs; ++o) {
+        for (int o = first_output; o < end_output; ++o) {
             const float* from = d.dy ? d.dy + start() + o * output_plane : nullptr;
             if (d.norm) {
                 float* const to = P::ROUNDED ? at(l.raw_at) + o % 2 * l.plane : at(l.output_at) + o * l.plane;
                 gradient_rows(*d.norm, o, d.y + o * output_plane, d.da + o * da_plane, first, rows, to);
                 from = to;
             }
-            for (int r = 0; d.bias && r < rows; ++r)
+            for (int r = 0; sums_output && r < rows; ++r)
                 add_row(from + static_cast<int64_t>(r) * width * LANES, width, output_sums(o));
             if (!g.pointwise) {
                 for (int r = 0; r < rows; ++r)
@@ -323,7 +330,7 @@ private:
         if (g.pointwise && (g.kernel || d.dx)) {
             const int together = g.kernel ? 1 : rows;  // rows that lie one after another without a border
             for (int r = 0; r < rows; r += together)
-                pointwise<P>(input_tiles, Base::vectors(outputs), dy + static_cast<int64_t>(r) * width * LANES,
+                pointwise<P>(input_tiles, a.part, Base::vectors(outputs), dy + static_cast<int64_t>(r) * width * LANES,
                              dy_channel, a.packed, Epilogue{},
                              g.kernel ? gradient_of(0, first + r) : at(l.gradient_at), l.gradient, together * width);
         }
@@ -380,7 +387,7 @@ private:
         for (int s = 0; s < stream_tiles.tiles; ++s) {
             int64_t streams[GRADIENT_STREAMS];
             const int size = stream_tiles.size(s);
-            for (int i = 0; i < size; ++i) streams[i] = (stream_tiles.first(s) + i) * channel;
+            for (int i = 0; i < size; ++i) streams[i] = (first_channel + stream_tiles.first(s) + i) * channel;
             for (int t = 0; t < output_tiles.tiles; ++t) {
                 const int count = output_tiles.size(t);
                 StreamArgs args;
@@ -402,9 +409,10 @@ private:
 
     // Adds up the lanes.
     void finish() {
-        if (g.kernel) lane_sums(at(l.taps_at), g.depthwise_weights(), d.depthwise);
-        if (d.middle_bias) lane_sums(middle_sums(0), channels, d.middle_bias);
-        if (d.bias) lane_sums(output_sums(0), outputs, d.bias);
+        const int mine = end_channel - first_channel, taps = g.kernel * g.kernel, first_tap = first_channel * taps;
+        if (g.kernel) lane_sums(at(l.taps_at) + first_tap * LANES, mine * taps, d.depthwise + first_tap);
+        if (d.middle_bias) lane_sums(middle_sums(first_channel), mine, d.middle_bias + first_channel);
+        if (sums_output) lane_sums(output_sums(first_output), end_output - first_output, d.bias + first_output);
         const float* kept = at(l.tiles_at);
         for (int s = 0; g.pointwise && s < stream_tiles.tiles; ++s)
             for (int t = 0; t < output_tiles.tiles; ++t) {
@@ -414,17 +422,21 @@ private:
                 kept += static_cast<int64_t>(count) * size * LANES;
                 for (int o = 0; o < count; ++o)
                     for (int i = 0; i < size; ++i)
-                        d.pointwise[static_cast<int64_t>(output_tiles.first(t) + o) * channels + stream_tiles.first(s) +
-                                    i] = totals[o * size + i];
+                        d.pointwise[static_cast<int64_t>(output_tiles.first(t) + o) * channels + first_channel +
+                                    stream_tiles.first(s) + i] = totals[o * size + i];
             }
-        for (int c = 0; a.norm && d.dx && c < channels; ++c) {
+        for (int c = first_channel; a.norm && d.dx && c < end_channel; ++c) {
             d.sums[2 * c] = sum(load(input_sums(c)));
             d.sums[2 * c + 1] = sum(load(input_sums(c) + LANES));
         }
     }
 
     const SeparableGradients& d;
-    const Tiles input_tiles, output_tiles, stream_tiles;
+    const Tiles input_tiles;
+    const int first_channel, end_channel;  // of the input and the middle: the part's whole tiles
+    const int first_output, end_output;    // that these need
+    const bool sums_output;                // all parts may need all outputs; one sums them up
+    const Tiles output_tiles, stream_tiles;
     // The rows of the output that are worked on, and the first row of the input whose gradient is not complete.
     int first = 0, rows = 0, next_row = 0;
     bool last = false;

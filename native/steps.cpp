@@ -15,9 +15,9 @@ int Program::images_of(int block, const State& s) {
 float* Program::value(int id, const Task& t) const {
     const ValuePlan& v = plan_.values[id];
     if (v.recomputed)
-        return t.backward ? thread_gradients_.data() + t.thread * plan_.thread_gradients + v.recompute_offset
-                          : thread_values_.data() + t.thread * plan_.thread_values + v.offset;
-    return t.state.values.data() + (plan_.values_in_thread ? t.thread : t.block) * plan_.block_values + v.offset;
+        return t.backward ? thread_gradients_.data() + t.owner * plan_.thread_gradients + v.recompute_offset
+                          : thread_values_.data() + t.owner * plan_.thread_values + v.offset;
+    return t.state.values.data() + (plan_.values_in_thread ? t.owner : t.block) * plan_.block_values + v.offset;
 }
 
 const float* Program::input_value(int id, const Task& t) const {
@@ -28,7 +28,7 @@ const float* Program::input_value(int id, const Task& t) const {
 float* Program::gradient(int id, const Task& t) const {
     const ValuePlan& v = plan_.values[id];
     return v.gradient_offset + (v.gradient_in_thread
-                                    ? thread_gradients_.data() + t.thread * plan_.thread_gradients
+                                    ? thread_gradients_.data() + t.owner * plan_.thread_gradients
                                     : block_gradients_.data() + t.block * plan_.block_gradients);
 }
 
@@ -42,7 +42,7 @@ float* Program::scales(int operation, State& s, int array) const {
 }
 
 uint16_t* Program::mask(int operation, const Task& t) const {
-    float* values = t.state.values.data() + (plan_.values_in_thread ? t.thread : t.block) * plan_.block_values;
+    float* values = t.state.values.data() + (plan_.values_in_thread ? t.owner : t.block) * plan_.block_values;
     return reinterpret_cast<uint16_t*>(values + plan_.operations[operation].mask);
 }
 
@@ -52,7 +52,10 @@ float* Program::moment_state(int thread) const {
 
 NormArgs Program::norm_args(int normalization, const Task& t) const {
     const Norm& norm = std::get<Norm>(network_.operations[normalization]);
-    return {.shape = shape(norm.inputs[0]),
+    const Shape& input = shape(norm.inputs[0]);
+    return {.shape = input,
+            .first_channel = t.part.first(input.channels),
+            .end_channel = t.part.end(input.channels),
             .relu = norm.relu,
             .pool = norm.pool,
             .input_relu = norm.input_relu,
@@ -128,10 +131,16 @@ void Program::prepare_backward(int i, float* const* tensors) {
 void Program::run_forward(const Step& step, const Task& t) {
     if (step.kind == Step::Moments) {
         const int input = op(step.operation).inputs[0];
-        return kernels_.moments(shape(input), input_value(input, t), images_of(t.block, t.state),
-                                moments(t.block, shape(input).channels), moment_state(t.thread));
+        Shape s = shape(input);
+        const int channels = s.channels, first = t.part.first(channels);
+        s.channels = t.part.end(channels) - first;
+        return kernels_.moments(s, input_value(input, t) + first * int64_t{s.plane()} * BLOCK,
+                                images_of(t.block, t.state), moments(t.block, channels) + first,
+                                moment_state(t.thread));
     }
-    std::visit([&](const auto& operation) { compute(operation, t); }, network_.operations[step.operation]);
+    const Operation& operation = network_.operations[step.operation];
+    if (t.part.index && !has_parts(operation)) return;
+    std::visit([&](const auto& kind) { compute(kind, t); }, operation);
 }
 
 // For the gradient by a normalization's input. What applied it has passed the gradient through its ReLU.
@@ -158,10 +167,10 @@ Epilogue Program::epilogue(const Products& products, const Task& t) const {
 }
 
 void Program::compute(const Convolution& conv, const Task& t) {
-    const bool gathers = plan_.operations[t.operation].gathers_moments;
+    const bool gathers = plan_.operations[t.operation].gathers_moments && t.part.count == 1;
     products().conv_forward(conv.geometry, input_value(conv.inputs[0], t),
                             packed_.data() + packed_offset_[t.operation], epilogue(conv, t), value(conv.output, t),
-                            scratch(t.thread), images_of(t.block, t.state),
+                            scratch(t.thread), t.part, images_of(t.block, t.state),
                             gathers ? moments(t.block, conv.geometry.output.channels) : nullptr,
                             moment_state(t.thread));
 }
@@ -176,12 +185,13 @@ SeparableArgs Program::separable_args(const Separable& separable, const Task& t,
             .depthwise = separable.depthwise >= 0 ? t.tensors[separable.depthwise] : nullptr,
             .middle_bias = separable.middle_bias >= 0 ? t.tensors[separable.middle_bias] : nullptr,
             .packed = packed_.data() + packed_offset_[t.operation],
-            .scratch = scratch(t.thread)};
+            .scratch = scratch(t.thread),
+            .part = t.part};
 }
 
 void Program::compute(const Separable& separable, const Task& t) {
     NormArgs applied;
-    const bool gathers = plan_.operations[t.operation].gathers_moments;
+    const bool gathers = plan_.operations[t.operation].gathers_moments && t.part.count == 1;
     products().separable_forward(separable_args(separable, t, &applied), epilogue(separable, t),
                                value(separable.output, t), images_of(t.block, t.state),
                                gathers ? moments(t.block, separable.geometry.output.channels) : nullptr,
@@ -266,7 +276,10 @@ void Program::join_moments(int i, State& s, float* const* tensors) {
 
 void Program::run_backward(const Step& step, const Task& t) {
     const Operation& operation = network_.operations[step.operation];
-    if (step.kind == Step::Sums) {
+    if (t.part.index && !has_parts(operation)) return;
+    if (step.kind == Step::Mask) {
+        timer_.time(t.operation, InputGradient, t.thread, [&] { mask_gradient(t); });
+    } else if (step.kind == Step::Sums) {
         const Norm& norm = std::get<Norm>(operation);
         timer_.time(t.operation, Statistics, t.thread, [&] {
             kernels_.norm_sums(norm_args(t.operation, t), input_value(norm.inputs[0], t), gradient(norm.output, t),
@@ -282,19 +295,27 @@ void Program::run_backward(const Step& step, const Task& t) {
     }
 }
 
+// Passes the gradient by an operation's output through its ReLU.
+void Program::mask_gradient(const Task& t) {
+    const int output = op(t.operation).output, pixels = shape(output).pixels(), first = t.part.first(pixels);
+    const int64_t from = int64_t{first} * BLOCK;
+    kernels_.relu_mask(value(output, t) + from, gradient(output, t) + from, t.part.end(pixels) - first);
+}
+
 void Program::differentiate(const Convolution& conv, const Task& t) {
-    float* dy = gradient(conv.output, t);
-    if (conv.relu && !conv.input_relu) kernels_.relu_mask(value(conv.output, t), dy, conv.geometry.output.pixels());
+    if (conv.relu && !conv.input_relu && t.part.count == 1) mask_gradient(t);
+    const float* dy = gradient(conv.output, t);
     const OperationPlan& place = plan_.operations[t.operation];
     float* partial = partials_.data() + t.block * plan_.block_partials + place.partials;
     timer_.time(t.operation, WeightGradient, t.thread, [&] {
         products().conv_weights(conv.geometry, input_value(conv.inputs[0], t), dy, partial,
-                                conv.bias >= 0 ? partial + conv.geometry.weights() : nullptr, scratch(t.thread));
+                                conv.bias >= 0 ? partial + conv.geometry.weights() : nullptr, scratch(t.thread),
+                                t.part);
     });
     if (float* dx = input_gradient(conv.inputs[0], t))
         timer_.time(t.operation, InputGradient, t.thread, [&] {
             products().conv_backward(conv.geometry, dy, packed_.data() + packed_offset_[t.operation], dx,
-                                     place.accumulates[0], scratch(t.thread));
+                                     place.accumulates[0], scratch(t.thread), t.part);
         });
 }
 
@@ -311,10 +332,8 @@ void Program::differentiate(const Separable& separable, const Task& t) {
         d.y = value(separable.output, t);
         d.da = gradient(op(place.undoes).output, t);
     } else {
-        float* dy = gradient(separable.output, t);
-        if (separable.relu && !separable.input_relu)
-            kernels_.relu_mask(value(separable.output, t), dy, g.output.pixels());
-        d.dy = dy;
+        if (separable.relu && !separable.input_relu && t.part.count == 1) mask_gradient(t);
+        d.dy = gradient(separable.output, t);
     }
     d.dx = input_gradient(separable.inputs[0], t);
     d.add = place.accumulates[0];

@@ -200,14 +200,17 @@ def test_two_forward_passes_before_their_backward_passes() -> None:
         assert largest_difference(q.grad, p.grad) < 1e-4, name
 
 
+@pytest.mark.parametrize("count", [3, 16, 40, 150])
+@pytest.mark.parametrize("trial", [augmented, strict])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_any_number_of_threads_gives_the_same_bytes(bfloat16: bool) -> None:
+def test_any_number_of_threads_gives_the_same_bytes(trial: Callable[[], Trial], bfloat16: bool, count: int) -> None:
+    """Also where there are more threads than blocks of images, and they share the work on a block."""
     if bfloat16 and not core_module.has_bfloat16():
         pytest.skip("no bfloat16 products here")
-    images, labels = batch(150)
+    images, labels = batch(count)
     results = []
     for threads in (1, 2, 3, 16):
-        native = NativeNetwork(network_of(augmented(), dropout=0.1), threads, bfloat16=bfloat16)
+        native = NativeNetwork(network_of(trial(), dropout=0.1), threads, bfloat16=bfloat16)
         torch.manual_seed(3)
         logits = native(images)
         F.cross_entropy(logits, labels).backward()

@@ -135,6 +135,28 @@ def test_networks_of_convolutions(monkeypatch: pytest.MonkeyPatch, case: tuple[n
 
 
 @generated
+@given(case=networks(), threads=st.sampled_from([2, 3, 7]), cache=st.sampled_from(CACHES))
+def test_threads_that_share_a_block_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, level: str, case: tuple[nn.Module, Tensor], threads: int, cache: str
+) -> None:
+    """Scores, gradients and statistics are those of one thread, to the last byte."""
+    monkeypatch.setenv("SMIDGEN_CORE_CACHE", cache)
+    network, x = case
+    for bfloat16 in (False, True)[: 1 + (level == "avx512bf16")]:
+        found = []
+        for count in (1, threads):
+            native = NativeNetwork(copy.deepcopy(network).train(), count, bfloat16=bfloat16)
+            given = x.clone().requires_grad_()
+            scores = native(given)
+            scores.square().sum().backward()
+            tensors = [scores.detach(), given.grad, *(p.grad for p in native.parameters()), *native.buffers()]
+            with torch.no_grad():
+                tensors.append(native.eval()(x))
+            found.append([t.numpy().tobytes() for t in tensors if t is not None])
+        assert found[0] == found[1]
+
+
+@generated
 @given(case=networks(), cache=st.sampled_from(CACHES))
 def test_networks_with_bfloat16_products(
     monkeypatch: pytest.MonkeyPatch, level: str, case: tuple[nn.Module, Tensor], cache: str
