@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,6 +46,22 @@ def test_networks_are_sized_just_under_the_budget(shape: tuple[int, int, int], b
     parameters, _ = measure(network, input_shape=shape, classes=10)
     assert budget * 0.8 <= parameters <= budget
     assert count_parameters(build_network(network, input_shape=shape, classes=10)) == parameters
+
+
+@pytest.mark.parametrize(("shape", "budget"), [((1, 28, 28), 8_000), ((3, 20, 12), 900), ((3, 96, 96), 20_000)])
+def test_the_network_in_the_file_is_the_one_that_was_sized(
+    shape: tuple[int, int, int], budget: int, tmp_path: Path
+) -> None:
+    channels, height, width = shape
+    images = np.zeros((8, height, width) if channels == 1 else (8, height, width, channels), np.uint8)
+    images += np.arange(8, dtype=np.uint8).reshape(8, *[1] * (images.ndim - 1))
+    labels = np.arange(8) % 4
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    written = new_trial(tmp_path / "mine.py", data=tmp_path / "data.npz", max_parameters=budget)
+    trial = find_trial(f"{tmp_path / 'mine.py'}:trial")
+    assert trial.network == written.network
+    assert written.dataset.input_shape == shape
+    assert measure(trial.network, input_shape=shape, classes=4)[0] == written.parameters
 
 
 def test_a_budget_that_nothing_fits_is_named() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from smidgen.errors import SmidgenError, TrialError
 from smidgen.nets.build import measure
-from smidgen.trial import AvgPool, Block, Conv, Linear, MaxPool, Network
+from smidgen.trial import AvgPool, Block, Conv, Linear, Network, separable
 
 LAST_SIDE = 6
 """The image is halved until its shorter side is about this, pixels."""
@@ -26,11 +26,11 @@ def sized_network(
     max_parameters: int,
     check: Callable[[Network], object] = lambda _network: None,
 ) -> Network:
-    """A plain network just under a budget of parameters, and within what else is checked.
+    """A network just under a budget of parameters, and within what else is checked.
 
-    Stages of padded 3 × 3 convolutions (two each, one in the last), each `GROWTH` times as wide as the one
-    before, with max pooling between them; then the average over the image and a linear layer. All
-    widths are scaled together by bisection, and what is left over widens single layers, the last first.
+    Stages of padded 3 × 3 convolutions (two each, one in the last), separable ones but for the first, each `GROWTH`
+    times as wide as the one before, with average pooling between them; then the average over the image and a linear
+    layer. All widths are scaled together by bisection, and what is left over widens single layers, the last first.
 
     Args:
         input_shape: channels, height, width.
@@ -80,12 +80,16 @@ class _Plan:
 
     def network(self, widths: Sequence[int]) -> Network:
         blocks: list[Block] = []
-        left = list(widths)
+        left, before = list(widths), 0
         for stage in range(self.stages):
             if stage:
-                blocks.append(MaxPool(2))
+                blocks.append(AvgPool(2))
             for _ in range(1 if self._is_last(stage) else 2):
-                blocks.append(Conv(left.pop(0), padding=1, stride=1 if blocks else self.stride))
+                width = left.pop(0)
+                blocks += (
+                    separable(before, width, padding=1) if blocks else [Conv(width, padding=1, stride=self.stride)]
+                )
+                before = width
         return Network(blocks=(*blocks, AvgPool(), Linear()))
 
     def parameters(self, widths: Sequence[int]) -> int:

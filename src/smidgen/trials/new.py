@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from smidgen.lowering.c.budget import excess
 from smidgen.lowering.c.sizes import Needs, int8_needs
 from smidgen.nets.build import build_network, measure
 from smidgen.nets.sizing import sized_network
-from smidgen.trial import Conv, Goal, Linear, MaxPool, Network
+from smidgen.trial import AvgPool, Block, Conv, Goal, Network
 
 EPOCHS = 14
 _TEMPLATE = '''"""A trial for {about}.
@@ -28,7 +29,7 @@ A variant is a function that returns `dataclasses.replace(trial(), name="variant
 what it was made from: `smidgen report` compares the runs of both.
 """
 
-from smidgen import SGD, Augmentation, AvgPool, Conv, Data, Goal, Linear, MaxPool, Network, OneCycle, Trial
+from smidgen import SOAP, Augmentation, AvgPool, Conv, Data, Goal, Linear, Network, OneCycle, Trial, separable
 
 NETWORK = Network(
     blocks=(
@@ -50,11 +51,12 @@ def trial() -> Trial:
         # mirrored image means the same (clothes, not digits), flip=0.5 mirrors half of them.
         augmentation=Augmentation(translation=0.05, scale=0.05, flip=0.0),
         # The peak learning rate is what to try first: half and twice as much.
-        optimizer=SGD(lr={lr}, momentum=0.9, nesterov=True, weight_decay=3e-4),
+        optimizer=SOAP(lr=0.006, weight_decay=0.05),
         schedule=OneCycle(rise=0.2),  # up over a fifth of the steps, then down to almost nothing
         batch_size={batch_size},
         epochs={epochs},
         averaging={averaging},  # the weights are averaged for evaluation; this is the decay per step
+        label_smoothing=0.05,
     )
 '''
 
@@ -144,7 +146,7 @@ def new_trial(
     text = _TEMPLATE.format(
         about=ascii(str(data))[1:-1].replace('"""', "''"),
         file=target.name,
-        blocks="\n".join(f"        {_source(block)}," for block in network.blocks),
+        blocks="\n".join(f"        {text}," for text in _sources(network)),
         sizes=written.sizes,
         name=_name(target),
         budgets=", ".join(f"{name}={limit}" for name, limit in goal.budgets.items()),
@@ -195,7 +197,6 @@ def _sizes(images: int, epochs: int) -> dict[str, Any]:
     return {
         "validation": max(1, images // 10),
         "batch_size": batch_size,
-        "lr": 0.1 if batch_size == 64 else 0.05,
         # The mean must reach back over a small part of the training only.
         "averaging": 0.999 if steps >= 5_000 else 0.99 if steps >= 500 else 0.9,
     }
@@ -206,13 +207,20 @@ def _name(path: Path) -> str:
     return name or "mine"
 
 
-def _source(block: object) -> str:
-    """A block as Python writes it, without what is at its default."""
-    match block:
-        case Conv(channels=channels, stride=stride):
-            return f"Conv({channels}, padding=1" + (f", stride={stride}" if stride != 1 else "") + ")"
-        case MaxPool(size=size):
-            return f"MaxPool({size})"
-        case Linear():
-            return "Linear()"
-    return "AvgPool()"
+def _sources(network: Network) -> Iterator[str]:
+    """A network's blocks as Python writes them, without what is at its default."""
+    before: Block | None = None
+    for block in network.blocks:
+        match block:
+            case Conv(groups=groups) if groups > 1:
+                pass  # of a separable convolution, which the next block ends
+            case Conv(channels=channels, kernel=1):
+                assert isinstance(before, Conv)
+                yield f"*separable({before.channels}, {channels}, padding=1)"
+            case Conv(channels=channels, stride=stride):
+                yield f"Conv({channels}, padding=1" + (f", stride={stride}" if stride != 1 else "") + ")"
+            case AvgPool(size=size):
+                yield f"AvgPool({size or ''})"
+            case _:
+                yield "Linear()"
+        before = block
