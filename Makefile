@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 NATIVE := CMakeLists.txt $(wildcard native/*)
 SANITIZE := build/sanitize
 
-.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu batches wheel smoke notebooks test-trackio
+.PHONY: run report test test-faults test-cluster fuzz test-slow sanitize sanitize-address sanitize-thread lint format bench golden clean test-arm results trials ablation gap corruptions front throughput exports demo peers lenet mcu gpu batches wheel smoke notebooks test-trackio
 
 run: $(VENV)/installed
 	$(BIN)/smidgen run; status=$$?; [ $$status -ge 2 ] || $(BIN)/smidgen report runs; exit $$status
@@ -62,20 +62,27 @@ test-arm: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-# The tests of the kernels under the address and undefined behaviour sanitizers, for GCC on Linux.
+# The tests of the kernels under the address, undefined behaviour and thread sanitizers, for GCC on Linux.
 # pip builds in isolation, which brings nanobind and CMake; the wheel is not installed: SMIDGEN_NATIVE_CORE
 # names the module in the build directory. Python has no sanitizer in it, so the sanitizers' libraries are loaded
 # before everything else, and libstdc++ with them, or the first exception would abort. Python leaves memory behind
 # when it ends, so leaks do not count. pytest must leave standard error alone: the report is the last thing written.
-sanitize: $(VENV)/installed-dev
-	rm -rf $(SANITIZE)
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --wheel-dir $(SANITIZE)/wheel \
-	    -C build-dir=$(SANITIZE) -C cmake.build-type=Debug -C cmake.define.SMIDGEN_SANITIZE=ON .
-	@ls $(SANITIZE)/_core.*.so >/dev/null 2>&1 || { echo "make sanitize needs a C++ compiler and Python's headers"; exit 2; }
-	SMIDGEN_NATIVE_CORE="$$(ls $(SANITIZE)/_core.*.so)" \
-	LD_PRELOAD="$$(ldd $(SANITIZE)/_core.*.so | awk '/lib(a|ub)san|libstdc\+\+/ {print $$3}' | xargs)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(BIN)/python -m pytest tests/test_native_kernels.py tests/test_native_rows.py tests/test_native_core.py tests/test_soap.py -m 'not slow' --capture=sys
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address: SANITIZERS := address,undefined
+sanitize-address: SANITIZED := tests/test_native_kernels.py tests/test_native_rows.py tests/test_native_core.py tests/test_soap.py
+# Of races: what threads do with one batch. PyTorch's own threads are not instrumented.
+sanitize-thread: SANITIZERS := thread
+sanitize-thread: SANITIZED := tests/test_native.py tests/test_native_rows.py tests/test_soap.py -k threads
+sanitize-address sanitize-thread: $(VENV)/installed-dev
+	rm -rf $(SANITIZE)/$@
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --wheel-dir $(SANITIZE)/$@/wheel \
+	    -C build-dir=$(SANITIZE)/$@ -C cmake.build-type=Debug -C cmake.define.SMIDGEN_SANITIZE=$(SANITIZERS) .
+	@ls $(SANITIZE)/$@/_core.*.so >/dev/null 2>&1 || { echo "make sanitize needs a C++ compiler and Python's headers"; exit 2; }
+	SMIDGEN_NATIVE_CORE="$$(ls $(SANITIZE)/$@/_core.*.so)" \
+	LD_PRELOAD="$$(ldd $(SANITIZE)/$@/_core.*.so | awk '/lib(a|t|ub)san|libstdc\+\+/ {print $$3}' | xargs)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
+	    $(BIN)/python -m pytest $(SANITIZED) -m 'not slow' --capture=sys
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -117,6 +117,7 @@ inline int64_t scratch_floats16(const ConvGeometry& c) {
 
 inline void conv_forward16(const ConvGeometry& c, const float* x, const float* packed, const Epilogue& epilogue,
                            float* y, float* scratch, const Part& part, int images, Moments* moments, float* state) {
+    if (part.none_of(c.output.height)) return;
     to_pairs(x, c.groups, c.forward.inputs, c.input.plane(), scratch);
     gather_forward<Products16>(c, pairs_of(c.forward.inputs), scratch, packed, epilogue, y, part, images, moments,
                                state);
@@ -124,6 +125,7 @@ inline void conv_forward16(const ConvGeometry& c, const float* x, const float* p
 
 inline void conv_backward16(const ConvGeometry& c, const float* dy, const float* packed, float* dx, bool add,
                             float* scratch, const Part& part) {
+    if (part.none_of(c.input.height)) return;
     to_pairs(dy, c.groups, c.forward.outputs, c.output.plane(), scratch);
     gather_backward<Products16>(c, pairs_of(c.backward.inputs), scratch, packed, dx, add, part);
 }

@@ -12,13 +12,14 @@ namespace smidgen {
 // Images of a block.
 constexpr int BLOCK = 16;
 
-// One of so many parts of a block's work, which threads share where there are fewer blocks than threads. Cutting must
-// not change results: a part computes some of the results, each as it would be without the cut.
+// One of so many parts of a block's work, which threads share where blocks cannot keep them all busy. Cutting must not
+// change results: a part computes some of the results, each as it would be without the cut.
 struct Part {
     int index = 0, count = 1;
     // The part's share of `total`: rows, channels, tiles.
     int first(int total) const { return static_cast<int>(static_cast<int64_t>(index) * total / count); }
     int end(int total) const { return static_cast<int>(static_cast<int64_t>(index + 1) * total / count); }
+    bool none_of(int total) const { return first(total) == end(total); }
 };
 
 struct Shape {

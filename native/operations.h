@@ -90,6 +90,9 @@ inline const Products* products_of(const Operation& operation) {
     return std::get_if<Separable>(&operation);
 }
 
+// Whether the gradient by its output must be passed through its ReLU first.
+inline bool masks(const Products& products) { return products.relu && !products.input_relu; }
+
 // Whether threads can share the work on a block; the others are done whole.
 inline bool has_parts(const Operation& operation) {
     return products_of(operation) || std::holds_alternative<Norm>(operation);

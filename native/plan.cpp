@@ -148,7 +148,7 @@ private:
     // Whether an operation's backward pass begins with the ReLU of its own output.
     bool masks(int i) const {
         const Products* products = products_of(operation(i));
-        return products && products->relu && !products->input_relu;
+        return products && smidgen::masks(*products);
     }
 
     // The values, not gradients, that an operation's backward pass reads.

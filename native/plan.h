@@ -17,7 +17,8 @@ struct Step {
     int operation;
 };
 
-// Steps that a thread takes with one block after another. Then all threads wait, and one joins the blocks'
+// Steps that a thread takes with one block after another; what is said to be a thread's belongs to a block where threads
+// share blocks. Then all threads wait, and one joins the blocks'
 // statistics of a normalization.
 struct Phase {
     std::vector<Step> steps;

@@ -52,14 +52,16 @@ Program::Program(Network network, const Options& options, const Kernels& kernels
     }
 }
 
-// How many parts the work on each block has, so that all threads have work. Parts cost barriers, and some work is done
-// again in each: the gain must be worth it.
+// How many parts the work on each block has, so that threads have equal work as far as can be. Parts cost barriers, and
+// some work is done again in each: the gain, if all work could be cut, must be worth it.
 int Program::parts(const Team& team, const State& s) const {
-    const auto turns = [&](int parts) { return (s.blocks * parts + team.threads() - 1) / team.threads(); };
+    const auto time = [&](int parts) {
+        return static_cast<double>((s.blocks * parts + team.threads() - 1) / team.threads()) / parts;
+    };
     int best = 1;
     for (int parts = 2; parts <= MOST_PARTS; ++parts)
-        if (turns(parts) * best * LEAST_GAIN <= static_cast<double>(turns(best) * parts)) best = parts;
-    return best;
+        if (time(parts) < time(best)) best = parts;
+    return time(best) * LEAST_GAIN <= time(1) ? best : 1;
 }
 
 void Program::reserve_forward(const Team& team, State& s) {
@@ -152,7 +154,8 @@ void Program::forward(Team& team, const Images& images, float* const* tensors, u
     const int operations = static_cast<int>(network_.operations.size());
     std::atomic<bool> non_finite{false};
     const int parts = this->parts(team, s);
-    const std::vector<Phase>& phases = parts > 1 ? plan_.parted_forward : plan_.forward;
+    in_parts_ = parts > 1;
+    const std::vector<Phase>& phases = in_parts_ ? plan_.parted_forward : plan_.forward;
     team.run([&](int thread) {
         team.phase(thread, operations, [&](int i) { prepare_forward(i, s, tensors); }, [] {});
         for (const Phase& phase : phases) {

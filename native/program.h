@@ -60,10 +60,11 @@ public:
 
     const std::vector<Operation>& operations() const { return network_.operations; }
     LayerTimer& timer() { return timer_; }
-    std::vector<std::array<Work, PASSES>> work() const { return work_of(network_, plan_); }
+    // As the last forward pass, and a backward pass with as many threads, did it.
+    std::vector<std::array<Work, PASSES>> work() const { return work_of(network_, plan_, in_parts_); }
 
 private:
-    // One operation on one block.
+    // One operation on one block, or on a part of it.
     struct Task {
         int operation, block, thread;
         int owner;  // whose is what a thread keeps while it works on a block: the thread; of blocks in parts, the block
@@ -146,6 +147,7 @@ private:
     std::vector<double> sums_;      // [block][normalization][channel], two each
     std::vector<float> scores_;
     std::string failure_;           // of the forward pass that is running
+    bool in_parts_ = false;         // whether threads shared blocks in the last forward pass
     LayerTimer timer_;
 };
 

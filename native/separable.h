@@ -255,6 +255,7 @@ public:
           sums_output(d.bias && first_channel < end_channel && (first_channel == 0 || !g.pointwise)),
           output_tiles(outputs, GRADIENT_OUTPUTS),
           stream_tiles(end_channel - first_channel, GRADIENT_STREAMS) {
+        if (first_channel == end_channel) return;
         std::memset(at(l.zeros_at), 0, static_cast<size_t>(l.floats - l.zeros_at) * sizeof(float));
         for (int c = first_channel; l.border && c < end_channel; ++c)
             for (int row = 0; row < l.gradient_rows; ++row) {

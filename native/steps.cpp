@@ -278,7 +278,7 @@ void Program::run_backward(const Step& step, const Task& t) {
     const Operation& operation = network_.operations[step.operation];
     if (t.part.index && !has_parts(operation)) return;
     if (step.kind == Step::Mask) {
-        timer_.time(t.operation, InputGradient, t.thread, [&] { mask_gradient(t); });
+        timer_.time(t.operation, mask_pass(operation), t.thread, [&] { mask_gradient(t); });
     } else if (step.kind == Step::Sums) {
         const Norm& norm = std::get<Norm>(operation);
         timer_.time(t.operation, Statistics, t.thread, [&] {
@@ -303,7 +303,8 @@ void Program::mask_gradient(const Task& t) {
 }
 
 void Program::differentiate(const Convolution& conv, const Task& t) {
-    if (conv.relu && !conv.input_relu && t.part.count == 1) mask_gradient(t);
+    if (masks(conv) && t.part.count == 1)
+        timer_.time(t.operation, WeightGradient, t.thread, [&] { mask_gradient(t); });
     const float* dy = gradient(conv.output, t);
     const OperationPlan& place = plan_.operations[t.operation];
     float* partial = partials_.data() + t.block * plan_.block_partials + place.partials;
@@ -332,7 +333,7 @@ void Program::differentiate(const Separable& separable, const Task& t) {
         d.y = value(separable.output, t);
         d.da = gradient(op(place.undoes).output, t);
     } else {
-        if (separable.relu && !separable.input_relu && t.part.count == 1) mask_gradient(t);
+        if (masks(separable) && t.part.count == 1) mask_gradient(t);
         d.dy = gradient(separable.output, t);
     }
     d.dx = input_gradient(separable.inputs[0], t);

@@ -6,14 +6,14 @@ namespace {
 
 class Counter {
 public:
-    Counter(const Network& network, const Plan& plan)
-        : network_(network), plan_(plan), work_(network.operations.size(), std::array<Work, PASSES>{}) {
+    Counter(const Network& network, const Plan& plan, bool in_parts)
+        : network_(network), plan_(plan), in_parts_(in_parts), work_(network.operations.size(), std::array<Work, PASSES>{}) {
         normalized_.assign(network.shapes.size(), false);
         for (const Operation& operation : network.operations)
             if (const auto* norm = std::get_if<Norm>(&operation)) normalized_[norm->inputs[0]] = norm->batch;
-        for (const Phase& phase : plan.forward)
+        for (const Phase& phase : in_parts ? plan.parted_forward : plan.forward)
             for (const Step& step : phase.steps) forward(step);
-        for (const Phase& phase : plan.backward)
+        for (const Phase& phase : in_parts ? plan.parted_backward : plan.backward)
             for (const Step& step : phase.steps) backward(step);
     }
 
@@ -63,12 +63,14 @@ private:
         const double output = size(op(i).output);
         double gradients = 0;
         for (const int input : op(i).inputs) gradients += needed(input);
-        if (step.kind == Step::Recompute) {
+        if (step.kind == Step::Mask) {
+            work_[i][mask_pass(operation)].moved += 3 * output;
+        } else if (step.kind == Step::Recompute) {
             work_[i][Forward].moved += inputs(i) + output;
         } else if (step.kind == Step::Sums) {
             work_[i][Statistics].moved += inputs(i) + output;
         } else if (const auto* conv = std::get_if<Convolution>(&operation)) {
-            const double masked = conv->relu && !conv->input_relu ? 3 * output : 0;
+            const double masked = masks(*conv) && !in_parts_ ? 3 * output : 0;
             Work &by_weights = work_[i][WeightGradient], &by_input = work_[i][InputGradient];
             by_weights.products += forward_products(operation);
             by_weights.moved += inputs(i) + output + masked;
@@ -80,7 +82,7 @@ private:
             }
         } else if (const auto* separable = std::get_if<Separable>(&operation)) {
             const SeparableGeometry& g = separable->geometry;
-            const double masked = separable->relu && !separable->input_relu ? 3 * output : 0;
+            const double masked = masks(*separable) && !in_parts_ ? 3 * output : 0;
             const double da = place.undoes >= 0 ? size(op(place.undoes).output) + output : output;
             Work& work = work_[i][Backward];
             // The first part's gradient by its input is not needed where the images' is not.
@@ -99,14 +101,15 @@ private:
 
     const Network& network_;
     const Plan& plan_;
+    const bool in_parts_;
     std::vector<std::array<Work, PASSES>> work_;
     std::vector<bool> normalized_;  // of each value: whether a BatchNorm by the batch's statistics reads it
 };
 
 }  // namespace
 
-std::vector<std::array<Work, PASSES>> work_of(const Network& network, const Plan& plan) {
-    return Counter(network, plan).work();
+std::vector<std::array<Work, PASSES>> work_of(const Network& network, const Plan& plan, bool in_parts) {
+    return Counter(network, plan, in_parts).work();
 }
 
 }  // namespace smidgen

@@ -18,7 +18,12 @@ struct Work {
                           // else could be done on the way
 };
 
+// The pass that is charged with passing the gradient by an operation's output through its ReLU.
+inline Pass mask_pass(const Operation& operation) {
+    return std::holds_alternative<Convolution>(operation) ? WeightGradient : Backward;
+}
+
 // Of each operation's passes.
-std::vector<std::array<Work, PASSES>> work_of(const Network&, const Plan&);
+std::vector<std::array<Work, PASSES>> work_of(const Network&, const Plan&, bool in_parts);
 
 }  // namespace smidgen

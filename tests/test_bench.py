@@ -135,15 +135,17 @@ def test_the_profile_names_every_layer_that_multiplies(smidgen: Command) -> None
     assert all(any(cell.endswith("%") for cell in row) for row in rows)
 
 
-def test_the_products_of_a_step_are_those_of_the_layer_table(mnist: Dataset) -> None:
-    """Forward once; backward twice, less the gradient by the images."""
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_products_of_a_step_are_those_of_the_layer_table(mnist: Dataset, threads: int) -> None:
+    """Forward once; backward twice, less the gradient by the images. Eight threads share the blocks of a batch."""
     if not find_core():
         pytest.skip("the native engine is not installed")
     for trial in (strict(), augmented()):
-        training = bench._training(trial, mnist, choose("native", threads=1))
+        training = bench._training(trial, mnist, choose("native", threads=threads))
         profile = bench._profile(training, trial, mnist)
         assert profile is not None
         layers = examine(training.engine.plain(training.network), mnist.input_shape).layers
         macs = [layer.macs for layer in layers]
         assert sum(each.multiply_adds for each in profile.passes) == 3 * sum(macs) - macs[0]
         assert profile.least < profile.moved
+        assert all(each.moved > 0 for each in profile.passes)
