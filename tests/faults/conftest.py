@@ -16,7 +16,21 @@ import pytest
 from conftest import write_folder
 from smidgen.data.dataset import Dataset
 from smidgen.schedules import Cosine, OneCycle, Step
-from smidgen.trial import SGD, Adam, AdamW, Augmentation, AvgPool, Conv, Data, Goal, Linear, Network, Trial  # fmt: skip
+from smidgen.trial import (
+    SGD,
+    SOAP,
+    Adam,
+    AdamW,
+    Augmentation,
+    AvgPool,
+    Conv,
+    Data,
+    FullMatrixAdam,
+    Goal,
+    Linear,
+    Network,
+    Trial,
+)
 
 
 @dataclass
@@ -110,7 +124,7 @@ _DISTORTED = Augmentation(rotation=10, translation=0.1, scale=0.1, shear=0.1, el
 def victims(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Runs that can be killed, by name: arguments of `smidgen`, without those for the directory.
 
-    Between them they have every optimizer of PyTorch's and every schedule, averaging or none, recalibration or none, distortion,
+    Between them they have every optimizer and every schedule, averaging or none, recalibration or none, distortion,
     dropout, label smoothing, a last batch that is smaller, and both engines.
     """
     folder = tmp_path_factory.mktemp("victims")
@@ -136,6 +150,8 @@ def victims(mnist: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[st
             ["auto", "eager"],
         ),
         "adamw": (replace(first, optimizer=AdamW(lr=0.01), schedule=Step(1), averaging=0.0), ["auto", "eager"]),
+        "soap": (replace(first, optimizer=SOAP(lr=0.01, every=8, weight_decay=0.05)), ["auto", "eager"]),
+        "full-matrix-adam": (replace(first, optimizer=FullMatrixAdam(lr=0.02, every=10)), ["auto"]),
         "eager sgd": (first, ["eager"]),
     }
     made = {}
