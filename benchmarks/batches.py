@@ -11,39 +11,19 @@ import statistics
 import time
 from dataclasses import replace
 
-import torch
-
 import smidgen
-from common import FLAGSHIP
-from smidgen.data.dataset import Dataset
+from common import FLAGSHIP, Steps
 from smidgen.engines.choose import choose
-from smidgen.engines.engine import Precision
 from smidgen.machine import usable_cores
 from smidgen.runs.run import load_trial_data
 from smidgen.tables import render
-from smidgen.training.loop import new_network, start, take_step
 
 
-class Steps:
-    """Training steps with a number of threads, one after another."""
-
-    def __init__(self, trial: smidgen.Trial, dataset: Dataset, threads: int, precision: Precision) -> None:
-        engine = choose("native", "cpu", threads, precision)
-        self._trial, self._taken = trial, 0
-        self._training = start(trial, new_network(trial, dataset, 0), engine)
-        self._loader = engine.loader(dataset.train, trial.augmentation, 0, dataset.mean, dataset.std)
-        self._batches = torch.arange(len(dataset.train)).split(trial.batch_size)[:-1]
-
-    def microseconds(self, count: int) -> float:
-        """Of a step, the mean of so many."""
-        began = time.perf_counter()
-        for _ in range(count):
-            step = self._taken % len(self._batches)
-            self._taken += 1
-            take_step(
-                self._training, self._loader, self._batches[step], 0.01, self._trial, 0, 1, step, self._taken
-            )  # fmt: skip
-        return 1e6 * (time.perf_counter() - began) / count
+def microseconds(steps: Steps, count: int) -> float:
+    """Of a step, the mean of so many."""
+    began = time.perf_counter()
+    steps.take(count)
+    return 1e6 * (time.perf_counter() - began) / count
 
 
 def main() -> None:
@@ -62,8 +42,11 @@ def main() -> None:
         dataset = load_trial_data(trial)
         for size in options.sizes:
             sized = replace(trial, batch_size=size)
-            ways = [Steps(sized, dataset, threads, options.precision) for threads in (1, options.threads)]
-            times = [[way.microseconds(options.steps) for way in ways] for _ in range(options.rounds + 1)][1:]
+            ways = [
+                Steps(sized, dataset, choose("native", "cpu", threads, options.precision))
+                for threads in (1, options.threads)
+            ]
+            times = [[microseconds(way, options.steps) for way in ways] for _ in range(options.rounds + 1)][1:]
             one, several = (statistics.median(column) for column in zip(*times, strict=True))
             ratio = statistics.median(first / second for first, second in times)
             rows.append([name, size, f"{one:,.0f}", f"{several:,.0f}", f"{ratio:.2f}"])

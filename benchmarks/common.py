@@ -8,13 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 import smidgen
 from smidgen import RunOptions, Trial
-from smidgen.data.dataset import Examples
+from smidgen.data.dataset import Dataset, Examples
 from smidgen.engines.choose import choose
+from smidgen.engines.engine import Engine
 from smidgen.sweeps.progress import best_sweep_progress
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.training.evaluation import HeldOut, evaluate
+from smidgen.training.loop import new_network, start, take_step
 from smidgen.trials.builtin import BUILTIN
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -110,6 +114,31 @@ def swept(
 def on_held_out(trial: Trial) -> Trial:
     """The trial trained on two thirds of the training images and evaluated on the last third."""
     return replace(trial, data=replace(trial.data, evaluate="validation", validation=HELD_OUT))
+
+
+class Steps:
+    """Training steps of one engine, one after another.
+
+    Args:
+        trial: the recipe.
+        dataset: its data.
+        engine: on whose device the images are kept.
+    """
+
+    def __init__(self, trial: Trial, dataset: Dataset, engine: Engine) -> None:
+        self._trial, self._taken = trial, 0
+        self._training = start(trial, new_network(trial, dataset, 0), engine)
+        examples = dataset.train.to(engine.device)
+        self._loader = engine.loader(examples, trial.augmentation, 0, dataset.mean, dataset.std)
+        self._batches = torch.arange(len(examples), device=examples.labels.device).split(trial.batch_size)[:-1]
+
+    def take(self, count: int) -> None:
+        """So many steps."""
+        for _ in range(count):
+            step = self._taken % len(self._batches)
+            self._taken += 1
+            batch = self._batches[step]
+            take_step(self._training, self._loader, batch, 0.01, self._trial, 0, 1, step, self._taken)
 
 
 def accuracy(run: smidgen.Run, examples: Examples) -> float:

@@ -16,14 +16,12 @@ from pathlib import Path
 import torch
 
 import smidgen
-from common import FLAGSHIP
+from common import FLAGSHIP, Steps
 from smidgen import RunOptions, SmidgenError
-from smidgen.data.dataset import Dataset
 from smidgen.engines.choose import choose
 from smidgen.engines.engine import EngineName, Precision
 from smidgen.runs.progress import Silent
 from smidgen.runs.run import load_trial_data
-from smidgen.training.loop import new_network, start, take_step
 
 WAYS: dict[str, tuple[EngineName, Precision]] = {
     "eager": ("eager", "fp32"),
@@ -32,32 +30,16 @@ WAYS: dict[str, tuple[EngineName, Precision]] = {
 }
 
 
-class Steps:
-    """Training steps of one engine, one after another."""
-
-    def __init__(self, trial: smidgen.Trial, dataset: Dataset, way: str) -> None:
-        self._trial, self._taken = trial, 0
-        engine, self._precision = WAYS[way]
-        self._training = start(trial, new_network(trial, dataset, 0), choose(engine, "cuda", 1, self._precision))
-        examples = dataset.train.to(self._training.engine.device)
-        self._loader = self._training.engine.loader(examples, trial.augmentation, 0, dataset.mean, dataset.std)
-        self._batches = torch.arange(len(examples), device=examples.labels.device).split(trial.batch_size)[:-1]
-
-    def microseconds(self, count: int) -> float:
-        """Of a step, the mean of so many."""
-        cudnn = torch.backends.cudnn
-        cudnn.deterministic, cudnn.allow_tf32 = True, self._precision == "tf32"  # as in a run
-        torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(count):
-            step = self._taken % len(self._batches)
-            self._taken += 1
-            take_step(
-                self._training, self._loader, self._batches[step], 0.01, self._trial, 0, 1, step, self._taken
-            )  # fmt: skip
-        torch.cuda.synchronize()
-        return 1e6 * (time.perf_counter() - began) / count
+def microseconds(steps: Steps, way: str, count: int) -> float:
+    """Of a step, the mean of so many."""
+    cudnn = torch.backends.cudnn
+    cudnn.deterministic, cudnn.allow_tf32 = True, WAYS[way][1] == "tf32"  # as in a run
+    torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    steps.take(count)
+    torch.cuda.synchronize()
+    return 1e6 * (time.perf_counter() - began) / count
 
 
 def main() -> None:
@@ -76,10 +58,14 @@ def main() -> None:
     dataset = load_trial_data(trial)
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {trial.name}\n")
     print("| way | µs a step | whole run, s | same weights twice |\n|---|---:|---:|---|")
-    ways = {way: Steps(trial, dataset, way) for way in WAYS}
-    for way in ways.values():
-        way.microseconds(20)  # chooses kernels, and records
-    times = [{name: way.microseconds(options.steps) for name, way in ways.items()} for _ in range(options.rounds)]
+    ways = {
+        way: Steps(trial, dataset, choose(engine, "cuda", 1, precision)) for way, (engine, precision) in WAYS.items()
+    }
+    for name, steps in ways.items():
+        microseconds(steps, name, 20)  # chooses kernels, and records
+    times = [
+        {name: microseconds(steps, name, options.steps) for name, steps in ways.items()} for _ in range(options.rounds)
+    ]
     for name, (engine, precision) in WAYS.items():
         step = statistics.median(row[name] for row in times)
         if name not in options.whole:
