@@ -1,4 +1,4 @@
-"""What each ingredient of the flagship and of the two smallest trials gives: `make ablation`.
+"""What each ingredient of the flagship, of the two smallest trials and of fashion-small gives: `make ablation`.
 
 Trains them and copies that lack one thing each, with the same seeds, on two thirds of the training images, and
 evaluates them on the last third, a third in turn for each seed (never on the test images). Prints tables with the
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import smidgen
 from common import FLAGSHIP, FOLDS, asked_for, difference, on_held_out, parser, swept
-from smidgen import Augmentation, AvgPool, Conv, Linear, Network, Step, Trial
+from smidgen import SGD, SOAP, Augmentation, AvgPool, Conv, Linear, MaxPool, Network, Step, Trial
 from smidgen.sweeps.sweep import TrialResult
 from smidgen.tables import render
 from smidgen.trials.mnist import separable_network
@@ -66,10 +66,28 @@ def of_tiny_99() -> dict[str, Trial]:
     }
 
 
+def of_fashion() -> dict[str, Trial]:
+    """The same of fashion-small."""
+    whole = on_held_out(smidgen.find_trial("fashion-small"))
+    assert isinstance(whole.network, Network)
+    assert isinstance(whole.optimizer, SOAP)
+    pools = (MaxPool(2) if block == AvgPool(2) else block for block in whole.network.blocks)
+    former = SGD(lr=0.2, momentum=0.9, nesterov=True, weight_decay=3e-4)
+    return {
+        "fashion-small": whole,
+        "SGD, with as little regularization as suits it": replace(whole, optimizer=former, label_smoothing=0.0),
+        "weight decay 0.001": replace(whole, optimizer=replace(whole.optimizer, weight_decay=1e-3)),
+        "no label smoothing": replace(whole, label_smoothing=0.0),
+        "maximum pooling": replace(whole, network=replace(whole.network, blocks=tuple(pools))),
+        "no mirrored images": replace(whole, augmentation=Augmentation()),
+    }
+
+
 TABLES = {
     FLAGSHIP: (of_the_flagship, "ablation"),
     "mnist-tiny": (of_tiny, "ablation-tiny"),
     "mnist-tiny-99": (of_tiny_99, "ablation-tiny-99"),
+    "fashion-small": (of_fashion, "ablation-fashion"),
 }
 """The tables by the trial that they are about: what makes the recipes, and how the runs of all but the first begin."""
 
