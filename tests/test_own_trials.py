@@ -23,6 +23,7 @@ from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import run
 from smidgen.runs.weights import read_weights
+from smidgen.trial import Conv
 from smidgen.trials.find import find_trial
 from smidgen.trials.new import new_trial
 
@@ -62,6 +63,17 @@ def test_the_network_in_the_file_is_the_one_that_was_sized(
     assert trial.network == written.network
     assert written.dataset.input_shape == shape
     assert measure(trial.network, input_shape=shape, classes=4)[0] == written.parameters
+
+
+@pytest.mark.parametrize(("ram", "is_separable"), [(None, True), (2_000, False), (100_000, True)])
+def test_convolutions_are_separable_unless_memory_is_short(
+    ram: int | None, is_separable: bool, folder: Path, tmp_path: Path
+) -> None:
+    written = new_trial(tmp_path / "t.py", data=folder, max_flash=6_000, max_ram=ram)
+    assert any(isinstance(block, Conv) and block.groups > 1 for block in written.network.blocks) == is_separable
+    assert ("separable" in (tmp_path / "t.py").read_text()) == is_separable
+    assert written.needs is not None
+    assert 4_000 < written.needs.flash <= 6_000
 
 
 def test_a_budget_that_nothing_fits_is_named() -> None:

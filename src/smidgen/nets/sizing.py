@@ -18,6 +18,8 @@ GROWTH = 1.5
 """By which a stage is wider than the one before."""
 MOST_WIDTH = 512
 """Of the first stage; wider would no longer be tiny."""
+LEAST_SHARE = 0.9
+"""Of the parameters that full convolutions can have, for separable ones to be better; docs/log.md has measurements."""
 
 
 def sized_network(
@@ -28,9 +30,11 @@ def sized_network(
 ) -> Network:
     """A network just under a budget of parameters, and within what else is checked.
 
-    Stages of padded 3 × 3 convolutions (two each, one in the last), separable ones but for the first, each `GROWTH`
-    times as wide as the one before, with average pooling between them; then the average over the image and a linear
-    layer. All widths are scaled together by bisection, and what is left over widens single layers, the last first.
+    Stages of padded 3 × 3 convolutions (two each, one in the last), each `GROWTH` times as wide as the one before,
+    with average pooling between them; then the average over the image and a linear layer. All convolutions but the
+    first are separable, unless a budget of memory, of which their greater widths need more, leaves them with too few
+    parameters (`LEAST_SHARE`). All widths are scaled together by bisection, and what is left over widens single
+    layers, the last first.
 
     Args:
         input_shape: channels, height, width.
@@ -41,13 +45,33 @@ def sized_network(
     Raises:
         SmidgenError: even the narrowest such network is over the budget.
     """
-    plan = _Plan(input_shape, classes, max_parameters, check)
-    if plan.parameters(plan.widths(1.0)) > max_parameters:
+    found = []
+    problem: SmidgenError | None = None
+    for is_separable in (True, False):
+        try:
+            found.append(_sized(_Plan(input_shape, classes, max_parameters, check, is_separable)))
+        except SmidgenError as error:
+            problem = problem or error
+    if not found:
+        assert problem is not None
+        raise problem
+    (network, parameters), (full, most) = found[0], found[-1]
+    return network if parameters >= LEAST_SHARE * most else full
+
+
+def _sized(plan: _Plan) -> tuple[Network, int]:
+    """The widest network of a plan, and its parameters.
+
+    Raises:
+        SmidgenError: none fits.
+    """
+    narrowest = plan.widths(1.0)
+    if (least := plan.parameters(narrowest)) > plan.max_parameters:
         raise TrialError(
-            f"the smallest network for {'x'.join(map(str, input_shape))} and {classes} classes has "
-            f"{plan.parameters(plan.widths(1.0)):,} parameters, more than {max_parameters:,}; raise --max-parameters"
+            f"the smallest network for {'x'.join(map(str, plan.input_shape))} and {plan.classes} classes has "
+            f"{least:,} parameters, more than {plan.max_parameters:,}; raise --max-parameters"
         )
-    check(plan.network(plan.widths(1.0)))
+    plan.check(plan.network(narrowest))
     low, high = 1.0, float(MOST_WIDTH)
     while high - low > 0.01:
         middle = (low + high) / 2
@@ -57,16 +81,21 @@ def sized_network(
         wider = [*widths[:index], widths[index] + 1, *widths[index + 1 :]]
         if plan.fits(wider):
             widths = wider
-    return plan.network(widths)
+    return plan.network(widths), plan.parameters(widths)
 
 
 class _Plan:
     """The stages of a network, chosen before the widths."""
 
     def __init__(
-        self, input_shape: Sequence[int], classes: int, max_parameters: int, check: Callable[[Network], object]
+        self,
+        input_shape: Sequence[int],
+        classes: int,
+        max_parameters: int,
+        check: Callable[[Network], object],
+        is_separable: bool,
     ) -> None:
-        self.max_parameters, self.check = max_parameters, check
+        self.max_parameters, self.check, self.is_separable = max_parameters, check, is_separable
         self.input_shape, self.classes = tuple(input_shape), classes
         side = min(self.input_shape[1:])
         self.stride = 2 if side >= LARGE else 1
@@ -86,9 +115,10 @@ class _Plan:
                 blocks.append(AvgPool(2))
             for _ in range(1 if self._is_last(stage) else 2):
                 width = left.pop(0)
-                blocks += (
-                    separable(before, width, padding=1) if blocks else [Conv(width, padding=1, stride=self.stride)]
-                )
+                if blocks and self.is_separable:
+                    blocks += separable(before, width, padding=1)
+                else:
+                    blocks.append(Conv(width, padding=1, stride=1 if blocks else self.stride))
                 before = width
         return Network(blocks=(*blocks, AvgPool(), Linear()))
 

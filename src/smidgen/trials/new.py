@@ -29,7 +29,7 @@ A variant is a function that returns `dataclasses.replace(trial(), name="variant
 what it was made from: `smidgen report` compares the runs of both.
 """
 
-from smidgen import SOAP, Augmentation, AvgPool, Conv, Data, Goal, Linear, Network, OneCycle, Trial, separable
+from smidgen import SOAP, Augmentation, AvgPool, Conv, Data, Goal, Linear, Network, OneCycle, Trial{separable}
 
 NETWORK = Network(
     blocks=(
@@ -147,6 +147,7 @@ def new_trial(
         about=ascii(str(data))[1:-1].replace('"""', "''"),
         file=target.name,
         blocks="\n".join(f"        {text}," for text in _sources(network)),
+        separable=", separable" if any(isinstance(b, Conv) and b.groups > 1 for b in network.blocks) else "",
         sizes=written.sizes,
         name=_name(target),
         budgets=", ".join(f"{name}={limit}" for name, limit in goal.budgets.items()),
