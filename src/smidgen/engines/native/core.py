@@ -11,8 +11,6 @@ from types import ModuleType
 
 from smidgen.errors import SmidgenError, first_line
 
-LEVELS = ("baseline", "avx2", "avx512", "avx512bf16")
-"""Instruction levels, ascending; a machine has those that its CPU and the build have."""
 LEVEL_VARIABLE = "SMIDGEN_ISA"
 CACHE_VARIABLE = "SMIDGEN_CORE_CACHE"
 CORE_VARIABLE = "SMIDGEN_NATIVE_CORE"
