@@ -71,9 +71,9 @@ sanitize: sanitize-address sanitize-thread
 
 sanitize-address: SANITIZERS := address,undefined
 sanitize-address: SANITIZED := tests/test_native_kernels.py tests/test_native_rows.py tests/test_native_core.py tests/test_soap.py
-# Of races: what threads do with one batch. PyTorch's own threads are not instrumented.
+# Looks for races between threads that work on one batch. PyTorch's own threads are not instrumented.
 sanitize-thread: SANITIZERS := thread
-sanitize-thread: SANITIZED := tests/test_native.py tests/test_native_rows.py tests/test_soap.py -k threads
+sanitize-thread: SANITIZED := tests/test_native.py tests/test_native_rows.py tests/test_soap.py -k 'threads or take_the_steps'
 sanitize-address sanitize-thread: $(VENV)/installed-dev
 	rm -rf $(SANITIZE)/$@
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --wheel-dir $(SANITIZE)/$@/wheel \

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--trial", default=FLAGSHIP, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="of steps, in turn; default 5")
     parser.add_argument("--steps", type=int, default=200, help="of each round; default 200")
-    parser.add_argument("--whole", nargs="*", choices=list(WAYS), default=list(WAYS), help="whole runs; default both")
+    parser.add_argument("--whole", nargs="*", choices=list(WAYS), default=list(WAYS), help="whole runs; default all")
     options = parser.parse_args()
     try:
         choose("cuda")

@@ -216,7 +216,7 @@ def test_bytes_that_nothing_fits_are_named(colour_folder: Path, tmp_path: Path, 
     file = tmp_path / "t.py"
     for option in ("--max-flash", "--max-ram"):
         done = smidgen("new", file, "--data", colour_folder, option, "20")
-        assert done.is_mistake("the smallest network", "at most 20 allowed; most is taken by", f"raise {option}")
+        assert done.is_mistake("even a narrow network", "at most 20 allowed; most is taken by", f"raise {option}")
         assert smidgen("new", file, "--data", colour_folder, option, "0").is_mistake(f"Goal.{option[6:]} is 0")
     assert not file.exists()
     done = smidgen("new", file, "--data", colour_folder, "--max-flash", "3000", "--json")

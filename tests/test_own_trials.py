@@ -49,7 +49,10 @@ def test_networks_are_sized_just_under_the_budget(shape: tuple[int, int, int], b
     assert count_parameters(build_network(network, input_shape=shape, classes=10)) == parameters
 
 
-@pytest.mark.parametrize(("shape", "budget"), [((1, 28, 28), 8_000), ((3, 20, 12), 900), ((3, 96, 96), 20_000)])
+@pytest.mark.parametrize(
+    ("shape", "budget"),
+    [((1, 28, 28), 8_000), ((1, 28, 28), 104), ((1, 8, 8), 33), ((3, 20, 12), 900), ((3, 96, 96), 20_000)],
+)
 def test_the_network_in_the_file_is_the_one_that_was_sized(
     shape: tuple[int, int, int], budget: int, tmp_path: Path
 ) -> None:

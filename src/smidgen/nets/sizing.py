@@ -19,7 +19,7 @@ GROWTH = 1.5
 MOST_WIDTH = 512
 """Of the first stage; wider would no longer be tiny."""
 LEAST_SHARE = 0.9
-"""Of the parameters that full convolutions can have, for separable ones to be better; docs/log.md has measurements."""
+"""Of the parameters that full convolutions can have, below which these are taken; docs/log.md has what was measured."""
 
 
 def sized_network(
@@ -32,9 +32,9 @@ def sized_network(
 
     Stages of padded 3 × 3 convolutions (two each, one in the last), each `GROWTH` times as wide as the one before,
     with average pooling between them; then the average over the image and a linear layer. All convolutions but the
-    first are separable, unless a budget of memory, of which their greater widths need more, leaves them with too few
-    parameters (`LEAST_SHARE`). All widths are scaled together by bisection, and what is left over widens single
-    layers, the last first.
+    first are separable, unless something else than the parameters bounds their widths, as a budget of memory does,
+    and leaves them with too few parameters (`LEAST_SHARE`). All widths are scaled together by bisection, and what is
+    left over widens single layers, the last first.
 
     Args:
         input_shape: channels, height, width.
@@ -45,16 +45,16 @@ def sized_network(
     Raises:
         SmidgenError: even the narrowest such network is over the budget.
     """
-    found = []
-    problem: SmidgenError | None = None
-    for is_separable in (True, False):
+    plans = [_Plan(input_shape, classes, max_parameters, check, is_separable) for is_separable in (True, False)]
+    found: list[tuple[Network, int]] = []
+    problems: list[tuple[int, SmidgenError]] = []
+    for plan in plans:
         try:
-            found.append(_sized(_Plan(input_shape, classes, max_parameters, check, is_separable)))
+            found.append(_sized(plan))
         except SmidgenError as error:
-            problem = problem or error
+            problems.append((plan.parameters(plan.widths(1.0)), error))
     if not found:
-        assert problem is not None
-        raise problem
+        raise min(problems, key=lambda problem: problem[0])[1]
     (network, parameters), (full, most) = found[0], found[-1]
     return network if parameters >= LEAST_SHARE * most else full
 

@@ -147,7 +147,7 @@ def new_trial(
         about=ascii(str(data))[1:-1].replace('"""', "''"),
         file=target.name,
         blocks="\n".join(f"        {text}," for text in _sources(network)),
-        separable=", separable" if any(isinstance(b, Conv) and b.groups > 1 for b in network.blocks) else "",
+        separable=", separable" if any(isinstance(b, Conv) and not b.norm for b in network.blocks) else "",
         sizes=written.sizes,
         name=_name(target),
         budgets=", ".join(f"{name}={limit}" for name, limit in goal.budgets.items()),
@@ -187,7 +187,7 @@ def _needs(network: Network, goal: Goal, dataset: Dataset) -> Needs | None:
     over = excess(goal, needs)
     if over:
         name, reason = over
-        raise TrialError(f"the smallest network for these images needs {reason}; raise --max-{name}")
+        raise TrialError(f"even a narrow network for these images needs {reason}; raise --max-{name}")
     return needs
 
 
@@ -213,8 +213,8 @@ def _sources(network: Network) -> Iterator[str]:
     before: Block | None = None
     for block in network.blocks:
         match block:
-            case Conv(groups=groups) if groups > 1:
-                pass  # of a separable convolution, which the next block ends
+            case Conv(norm=False):
+                pass  # the depthwise part of a separable convolution, which the next block ends
             case Conv(channels=channels, kernel=1):
                 assert isinstance(before, Conv)
                 yield f"*separable({before.channels}, {channels}, padding=1)"
