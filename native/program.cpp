@@ -64,25 +64,27 @@ int Program::parts(const Team& team, const State& s) const {
     return time(best) * LEAST_GAIN <= time(1) ? best : 1;
 }
 
+int Program::owners(const Team& team, const State& s) const {
+    return std::max(team.threads(), parts(team, s) > 1 ? s.blocks : 0);
+}
+
 void Program::reserve_forward(const Team& team, State& s) {
     const size_t channels = static_cast<size_t>(plan_.max_channels);
-    const int owners = std::max(team.threads(), parts(team, s) > 1 ? s.blocks : 0);
     s.scales.resize(static_cast<size_t>(plan_.scales));
-    s.values.reserve(plan_.block_values * (plan_.values_in_thread ? owners : s.blocks));
+    s.values.reserve(plan_.block_values * (plan_.values_in_thread ? owners(team, s) : s.blocks));
     packed_.reserve(packed_floats_);
     scratch_.reserve(scratch_floats_ * team.threads());
-    thread_values_.reserve(plan_.thread_values * owners);
+    thread_values_.reserve(plan_.thread_values * owners(team, s));
     moments_.resize(channels * s.blocks);
     moment_state_.reserve(static_cast<int64_t>(plan_.max_channels) * MOMENTS * team.threads());
     timer_.reserve(team.threads(), network_.operations.size());
 }
 
 void Program::reserve_backward(const Team& team, const State& s) {
-    const int owners = std::max(team.threads(), parts(team, s) > 1 ? s.blocks : 0);
     packed_.reserve(packed_floats_);
     scratch_.reserve(scratch_floats_ * team.threads());
     block_gradients_.reserve(plan_.block_gradients * s.blocks);
-    thread_gradients_.reserve(plan_.thread_gradients * owners);
+    thread_gradients_.reserve(plan_.thread_gradients * owners(team, s));
     partials_.reserve(plan_.block_partials * s.blocks);
     sums_.resize(static_cast<size_t>(plan_.block_sums * s.blocks));
     timer_.reserve(team.threads(), network_.operations.size());

@@ -76,6 +76,7 @@ private:
 
     // program.cpp: passes over all blocks.
     int parts(const Team&, const State&) const;
+    int owners(const Team&, const State&) const;  // how many there are: see Task
     void reserve_forward(const Team&, State&);
     void reserve_backward(const Team&, const State&);
     template <class Begin, class End, class Then>
