@@ -35,8 +35,9 @@ from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_
 from smidgen.sweeps.executor import Outcome, run_job
 from smidgen.sweeps.jobs import Job
 from smidgen.sweeps.progress import Standing, SweepProgress
-from smidgen.trial import SOAP, AdamW, FullMatrixAdam, Trial
+from smidgen.trial import SOAP, AdamW, Conv, FullMatrixAdam, Trial
 from smidgen.trials.find import find_trial
+from smidgen.trials.mnist import separable_network
 
 SPACE = Space(
     stages=(Integers(1, 2),),
@@ -115,10 +116,12 @@ class AtRandom:
 
 
 WIDE = Space(
+    stages=(Integers(1, 4), Integers(1, 3)),
     kind=Words(("plain", "separable")),
     padding=Integers(0, 1),
     pool=Words(("max", "average", "stride")),
     norm_scale=Words(("yes", "no")),
+    head=Words(("linear", "convolution", "separable")),
     optimizer=Words(("sgd", "adamw", "full-matrix-adam", "soap")),
     schedule=Words(("one-cycle", "cosine")),
 )
@@ -138,6 +141,29 @@ def test_every_choice_makes_a_trial_whose_size_is_known_before_it_is_built(space
         assert macs > 0
         kinds |= {type(trial.optimizer), type(trial.schedule)}
     assert ({AdamW, FullMatrixAdam, SOAP, Cosine} <= kinds) == (space is WIDE)
+
+
+class Given(AtRandom):
+    """Chooses what is given, and of the rest what comes."""
+
+    def __init__(self, choices: dict[str, int]) -> None:
+        super().__init__(0)
+        self.choices = choices
+
+    def integer(self, name: str, among: Integers) -> int:
+        assert among.low <= self.choices[name] <= among.high
+        return self.choices[name]
+
+
+def test_networks_like_those_of_the_smallest_trials_are_in_the_space(small_trial: Trial) -> None:
+    space = Space(
+        stages=(Integers(1, 3), Integers(1, 4)), width=Integers(2, 20), widths=Words(("each",)),
+        kind=Words(("separable",)), pool=Words(("average",)), squeeze=Words(("no",)),
+        head=Words(("separable",)), order=Words(("norm-activation",)), norm_scale=Words(("no",)),
+    )  # fmt: skip
+    widths = {"width1-1": 4, "width1-2": 3, "width2-1": 4, "width2-2": 5, "width2-3": 9}
+    made = make_trial(space, Given({"padding": 0, "stage1": 2, "stage2": 3, **widths}), small_trial)
+    assert made.network == separable_network(Conv(4), (6,), (8, 10, 18), direct=True, scale=False)
 
 
 def test_spaces_that_cannot_be_are_named() -> None:

@@ -94,7 +94,7 @@ _WORDS = {
     "kind": ("plain", "separable"),
     "pool": ("max", "average", "stride"),
     "squeeze": ("no", "yes"),
-    "head": ("linear", "convolution"),
+    "head": ("linear", "convolution", "separable"),
     "order": ("norm-activation", "activation-norm"),
     "norm_scale": ("yes", "no"),
     "optimizer": ("sgd", "adamw", "full-matrix-adam", "soap"),
@@ -107,7 +107,7 @@ class Space(Settings):
     """The dimensions of a search and their ranges. A dimension with a single value is fixed.
 
     A network is made of stages of convolutions with a halving of the image between them; it ends with a
-    global average pooling and a linear layer, or a 1 x 1 convolution to the classes and the pooling.
+    global average pooling and a linear layer, or a convolution to the classes and the pooling.
     """
 
     stages: tuple[Integers, ...] = setting((Integers(1, 4), Integers(1, 4)), help="convolutions in each stage")
@@ -117,7 +117,7 @@ class Space(Settings):
     padding: Integers = setting(Integers(0, 0), help="of 3 x 3 convolutions, pixels")
     pool: Words = setting(Words(("max", "average")), help="or stride: the stage's first convolution takes steps of 2")
     squeeze: Words = setting(Words(("no", "yes")), help="whether a 1 x 1 convolution follows each halving")
-    head: Words = setting(Words(("linear", "convolution")))
+    head: Words = setting(Words(("linear", "convolution")), help="linear, or a convolution, 1 x 1 or separable")
     order: Words = setting(Words(("norm-activation", "activation-norm")))
     norm_scale: Words = setting(Words(("yes",)), later=True, help="whether BatchNorm learns a scale: yes or no")
     optimizer: Words = setting(Words(("sgd",)), help="sgd, adamw, soap or, up to 4,096 parameters, full-matrix-adam")
@@ -227,10 +227,13 @@ def _network(space: Space, choose: Choose) -> Network:
             else:
                 blocks.append(Conv(width, stride=stride, padding=padding))
                 channels = width
-    if choose.word("head", space.head) == "linear":
-        blocks += [AvgPool(), Linear()]
-    else:
-        blocks += [Conv(None, kernel=1, norm=False, activation="none"), AvgPool()]
+    match choose.word("head", space.head):
+        case "linear":
+            blocks += [AvgPool(), Linear()]
+        case "separable":
+            blocks += [*separable(channels, None, padding=padding), AvgPool()]
+        case _:
+            blocks += [Conv(None, kernel=1, norm=False, activation="none"), AvgPool()]
     order = choose.word("order", space.order)
     scale = choose.word("norm_scale", space.norm_scale) == "yes"
     return Network(tuple(blocks), "activation-norm" if order == "activation-norm" else "norm-activation", scale)
