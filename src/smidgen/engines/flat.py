@@ -98,6 +98,9 @@ class FlatAverage:
     def __init__(self, network: nn.Module, state: FlatState, move: Move) -> None:
         self.network = copy.deepcopy(network)
         self._mean, self._state, self._move = FlatState(self.network), state, move
+        others = list(zip(self._mean.others, state.others, strict=True))
+        self._averaged = [pair for pair in others if _is_averaged(pair[0])]
+        self._counters = [pair for pair in others if not _is_averaged(pair[0])]
         for parameter in self.network.parameters():
             parameter.grad = None
         self.network.eval().requires_grad_(False)
@@ -106,16 +109,14 @@ class FlatAverage:
     def move(self, weight: float) -> None:
         """As `Average` says."""
         self._move(self._mean.floats, self._state.floats, weight)
-        for mean, value in zip(self._mean.others, self._state.others, strict=True):
-            if _is_averaged(mean):
-                mean.lerp_(value, weight)
+        for mean, value in self._averaged:
+            mean.lerp_(value, weight)
 
     @torch.no_grad()
     def settle(self) -> None:
         """As `Average` says."""
-        for mean, value in zip(self._mean.others, self._state.others, strict=True):
-            if not _is_averaged(mean):
-                mean.copy_(value)
+        for mean, value in self._counters:
+            mean.copy_(value)
 
 
 def _is_averaged(tensor: Tensor) -> bool:
