@@ -347,5 +347,36 @@ def test_a_wrong_input_shape_is_one_line(smidgen: Command, shape: str) -> None:
 def test_an_input_that_the_trials_network_does_not_take() -> None:
     with pytest.raises(SmidgenError, match="does not fit"):
         inspect("mnist-4-strict", input_shape=(1, 12, 12))
-    with pytest.raises(SmidgenError, match="three numbers"):
-        inspect("mnist-4-strict", input_shape=(28, 28))
+    shapes: list[Any] = [(28, 28), (1, -28, 28), (1, 28, 28.0), (1, True, 28), (0, 28, 28)]
+    for shape in shapes:
+        for what in ("mnist-4-strict", nn.Sequential(nn.Flatten(), nn.Linear(784, 2))):
+            with pytest.raises(SmidgenError, match="three whole numbers of at least 1"):
+                inspect(what, input_shape=shape)
+
+
+def test_a_module_with_lazy_layers_has_sizes() -> None:
+    network = nn.Sequential(
+        nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10)
+    )  # fmt: skip
+    inspection = inspect(network)
+    assert inspection.anatomy.parameters == 4 * 9 + 4 + 40 + 10
+    assert inspection.sizes is not None
+    assert inspection.sizes.flash > 90
+
+
+def test_parameters_that_no_image_passes_are_said_to_be_so() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(9, 2), nn.Linear(100, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.used(x.flatten(1))
+            return scores
+
+    anatomy = examine(Unused(), (1, 3, 3))
+    assert sum(layer.parameters for layer in anatomy.layers) == 20
+    assert "1,030 parameters (4.0 KiB as float32), 1,030 of them trainable, 1,010 in layers that no image passes" in (
+        anatomy.totals()
+    )
+    assert "no image passes" not in examine(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), (1, 3, 3)).totals()

@@ -120,6 +120,21 @@ def test_branches_are_traced() -> None:
     assert graph.flat
 
 
+def test_why_an_addition_is_refused() -> None:
+    class Sum(nn.Module):
+        def __init__(self, second: Callable[[Tensor], Tensor], alpha: float = 1) -> None:
+            super().__init__()
+            self.second, self.alpha = second, alpha
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.add(x, self.second(x), alpha=self.alpha)
+
+    with pytest.raises(TraceError, match="an addition with alpha=2"):
+        trace(Sum(torch.relu, 2), (1, 4, 4))
+    with pytest.raises(TraceError, match="an addition of values of different shapes"):
+        trace(Sum(lambda x: torch.max_pool2d(x, 2)), (1, 4, 4))
+
+
 def test_in_training_batch_statistics_and_dropout_are_there_and_cannot_be_folded() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.25)).train()
     graph = trace(network, (1, 8, 8))

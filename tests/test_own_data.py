@@ -272,6 +272,18 @@ def test_a_test_class_that_never_occurs_in_training_is_named(tmp_path: Path, kin
     assert load_dataset(tmp_path / "d.npz", validation=3).survey.notes == notes
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_labels_that_are_names_here_and_numbers_there_are_refused(tmp_path: Path, swapped: bool) -> None:
+    """Sorted names have other numbers than the author's."""
+    images, numbers = np.arange(60 * 36, dtype=np.uint8).reshape(60, 6, 6), np.arange(60) % 3
+    names = np.array(["cat", "dog", "10"])[numbers]
+    train, test = (numbers, names) if swapped else (names, numbers)
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=train, x_test=images[:9], y_test=test[:9])
+    words = "does not occur in training" if swapped else "y_train holds names and y_test numbers"
+    with pytest.raises(DataError, match=words):
+        load_dataset(tmp_path / "d.npz")
+
+
 def test_names_in_an_npz_file_that_are_not_text_are_damage(tmp_path: Path) -> None:
     content = npz(images=GOOD, labels=np.arange(4) % 2, é=GOOD)
     broken = content.replace("é".encode(), b"\xc3\x29")

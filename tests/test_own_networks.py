@@ -136,9 +136,16 @@ def test_a_run_from_elsewhere_makes_nothing_run(file: Path, smidgen: Command, tm
         load_run(tmp_path / "run")
     assert smidgen("predict", tmp_path / "run", image).is_mistake("--code nets.py")
     assert smidgen("predict", tmp_path / "run", image, "--code", file).status == 0
+    edited = tmp_path / "edited" / file.name
+    edited.parent.mkdir()
+    edited.write_text(file.read_text() + "\n# a remark\n")
+    forget()
+    found = smidgen("predict", tmp_path / "run", image, "--code", edited)
+    assert found.is_mistake("nets.py that was named has", "another file, or was edited since")
+    assert "add --code" not in found.err
     forget()
     file.write_text(file.read_text() + f"\n__import__('pathlib').Path({str(mark)!r}).touch()\n")
-    assert smidgen("predict", tmp_path / "run", image, "--code", file).is_mistake("--code nets.py", "SHA-256")
+    assert smidgen("predict", tmp_path / "run", image, "--code", file).is_mistake("edited since", "SHA-256")
     assert mark.exists()  # it was named, so it ran; but it is another file now
     forget()
     assert smidgen("run", "--resume", tmp_path / "run").is_mistake("--code nets.py")

@@ -174,6 +174,7 @@ def test_the_data_command_describes_a_folder(folder: Path, smidgen: Command, tmp
     assert found["sizes"] == [[12, 12, 180]]
     assert json.dumps(found)
     assert smidgen("data", folder, "--sheet", tmp_path / "x.txt").is_mistake("must be a file", ".png")
+    assert smidgen("data", folder, "--sheet", tmp_path / "no" / "x.png").is_mistake("another place with --sheet")
     for split, count, first in (("train", 5, 0), ("val", 3, 10), ("test", 2, 20)):
         write_images(tmp_path / "d" / split, count, first=first)
     (found,) = smidgen("data", tmp_path / "d", "--json").json["datasets"]

@@ -244,6 +244,7 @@ class TestPower:
         comparison = compare_sets(first, second, (range(8), range(8)))
         assert comparison.seeds_needed(0.02) is None
         assert comparison.to_json()["seeds_for_002_points"] is None
+        assert "one of these images is 0.2 points, so they cannot show a difference of 0.02." in str(comparison)
         assert comparison.seeds_needed(20) == 2
         with pytest.raises(ValueError, match="above 0"):
             comparison.seeds_needed(0)

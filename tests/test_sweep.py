@@ -99,6 +99,15 @@ def test_two_workers_and_shards_copied_together_make_the_same(
     assert digests(again) == digests(whole)
 
 
+def test_a_shard_without_runs_is_done(trials: list[Trial], tmp_path: Path, smidgen: Command) -> None:
+    nothing = sweep(trials[0], "0", workers=1, shard="2/2", out=tmp_path / "empty")
+    assert (nothing.done, nothing.kept, nothing.failures) == (0, 0, ())
+    (path := tmp_path / "trial.json").write_text(json.dumps(trials[0].to_json()))
+    done = smidgen("sweep", path, "--seeds", "0", "--shard", "9/10", "--out", tmp_path / "empty")
+    assert done.status == 0, done
+    assert "0/1" in done.out
+
+
 def test_only_what_is_missing_is_done(whole: Sweep, trials: list[Trial], tmp_path: Path) -> None:
     sweep(trials, "0-1", workers=1, out=tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}

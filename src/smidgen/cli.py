@@ -357,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shape(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,5}x\d{1,5}x\d{1,5}", text) or "0" in text.split("x"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CxHxW, as in 1x28x28")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CxHxW with 1 to 99999 each, as in 1x28x28")
     return tuple(int(side) for side in text.split("x"))
 
 

@@ -13,6 +13,7 @@ from smidgen.anatomy.layers import Anatomy, examine, examine_trial
 from smidgen.data.dataset import load_dataset
 from smidgen.data.known import KNOWN, MNIST_CLASSES, MNIST_SHAPE
 from smidgen.errors import SmidgenError, TrialError
+from smidgen.graph.ops import Shape
 from smidgen.lowering.c.budget import bits_of
 from smidgen.lowering.c.sizes import Sizes, int8_sizes
 from smidgen.machine import exclusive
@@ -146,7 +147,7 @@ def inspect(
         SmidgenError: a budget is below 1, nothing of that name, or the network does not take such an input.
     """
     name = str(what) if isinstance(what, str | Path) else ""
-    shape = tuple(input_shape or MNIST_SHAPE)
+    shape = _checked_shape(input_shape or MNIST_SHAPE)
     if isinstance(what, Trial | nn.Module):
         found = what
     elif isinstance(what, str | Path):
@@ -157,8 +158,8 @@ def inspect(
             found = call_with(what, input_shape=shape, classes=MNIST_CLASSES)
     limits = _limits(found, {"parameters": max_parameters, "flash": max_flash, "ram": max_ram})
     if isinstance(found, nn.Module):
-        sizes = _sizes(lambda: found, shape, limits)
-        return Inspection(name or type(found).__name__, examine(found, shape), None, limits, **sizes)
+        anatomy = examine(found, shape)  # first, since it gives lazy layers their weights
+        return Inspection(name or type(found).__name__, anatomy, None, limits, **_sizes(lambda: found, shape, limits))
     if found.data.shape is not None:
         input_shape = input_shape or found.data.shape
     known = KNOWN.get(found.data.source)
@@ -168,9 +169,7 @@ def inspect(
         # Shape and classes are in the training files; the test files need not even be there.
         dataset = load_dataset(found.data.source, validation=1, shape=found.data.shape)
         classes, input_shape = dataset.classes, input_shape or dataset.input_shape
-    shape = tuple(input_shape or MNIST_SHAPE)
-    if len(shape) != 3:
-        raise TrialError(f"an input shape has three numbers, channels, height and width, not {len(shape)}")
+    shape = _checked_shape(input_shape or MNIST_SHAPE)
     anatomy, trial = examine_trial(found, shape, classes), found
     sizes = _sizes(
         lambda: build_network(trial.network, input_shape=shape, classes=classes), shape, limits, bits_of(trial)
@@ -192,14 +191,19 @@ def _limits(found: Trial | nn.Module, given: Mapping[str, int | None]) -> dict[s
     return {name: limits[name] for name in BUDGETS if name in limits}
 
 
-def _sizes(
-    network: Callable[[], nn.Module], shape: tuple[int, ...], limits: Mapping[str, int], bits: int = 8
-) -> dict[str, Any]:
-    """What it needs on a microcontroller, or why that is not known."""
-    if len(shape) != 3:
-        return {"no_sizes": f"an image has channels, height and width, not {len(shape)} sides"}
+def _checked_shape(shape: Sequence[int]) -> Shape:
+    """Channels, height and width, each at least 1."""
+    if len(shape) != 3 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in shape):
+        raise TrialError(
+            f"an input shape is three whole numbers of at least 1, channels, height and width, not {tuple(shape)}"
+        )
     channels, height, width = shape
+    return channels, height, width
+
+
+def _sizes(network: Callable[[], nn.Module], shape: Shape, limits: Mapping[str, int], bits: int = 8) -> dict[str, Any]:
+    """What it needs on a microcontroller, or why that is not known."""
     try:
-        return {"sizes": int8_sizes(network(), (channels, height, width), bits=bits, most_ram=limits.get("ram"))}
+        return {"sizes": int8_sizes(network(), shape, bits=bits, most_ram=limits.get("ram"))}
     except SmidgenError as error:
         return {"no_sizes": str(error)}

@@ -103,6 +103,22 @@ class Settings:
         return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
 
 
+def check_value(kind: type[Settings], name: str, value: object, path: str) -> None:
+    """Check a value as a field of some settings would be.
+
+    Args:
+        kind: the settings.
+        name: of the field.
+        value: that it could have.
+        path: where the value stands, for the message.
+
+    Raises:
+        SettingError: the field could not have this value.
+    """
+    field, annotation = _fields(kind)[name]
+    _checked(value, annotation, field.metadata, path)
+
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 

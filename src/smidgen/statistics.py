@@ -258,6 +258,11 @@ class Comparison:
             return "better"
         return "worse" if self.interval.high < 0 else "not distinguishable"
 
+    @property
+    def _coarse(self) -> bool:
+        """Whether a single image is more than 0.02 points."""
+        return 100 / self.images > 0.02
+
     def seeds_needed(self, points: float) -> int | None:
         """The fewest seeds a side with which a true difference is found with a probability of 80 %.
 
@@ -289,7 +294,7 @@ class Comparison:
             "n": self.n[0],
             "n_with": self.n[1],
             "images": self.images,
-            "seeds_for_002_points": self.seeds_needed(0.02),
+            "seeds_for_002_points": None if self._coarse else self.seeds_needed(0.02),
         }
 
     def _repr_html_(self) -> str:
@@ -309,6 +314,9 @@ class Comparison:
         text = f"{what} ({', '.join(figures)}; {runs}): {self.verdict}"
         if self.verdict != "not distinguishable":
             return f"{text}."
+        if self._coarse:
+            one = 100 / self.images
+            return f"{text}; one of these images is {one:.2g} points, so they cannot show a difference of 0.02."
         needed = self.seeds_needed(0.02)
         if needed is None:
             return f"{text}; no number of seeds makes 0.02 points distinguishable on these images."

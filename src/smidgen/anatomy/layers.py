@@ -154,9 +154,11 @@ class Anatomy:
         macs = f"{self.macs:,} MACs an image"
         if uncounted:
             macs = f"at least {macs}; not counted: {'; '.join(dict.fromkeys(uncounted))}"
+        unused = self.parameters - sum(layer.parameters for layer in self.layers)
+        without = f", {unused:,} in layers that no image passes" if unused else ""
         return (
             f"{self.parameters:,} parameters ({self.parameter_bytes / 1024:.1f} KiB as float32), "
-            f"{self.trainable:,} of them trainable\n"
+            f"{self.trainable:,} of them trainable{without}\n"
             f"{macs}\n"
             f"{self.activation_bytes / _MIB:.2f} MiB of activations and their gradients an image"
         )

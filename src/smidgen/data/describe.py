@@ -124,7 +124,7 @@ def describe(path: str | Path | None = None, *, sheet: str | Path | None = None)
         target = Path(sheet)
         if target.suffix.lower() != ".png" or target.is_dir():
             raise RunError(f"--sheet {sheet} must be a file whose name ends in .png")
-        write_atomic(target, contact_sheet(found[0].dataset))
+        write_atomic(target, contact_sheet(found[0].dataset), flag="--sheet")
     return found
 
 

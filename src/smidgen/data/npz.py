@@ -103,6 +103,11 @@ def _load(path: Path, archive: zipfile.ZipFile, validation: int | None, fold: in
     arrays = {name: _read(path, archive, there[name]) for pair in pairs for name in pair}
     images = [_images(path, name, arrays[name]) for name, _ in pairs]
     labels = [_labels(path, name, arrays[name]) for _, name in pairs]
+    if labels[0].dtype.kind == "U" and any(more.dtype.kind != "U" for more in labels):
+        raise DataError(
+            f"{path}: {pairs[0][1]} holds names and {pairs[1][1]} numbers, so which is which is not known; "
+            "label both alike"
+        )
     names = _names(path, archive, there, labels)
     examples = [Examples(i, _numbers(path, g, names)) for i, g in zip(images, labels, strict=True)]
     notes: list[str] = []

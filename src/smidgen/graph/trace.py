@@ -394,7 +394,9 @@ class _Tracing:
 
     def addition(self, name: str, a: Any, b: Any, *, alpha: float = 1) -> _Value:
         first, second = self.value(name, a), self.value(name, b)
-        if alpha != 1 or self.shape(first) != self.shape(second) or first.flat != second.flat:
+        if alpha != 1:
+            raise TraceError(name, f"an addition with alpha={alpha}")
+        if self.shape(first) != self.shape(second) or first.flat != second.flat:
             raise TraceError(name, "an addition of values of different shapes")
         return self.add(Add, name, [first, second], self.shape(first))
 

@@ -146,6 +146,13 @@ def module_network(network: Module, input_shape: tuple[int, int, int], classes: 
     """
     home = _trusted.get(network.sha256) or _from_environment(network.sha256)
     if home is None:
+        others = [digest for digest, module in _trusted.items() if Path(module.__file__).name == network.file]
+        if others:
+            raise TrialError(
+                f"the network is {network} as it was with SHA-256 {network.sha256[:12]}..., and the {network.file} "
+                f"that was named has {others[-1][:12]}...: it is another file, or was edited since; name the file as "
+                "it was"
+            )
         raise TrialError(
             f"the network is {network}, in a Python file that is run only if you name it: add --code {network.file}, "
             f"the file with SHA-256 {network.sha256[:12]}..., if you trust it"

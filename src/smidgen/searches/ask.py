@@ -19,7 +19,7 @@ from smidgen.errors import SmidgenError, TrialError
 from smidgen.lowering.c.budget import check_bytes
 from smidgen.nets.build import build_network, measure
 from smidgen.searches.candidate import Candidate
-from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial
+from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial, shortened
 from smidgen.trial import BUDGETS, FullMatrixAdam, Trial
 
 MOST_REJECTED = 1_000
@@ -207,8 +207,7 @@ class _ByOptuna:
     def real(self, name: str, among: Reals) -> float:
         if among.low == among.high:
             return among.low
-        # Four digits are plenty, and read better in a trial file.
-        return float(f"{self._asked.suggest_float(name, among.low, among.high, log=among.log):.4g}")
+        return shortened(self._asked.suggest_float(name, among.low, among.high, log=among.log))
 
     def number(self, name: str, among: Numbers) -> float:
         return float(self._one(name, among.options))

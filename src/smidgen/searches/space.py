@@ -8,7 +8,7 @@ from typing import Protocol
 
 from smidgen.errors import SettingError
 from smidgen.schedules import Cosine, OneCycle, Schedule
-from smidgen.settings import Settings, setting
+from smidgen.settings import Settings, check_value, setting
 from smidgen.trial import (
     SGD,
     SOAP,
@@ -102,6 +102,31 @@ _WORDS = {
 }
 
 
+_FEEDS: dict[str, tuple[tuple[type[Settings], str, int], ...]] = {
+    **{name: ((Augmentation, name, 1),) for name in ("rotation", "translation", "scale", "shear", "elastic", "flip")},
+    **{name: ((Trial, name, 1),) for name in ("averaging", "label_smoothing", "dropout")},
+    "lr": ((SGD, "lr", 1),),
+    "adamw_lr": ((AdamW, "lr", 1),),
+    "full_matrix_lr": ((FullMatrixAdam, "lr", 1),),
+    "soap_lr": ((SOAP, "lr", 1),),
+    "weight_decay": ((SGD, "weight_decay", 1), (AdamW, "weight_decay", 10), (FullMatrixAdam, "weight_decay", 10)),
+    "rise": ((OneCycle, "rise", 1), (Cosine, "warmup", 1)),
+}
+"""The settings that a dimension of numbers is for, and what it is multiplied by; whose bounds it must keep."""
+
+
+def _ends(dimension: Reals | Numbers) -> list[tuple[str, float]]:
+    """Where values of a dimension stand between which all others lie, and they."""
+    if isinstance(dimension, Numbers):
+        return [("options", min(dimension.options)), ("options", max(dimension.options))]
+    return [("low", shortened(dimension.low)), ("high", shortened(dimension.high))]
+
+
+def shortened(value: float) -> float:
+    """A chosen number: four digits are plenty, and read better in a trial file."""
+    return float(f"{value:.4g}")
+
+
 @dataclass(frozen=True)
 class Space(Settings):
     """The dimensions of a search and their ranges. A dimension with a single value is fixed.
@@ -152,6 +177,15 @@ class Space(Settings):
         for batch in self.batch_size.options:
             if batch != int(batch):
                 raise SettingError("Space.batch_size.options", batch, "whole numbers")
+            check_value(Trial, "batch_size", int(batch), "Space.batch_size.options")
+        for name, fields in _FEEDS.items():
+            for kind, field, factor in fields:
+                dimension: Reals | Numbers = getattr(self, name)
+                for end, value in _ends(dimension):
+                    check_value(kind, field, factor * value, f"Space.{name}.{end}")
+        twice = 1 + ("separable" in self.kind.options)
+        check_value(Conv, "channels", twice * self.width.high, "Space.width.high")
+        check_value(Conv, "padding", self.padding.high, "Space.padding.high")
 
 
 class Choose(Protocol):

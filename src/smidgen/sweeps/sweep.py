@@ -143,7 +143,7 @@ class SweepInterruptedError(SmidgenInterruptedError):
 
 
 def sweep(
-    trials: Iterable[Trial | str | Path],
+    trials: Iterable[Trial | str | Path] | Trial | str | Path,
     seeds: str | Iterable[int] = "0-7",
     *,
     data: str | Path | None = None,
@@ -166,7 +166,7 @@ def sweep(
     `if __name__ == "__main__":`.
 
     Args:
-        trials: trials, or their names.
+        trials: trials or their names, or one.
         seeds: as in `0-31` or `0-3,8`, or the seeds themselves.
         data: a bundled data set or a path, instead of each trial's.
         epochs: instead of each trial's.
@@ -190,6 +190,7 @@ def sweep(
     """
     began = time.perf_counter()
     settings = tuple(settings)
+    trials = [trials] if isinstance(trials, str | Path | Trial) else trials
     found = [trial if isinstance(trial, Trial) else find_trial(trial) for trial in trials]
     chosen = [changed_trial(trial, data=data, epochs=epochs, settings=settings) for trial in found]
     if not chosen:
@@ -276,6 +277,8 @@ class _Work:
         )
 
     def _fraction(self, jobs: Iterable[Job]) -> float:
+        if not self._epochs:
+            return 1.0  # a shard that has no runs is done
         return sum(self._ledger.share(job) * job.trial.epochs for job in jobs) / self._epochs
 
 
