@@ -248,6 +248,9 @@ class TestPower:
         assert comparison.seeds_needed(20) == 2
         with pytest.raises(ValueError, match="above 0"):
             comparison.seeds_needed(0)
+        itself = compare_sets(first, first, (range(8), range(8)))
+        assert str(itself).endswith("not distinguishable; every run has its equal in the other set.")
+        assert itself.to_json()["seeds_for_002_points"] is None
 
 
 @PAIRED

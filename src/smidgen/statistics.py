@@ -236,6 +236,7 @@ class Comparison:
             decides nothing. None with fewer than 6 runs a side, where it can hardly be small.
         names: of the two sets.
         notes: what may have changed the answers that were compared; one line each.
+        identical: whether both sets are right and wrong about the same images, run by run.
     """
 
     difference: float
@@ -248,6 +249,7 @@ class Comparison:
     p_permutation: float | None = None
     names: tuple[str, str] = ("the first set", "the second set")
     notes: tuple[str, ...] = ()
+    identical: bool = False
 
     @property
     def verdict(self) -> ComparisonVerdict:
@@ -294,7 +296,7 @@ class Comparison:
             "n": self.n[0],
             "n_with": self.n[1],
             "images": self.images,
-            "seeds_for_002_points": None if self._coarse else self.seeds_needed(0.02),
+            "seeds_for_002_points": None if self._coarse or self.identical else self.seeds_needed(0.02),
         }
 
     def _repr_html_(self) -> str:
@@ -314,6 +316,8 @@ class Comparison:
         text = f"{what} ({', '.join(figures)}; {runs}): {self.verdict}"
         if self.verdict != "not distinguishable":
             return f"{text}."
+        if self.identical:
+            return f"{text}; every run has its equal in the other set."
         if self._coarse:
             one = 100 / self.images
             return f"{text}; one of these images is {one:.2g} points, so they cannot show a difference of 0.02."
@@ -354,7 +358,8 @@ def compare_sets(first: Flags, second: Flags, seeds: tuple[Sequence[int], Sequen
     else:
         p = components.p(difference)
     permuted = _permutation(first, second, paired=paired) if min(len(first), len(second)) >= PERMUTATION_SEEDS else None
-    return Comparison(difference, interval, p, paired, (len(first), len(second)), first.shape[1], components, permuted)
+    counts, same = (len(first), len(second)), bool(np.array_equal(first, second))
+    return Comparison(difference, interval, p, paired, counts, first.shape[1], components, permuted, identical=same)
 
 
 def variance_components(first: Flags, second: Flags, *, paired: bool) -> VarianceComponents:
