@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from smidgen.runs.options import RunOptions
 from smidgen.runs.progress import Silent
 from smidgen.runs.record import Run, load_run
 from smidgen.runs.run import run
+from smidgen.searches.ask import Limits
 from smidgen.settings import with_settings
 from smidgen.trial import Goal, Trial
 from smidgen.trials.find import find_trial
@@ -192,8 +194,17 @@ def test_inspect_holds_any_network_against_bytes(needed: dict[str, int], small_r
     assert re.search(r"bytes of flash: [\d,]+, MISSED, 1 too many; most is taken by conv3", missed.out)
     found = smidgen("inspect", trial, "--max-ram", "50", "--json")
     assert (found.status, found.json["budget"]["ram"], found.json["budget"]["met"]) == (1, 50, False)
-    assert smidgen("inspect", trial, "--max-ram", "0").is_mistake("--max-ram is 0; allowed: at least 1")
+    assert smidgen("inspect", trial, "--max-ram", "0").is_mistake("--max-ram is 0; allowed: a whole number, at least 1")
     assert smidgen("inspect", trial, "--max-parameters", "-3").is_mistake("--max-parameters is -3")
+    words: Any = "5"
+    for refused in (
+        lambda: inspect(trial, max_parameters=words),
+        lambda: Limits(ram=words),
+        lambda: export(small_run, "c", type="int8", max_ram=words),
+        lambda: export(small_run, "c", type="int8", max_ram=0),
+    ):
+        with pytest.raises(SmidgenError, match=r"--max-.* is [05]; allowed: a whole number, at least 1"):
+            refused()
 
 
 @pytest.mark.parametrize(("flash", "ram"), [(2_500, None), (None, 900), (3_000, 1_200)])

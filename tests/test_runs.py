@@ -153,6 +153,7 @@ MISTAKES = {
     "no data": ({"data": "nowhere"}, DataError, "no data at 'nowhere'"),
     "negative seed": ({"seed": -1}, SmidgenError, "the seed is -1"),
     "seed that is no number": ({"seed": 1.5}, SmidgenError, "the seed is 1.5"),
+    "options that are none": ({"options": {"threads": 1}}, SmidgenError, r"must be a RunOptions, as in smidgen.RunO"),
     "no such precision": ({"options": RunOptions(engine="eager", precision="bf16")}, SmidgenError, "native engine"),
     "network too small": ({"settings": ["network.blocks.0.kernel=29"]}, TrialError, "does not fit"),
 }

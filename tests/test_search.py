@@ -499,7 +499,7 @@ def test_bad_flags_and_a_missing_library_are_one_line(
         (["--candidates", "0"], "--candidates is 0"),
         (["--seeds", "-1"], "--seeds is -1"),
         (["--max-parameters", "-5"], "--max-parameters"),
-        (["--max-flash", "0"], "--max-flash is 0; allowed: at least 1"),
+        (["--max-flash", "0"], "--max-flash is 0; allowed: a whole number, at least 1"),
         (["--folds", "11"], "10 blocks of 6,000"),
         (["--set", "width.hihg=6"], "did you mean 'high'?"),
         (["--workers", "0"], "--workers is 0"),

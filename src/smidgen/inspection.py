@@ -184,8 +184,8 @@ def _limits(found: Trial | nn.Module, given: Mapping[str, int | None]) -> dict[s
         SmidgenError: one is below 1; names the command-line option.
     """
     for name, limit in given.items():
-        if limit is not None and limit < 1:
-            raise SmidgenError(f"--max-{name} is {limit}; allowed: at least 1")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise SmidgenError(f"--max-{name} is {limit}; allowed: a whole number, at least 1")
     limits = found.goal.budgets if isinstance(found, Trial) else {}
     limits |= {name: limit for name, limit in given.items() if limit is not None}
     return {name: limits[name] for name in BUDGETS if name in limits}

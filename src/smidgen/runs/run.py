@@ -270,8 +270,11 @@ def logs(options: RunOptions, sweep_folder: Path | None = None) -> list[Callback
         sweep_folder: of the run directory within its sweep, which distinguishes runs with the same seed.
 
     Raises:
-        SmidgenError: the extra that one needs is not installed, or it cannot write to that place.
+        SmidgenError: the extra that one needs is not installed, or it cannot write to that place; or these are not
+            options.
     """
+    if not isinstance(options, RunOptions):
+        raise SmidgenError(f"options is {options!r}; it must be a RunOptions, as in smidgen.RunOptions(threads=1)")
     if options.log == "tensorboard":
         root = options.log_dir
         return [TensorBoard(root if root is None or sweep_folder is None else Path(root) / sweep_folder)]

@@ -49,8 +49,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():
-            if limit is not None and limit < 1:
-                raise SmidgenError(f"--max-{name} is {limit}; allowed: at least 1")
+            if limit is not None and (not isinstance(limit, int) or limit < 1):
+                raise SmidgenError(f"--max-{name} is {limit}; allowed: a whole number, at least 1")
 
     def completed(self, base: Trial) -> Limits:
         """The limits with the base's epochs, and the other budgets of its goal, where they are left open."""

@@ -38,6 +38,8 @@ class CTarget:
         for option, given in (("bits", bits), ("lean", lean or None), ("max-ram", max_ram)):
             if given is not None and type != "int8":
                 raise SmidgenError(f"--{option} is for --type int8; add that, or leave --{option} out")
+        if max_ram is not None and (not isinstance(max_ram, int) or max_ram < 1):
+            raise SmidgenError(f"--max-ram is {max_ram}; allowed: a whole number, at least 1")
         if package not in (None, *PACKAGES):
             raise SmidgenError(f"--package is {package!r}; allowed: {', '.join(PACKAGES)}")
         self.package = package
