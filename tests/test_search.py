@@ -166,6 +166,13 @@ def test_networks_like_those_of_the_smallest_trials_are_in_the_space(small_trial
     assert made.network == separable_network(Conv(4), (6,), (8, 10, 18), direct=True, scale=False)
 
 
+def test_bounds_are_those_of_what_can_be_chosen() -> None:
+    assert Space(rise=Reals(0.0, 0.4), schedule=Words(("cosine",))).rise.low == 0  # no rise is for cosine only
+    assert Space(weight_decay=Reals(0.0, 2.0)).weight_decay.high == 2
+    with pytest.raises(SettingError, match=r"Space.weight_decay.high is 20"):
+        Space(weight_decay=Reals(0.0, 2.0), optimizer=Words(("adamw",)))
+
+
 def test_spaces_that_cannot_be_are_named() -> None:
     for make, words in (
         (lambda: Integers(3, 2), "Integers.high is 2; allowed: at least low"),

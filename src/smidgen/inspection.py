@@ -21,7 +21,7 @@ from smidgen.nets.build import build_network
 from smidgen.nets.code import call_with
 from smidgen.nets.own import user_errors
 from smidgen.tables import TableFormat, paragraph
-from smidgen.trial import BUDGETS, IN_BYTES, Trial
+from smidgen.trial import BUDGETS, IN_BYTES, Trial, check_limit
 from smidgen.trials.find import find_trial_or_network
 
 
@@ -184,8 +184,7 @@ def _limits(found: Trial | nn.Module, given: Mapping[str, int | None]) -> dict[s
         SmidgenError: one is below 1; names the command-line option.
     """
     for name, limit in given.items():
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise SmidgenError(f"--max-{name} is {limit}; allowed: a whole number, at least 1")
+        check_limit(name, limit)
     limits = found.goal.budgets if isinstance(found, Trial) else {}
     limits |= {name: limit for name, limit in given.items() if limit is not None}
     return {name: limits[name] for name in BUDGETS if name in limits}

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from smidgen.errors import SettingError, TrialError
+from smidgen.errors import SettingError, SmidgenError, TrialError
 from smidgen.schedules import Constant, Schedule
 from smidgen.settings import Settings, setting
 
@@ -22,6 +22,16 @@ IN_BYTES = ("flash", "ram")
 """Those that are about C code in integers."""
 MOST_CHANNELS = 4096
 """Bound on any layer's width, so that an untrusted trial cannot request unlimited memory."""
+
+
+def check_limit(name: str, limit: int | None) -> None:
+    """Check a limit that was given as `--max-NAME`.
+
+    Raises:
+        SmidgenError: it is not a whole number of at least 1; names the option.
+    """
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise SmidgenError(f"--max-{name} is {limit}; allowed: a whole number, at least 1")
 
 
 @dataclass(frozen=True)

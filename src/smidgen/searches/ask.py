@@ -20,7 +20,7 @@ from smidgen.lowering.c.budget import check_bytes
 from smidgen.nets.build import build_network, measure
 from smidgen.searches.candidate import Candidate
 from smidgen.searches.space import Integers, Numbers, Reals, Space, Words, make_trial, shortened
-from smidgen.trial import BUDGETS, FullMatrixAdam, Trial
+from smidgen.trial import BUDGETS, FullMatrixAdam, Trial, check_limit
 
 MOST_REJECTED = 1_000
 """Candidates over a limit in a row before a batch is given up."""
@@ -49,8 +49,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():
-            if limit is not None and (not isinstance(limit, int) or limit < 1):
-                raise SmidgenError(f"--max-{name} is {limit}; allowed: a whole number, at least 1")
+            check_limit(name, limit)
 
     def completed(self, base: Trial) -> Limits:
         """The limits with the base's epochs, and the other budgets of its goal, where they are left open."""

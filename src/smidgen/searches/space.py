@@ -178,10 +178,12 @@ class Space(Settings):
             if batch != int(batch):
                 raise SettingError("Space.batch_size.options", batch, "whole numbers")
             check_value(Trial, "batch_size", int(batch), "Space.batch_size.options")
+        kinds = {*_WORDS["optimizer"], *_WORDS["schedule"]}
+        unused = kinds - {*self.optimizer.options, *self.schedule.options}
         for name, fields in _FEEDS.items():
             for kind, field, factor in fields:
                 dimension: Reals | Numbers = getattr(self, name)
-                for end, value in _ends(dimension):
+                for end, value in _ends(dimension) if kind.type_name not in unused else ():
                     check_value(kind, field, factor * value, f"Space.{name}.{end}")
         twice = 1 + ("separable" in self.kind.options)
         check_value(Conv, "channels", twice * self.width.high, "Space.width.high")

@@ -15,6 +15,7 @@ from smidgen.lowering.c.int8 import int8_code
 from smidgen.lowering.c.sizes import BITS
 from smidgen.lowering.c.source import About, Code, files
 from smidgen.lowering.memory import Plan, plan
+from smidgen.trial import check_limit
 
 
 class CTarget:
@@ -38,8 +39,7 @@ class CTarget:
         for option, given in (("bits", bits), ("lean", lean or None), ("max-ram", max_ram)):
             if given is not None and type != "int8":
                 raise SmidgenError(f"--{option} is for --type int8; add that, or leave --{option} out")
-        if max_ram is not None and (not isinstance(max_ram, int) or max_ram < 1):
-            raise SmidgenError(f"--max-ram is {max_ram}; allowed: a whole number, at least 1")
+        check_limit("ram", max_ram)
         if package not in (None, *PACKAGES):
             raise SmidgenError(f"--package is {package!r}; allowed: {', '.join(PACKAGES)}")
         self.package = package
